@@ -1,0 +1,307 @@
+"""What a run is: frozen dataclasses that check themselves and go to and from plain dicts.
+
+Standard library only. A `RunConfig` is what a recipe returns, what the flags of a job override, what a
+checkpoint carries and what MLflow stores; `fingerprint` names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from glioray.errors import UsageError
+
+MODALITIES = ("t1", "t1c", "t2", "flair")
+"""The fixed order of the modalities everywhere: arrays, checkpoints, requests."""
+
+REGIONS = ("wt", "tc", "et")
+"""Whole tumour, tumour core, enhancing tumour: the regions that BraTS is judged on, outermost first."""
+
+PLANES = ("axial", "coronal", "sagittal")
+
+T = TypeVar("T")
+
+
+def _check(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise UsageError(f"{name} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """The deterministic part between a file and a slice; its fingerprint keys the cache.
+
+    Attributes:
+        plane: the plane of the slices.
+        size: (H, W) of a slice in pixels: the brain's box, centred, padded with 0 or cut.
+        normalize: "zscore" (per modality inside the brain) or "none".
+        clip: bounds of the z-scores, (low, high); keeps stray scanner maxima from swamping a batch.
+        neighbours: slices on each side that are fed as further channels (2.5-D); 0 for plain 2-D.
+        neighbour_step: the distance between them, in slices.
+    """
+
+    plane: str = "axial"
+    size: tuple[int, int] = (192, 160)
+    normalize: str = "zscore"
+    clip: tuple[float, float] = (-5.0, 8.0)
+    neighbours: int = 0
+    neighbour_step: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.plane in PLANES, "preprocess.plane", self.plane, f"one of {', '.join(PLANES)}")
+        _check(all(s >= 32 and s % 16 == 0 for s in self.size), "preprocess.size", self.size, "multiples of 16 from 32 on")
+        _check(self.normalize in ("zscore", "none"), "preprocess.normalize", self.normalize, "zscore or none")
+        _check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
+        _check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
+        _check(1 <= self.neighbour_step <= 8, "preprocess.neighbour_step", self.neighbour_step, "1 to 8")
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that the network is fed: modalities times slices."""
+        return len(MODALITIES) * (2 * self.neighbours + 1)
+
+    @property
+    def cache_key(self) -> str:
+        """Names what is stored: neighbours are put together when a batch is drawn, so they do not count."""
+        return fingerprint(dataclasses.replace(self, neighbours=0, neighbour_step=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Which slices an epoch draws.
+
+    Attributes:
+        foreground_share: share of each batch that is drawn from slices with tumour; None draws all alike.
+        empty_share: share of the slices without tumour that is kept at all (evenly spaced along the axis).
+        steps_per_epoch: optimiser steps an epoch; None for one pass over the kept slices.
+    """
+
+    foreground_share: float | None = None
+    empty_share: float = 1.0
+    steps_per_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        share = self.foreground_share
+        _check(share is None or 0 <= share <= 1, "sample.foreground_share", share, "None or 0 to 1")
+        _check(0 <= self.empty_share <= 1, "sample.empty_share", self.empty_share, "0 to 1")
+        steps = self.steps_per_epoch
+        _check(steps is None or steps > 0, "sample.steps_per_epoch", steps, "None or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation on batches, on the training device, after the deterministic part.
+
+    Every range is multiplied by `strength`; probabilities are per sample.
+    """
+
+    strength: float = 1.0
+    flip: tuple[bool, bool] = (False, True)
+    affine_p: float = 0.3
+    rotate_deg: float = 15.0
+    scale: float = 0.15
+    brightness: float = 0.1
+    contrast: float = 0.15
+    intensity_p: float = 0.5
+    gamma_p: float = 0.15
+    gamma: float = 0.3
+    noise_p: float = 0.15
+    noise_std: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
+        for name in ("affine_p", "intensity_p", "gamma_p", "noise_p"):
+            _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """A network by its name in `glioray.nets`, and its keyword arguments."""
+
+    name: str = "unet"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """A loss by its name in `glioray.losses`, and its keyword arguments.
+
+    `target` is what the network predicts: "classes" (softmax over background and labels) or "regions"
+    (a sigmoid each for WT, TC and ET).
+    """
+
+    name: str = "dice_ce"
+    target: str = "classes"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.target in ("classes", "regions"), "loss.target", self.target, "classes or regions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser, schedule, clipping and averaging of the weights.
+
+    `warmup` is the share of the run in which the rate rises linearly; `floor` the share of `lr` that
+    the cosine ends on. `ema` is the decay of the weights' moving average; 0 turns it off.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    floor: float = 0.01
+    grad_clip: float = 1.0
+    ema: float = 0.99
+
+    def __post_init__(self) -> None:
+        _check(self.name in ("adam", "adamw"), "optim.name", self.name, "adam or adamw")
+        _check(0 < self.lr <= 10, "optim.lr", self.lr, "above 0, at most 10")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _check(self.schedule in ("cosine", "constant"), "optim.schedule", self.schedule, "cosine or constant")
+        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to below 1")
+        _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
+        _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how wide and from which seed.
+
+    Attributes:
+        batch_size: the global batch, over all workers.
+        max_epochs: the run ends after so many.
+        minutes: and after so many minutes of training; the schedule follows whichever ends first.
+        precision: "auto" (bf16 where the device gains by it), "bf16" or "fp32".
+        validate_every: epochs between validations; the last epoch always has one.
+        num_workers: ranks.
+    """
+
+    batch_size: int = 16
+    max_epochs: int = 50
+    minutes: float | None = None
+    precision: str = "auto"
+    validate_every: int = 1
+    num_workers: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        _check(self.max_epochs >= 1, "train.max_epochs", self.max_epochs, "at least 1")
+        _check(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
+        _check(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "auto, bf16 or fp32")
+        _check(self.validate_every >= 1, "train.validate_every", self.validate_every, "at least 1")
+        _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
+        _check(
+            self.batch_size % self.num_workers == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"a multiple of the {self.num_workers} workers",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessConfig:
+    """From probabilities to a mask; kept with the model and shared by evaluation and serving.
+
+    Attributes:
+        mirror: average over mirrored copies of the input along the slice's axes (test-time augmentation).
+        thresholds: per region WT, TC, ET, where the network predicts regions.
+        min_et_ml: an enhancing tumour smaller than this in all is relabelled as necrotic core.
+        min_component_ml: connected whole-tumour components smaller than this are removed.
+    """
+
+    mirror: bool = True
+    thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    min_et_ml: float = 0.0
+    min_component_ml: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(all(0 < t < 1 for t in self.thresholds), "postprocess.thresholds", self.thresholds, "three between 0 and 1")
+        _check(self.min_et_ml >= 0, "postprocess.min_et_ml", self.min_et_ml, "at least 0")
+        _check(self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    recipe: str
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    net: NetConfig = field(default_factory=NetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values; tuples become lists."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """The dataclass of `to_dict`'s values.
+
+    Raises:
+        UsageError: a name that the class does not have, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        at = f" of {where}" if where else ""
+        raise UsageError(f"'{unknown[0]}' is not a setting{at}; the settings are {', '.join(names)}")
+    return cls(**{name: _parse(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} is {value!r}; expected an object of settings")
+        return from_dict(hint, value, where=where)
+    if origin in (types.UnionType, typing.Union):
+        options = [arg for arg in args if arg is not type(None)]
+        return None if value is None and len(options) < len(args) else _parse(options[0], value, where)
+    if origin is tuple:
+        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if not isinstance(value, (list, tuple)) or len(value) != len(item_hints):
+            raise UsageError(f"{where} is {value!r}; expected {len(item_hints)} values")
+        return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True)))
+    plain = origin or hint
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if plain is not Any and (not isinstance(value, plain) or (plain is int and isinstance(value, bool))):
+        raise UsageError(f"{where} is {value!r}; expected {getattr(plain, '__name__', plain)}")
+    return value
+
+
+def override(config: RunConfig, **settings: Any) -> RunConfig:
+    """A copy with dotted settings replaced, `override(c, **{"train.seed": 3})`; a None value keeps what is there."""
+    values = to_dict(config)
+    for path, value in settings.items():
+        if value is None:
+            continue
+        *parents, last = path.split(".")
+        node = values
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return from_dict(RunConfig, values)
+
+
+def fingerprint(config: Any) -> str:
+    """Twelve hex digits that name a dataclass's values, or any plain JSON value's."""
+    plain = to_dict(config) if dataclasses.is_dataclass(config) else config
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
