@@ -1,0 +1,124 @@
+"""The connection to an MLflow server, and its failures in one sentence each."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from glioray.errors import StorageError, UsageError
+
+_CONNECT_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 15.0
+
+
+def tracking_uri() -> str:
+    """The server's address from MLFLOW_TRACKING_URI.
+
+    Raises:
+        UsageError: it is not set, or is no http address.
+    """
+    return _checked(os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
+    """A client of the server at `uri` (by default MLFLOW_TRACKING_URI) after it has answered once.
+
+    Raises:
+        UsageError: no address, or not an http one.
+        StorageError: the server does not answer within seconds.
+    """
+    address = tracking_uri() if uri is None else _checked(uri)
+    for attempt in range(attempts):
+        cause = unreachable(address)
+        if cause is None:
+            return MlflowClient(tracking_uri=address, registry_uri=address)
+        if attempt + 1 < attempts:
+            time.sleep(1)
+    raise StorageError(
+        f"the MLflow server at {shown(address)} does not answer ({cause}); "
+        "start it (bash infra/local.sh up) or correct MLFLOW_TRACKING_URI"
+    )
+
+
+def unreachable(address: str) -> str | None:
+    """Why nothing that could be MLflow answers at an address, in a few words; None where something does."""
+    try:
+        answer = requests.get(
+            f"{address.rstrip('/')}/health", timeout=(_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S)
+        )
+    except requests.Timeout:
+        return "no answer in time"
+    except requests.ConnectionError as error:
+        return _short_cause(error)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return f"HTTP status {answer.status_code}" if answer.status_code >= 500 else None
+
+
+def is_outage(error: MlflowException | requests.RequestException) -> bool:
+    """Whether the same call may succeed later: the server is away, overloaded or wants other credentials."""
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
+        status = 503 if error.response is None else error.response.status_code
+    return status >= 500 or status in (401, 403, 408, 429)
+
+
+@contextmanager
+def told(what: str, client: MlflowClient) -> Iterator[None]:
+    """Turns what MLflow raises while `what` is done into a StorageError of one sentence."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        raise StorageError(
+            f"MLflow at {shown(client.tracking_uri)} could not {what} ({first_line(error)}); "
+            "check MLFLOW_TRACKING_URI, the server's log and your rights"
+        ) from error
+
+
+def shown(address: str) -> str:
+    """An address as a message may show it: without user and password."""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, at most 300 characters."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .;")
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _checked(uri: str) -> str:
+    if not uri:
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is not set; start a server (bash infra/local.sh up prints its address) "
+            "and export MLFLOW_TRACKING_URI=http://host:port"
+        )
+    if urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).hostname:
+        raise UsageError(
+            f"MLFLOW_TRACKING_URI is '{shown(uri)}'; expected http://host:port or https://…, "
+            "since workers on other machines must reach the same server"
+        )
+    return uri.rstrip("/")
+
+
+def _short_cause(error: requests.ConnectionError) -> str:
+    text = str(error)
+    for words in (
+        "Connection refused",
+        "Name or service not known",
+        "Network is unreachable",
+        "No route to host",
+    ):
+        if words in text:
+            return words.lower()
+    if "resolve" in text or "name resolution" in text:
+        return "the host name is not known"
+    return "no connection"
