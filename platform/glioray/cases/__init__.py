@@ -1,0 +1,1 @@
+"""What lies in the bucket: layouts, label conventions, NIfTI, the manifest, splits and phantoms."""

@@ -1,0 +1,214 @@
+"""One case from storage to arrays: decoded, in RAS order, on one grid, in one scheme of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from glioray.cases import labels
+from glioray.cases.labels import CONVENTIONS, LabelConvention
+from glioray.cases.layouts import MSD_CHANNELS, CaseFiles
+from glioray.cases.nifti import DEFAULT_LIMITS, Header, Limits, Volume, read_volume, same_grid, to_canonical
+from glioray.config import MODALITIES
+from glioray.errors import CaseError
+from glioray.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One study, ready to be cut into slices.
+
+    Attributes:
+        case_id: the study.
+        images: (4, X, Y, Z) in RAS+, in the order of `config.MODALITIES`; int16 where all files hold
+            integers that fit, float32 otherwise. Raw intensities: nothing is scaled or clipped.
+        mask: (X, Y, Z) uint8 internal labels, or None.
+        affine: (4, 4) float64 from voxel index to mm, both in RAS+.
+        spacing_mm: voxel edges along X, Y, Z.
+        reference: the header of the file whose grid a prediction goes back to (T1, or the 4-D file);
+            what `nifti.encode_mask` takes.
+        convention: of the mask, or None without one.
+    """
+
+    case_id: str
+    images: np.ndarray
+    mask: np.ndarray | None
+    affine: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    reference: Header
+    convention: LabelConvention | None
+
+
+def load_case(
+    storage: Storage,
+    files: CaseFiles,
+    *,
+    convention: LabelConvention | None = None,
+    with_mask: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Case:
+    """The decoded case.
+
+    Args:
+        storage: where the case lies.
+        files: its objects.
+        convention: of the mask; None for what the data set declares, or else is detected in this mask.
+        with_mask: whether to read the mask at all.
+        limits: of one file.
+
+    Raises:
+        CaseError: a file that cannot be decoded, values that are not finite, an image without contrast,
+            grids that differ, labels that the convention does not know.
+        StorageError: an object that cannot be read.
+    """
+    return assemble_case(files, storage.read, convention=convention, with_mask=with_mask, limits=limits)
+
+
+def load_case_from_bytes(
+    parts: Mapping[str, bytes], *, case_id: str = "request", limits: Limits = DEFAULT_LIMITS
+) -> Case:
+    """The case of files that were sent, without a mask.
+
+    Args:
+        parts: either "t1", "t1c", "t2" and "flair", or one 4-D "image" whose channels are in the order
+            of the Medical Segmentation Decathlon: FLAIR, T1, T1c, T2.
+        case_id: for messages.
+        limits: of one file.
+
+    Raises:
+        CaseError: as `load_case`, and parts that are missing or not known.
+    """
+    names = ("image",) if "image" in parts else MODALITIES
+    missing = [name for name in names if name not in parts]
+    unknown = [name for name in parts if name not in names]
+    expected = "expected t1, t1c, t2 and flair, or one 4-D image"
+    if missing or unknown:
+        found = f"{missing[0]} is missing" if missing else f"{unknown[0]} is one file too many"
+        raise CaseError(case_id, "", f"{found}; {expected}", "send those files")
+    files = CaseFiles(
+        case_id=case_id,
+        patient_id=case_id,
+        layout="msd" if "image" in parts else "brats2021",
+        images={} if "image" in parts else {m: m for m in MODALITIES},
+        image="image" if "image" in parts else None,
+        channels=MSD_CHANNELS if "image" in parts else (),
+    )
+    return assemble_case(files, parts.__getitem__, with_mask=False, limits=limits)
+
+
+def assemble_case(
+    files: CaseFiles,
+    read: Callable[[str], bytes],
+    *,
+    convention: LabelConvention | None = None,
+    with_mask: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Case:
+    """`load_case` with the reading of an object's bytes left to the caller."""
+    stack = _Stack(files.case_id)
+    if files.image is not None:
+        volume = read_volume(read(files.image), name=files.image, case_id=files.case_id, limits=limits)
+        _check_channels(volume, files)
+        for modality in MODALITIES:
+            stack.put(modality, volume, volume.array[..., files.channels.index(modality)])
+    else:
+        for modality in MODALITIES:
+            key = files.images[modality]
+            volume = read_volume(read(key), name=key, case_id=files.case_id, limits=limits)
+            _check_three_dimensions(volume, files.case_id)
+            stack.put(modality, volume, volume.array)
+    reference = stack.reference
+    mask = None
+    if with_mask and files.mask is not None:
+        volume = read_volume(read(files.mask), name=files.mask, case_id=files.case_id, limits=limits)
+        _check_three_dimensions(volume, files.case_id)
+        _check_grid(reference, volume, files.case_id)
+        mask, convention = _internal_mask(volume, files, convention)
+    affine = to_canonical(np.empty(reference.shape[:3], np.uint8), reference.affine)[1]
+    x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
+    return Case(
+        case_id=files.case_id,
+        images=stack.images,
+        mask=mask,
+        affine=affine,
+        spacing_mm=(x, y, z),
+        reference=reference,
+        convention=convention if mask is not None else None,
+    )
+
+
+class _Stack:
+    """Fills (4, X, Y, Z) one file after the other, so that only one decoded file is held beside it."""
+
+    images: np.ndarray
+    reference: Header
+
+    def __init__(self, case_id: str) -> None:
+        self.case_id = case_id
+        self.num_filled = 0
+
+    def put(self, modality: str, volume: Volume, array: np.ndarray) -> None:
+        _check_values(array, volume.name, modality, self.case_id)
+        view, _ = to_canonical(array, volume.affine)
+        small = np.can_cast(array.dtype, np.int16)
+        if self.num_filled == 0:
+            self.reference = volume.header
+            # Stored like the files: x runs fastest, so that an axial slice is one block.
+            dtype = np.int16 if small else np.float32
+            self.images = np.empty((4, *view.shape[::-1]), dtype).transpose(0, 3, 2, 1)
+        else:
+            _check_grid(self.reference, volume, self.case_id)
+            if not small and self.images.dtype == np.int16:
+                self.images = self.images.astype(np.float32)
+        self.images[MODALITIES.index(modality)] = view
+        self.num_filled += 1
+
+
+def _check_values(array: np.ndarray, file: str, modality: str, case_id: str) -> None:
+    if array.dtype.kind == "f":
+        # A sum is finite only if every value is; the count is taken where it is not.
+        with np.errstate(all="ignore"):
+            bad = (
+                0 if np.isfinite(array.sum(dtype=np.float64)) else array.size - int(np.isfinite(array).sum())
+            )
+        if bad:
+            found = f"holds {bad} voxels that are NaN or infinite"
+            raise CaseError(case_id, file, found, "write a number, 0 in the background, in their place")
+    low, high = array.min(), array.max()
+    if low == high:
+        raise CaseError(case_id, file, f"is empty: every voxel of {modality} is {low:g}", "export it again")
+    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
+        found = f"holds values up to {max(abs(float(low)), abs(float(high))):g}; they do not fit float32"
+        raise CaseError(case_id, file, found, "export it again in the scanner's units")
+
+
+def _check_channels(volume: Volume, files: CaseFiles) -> None:
+    if volume.array.ndim != 4 or volume.array.shape[3] != len(MODALITIES):
+        found = f"is {volume.array.shape}; expected (X, Y, Z, {len(MODALITIES)})"
+        raise CaseError(files.case_id, volume.name, found, f"give the channels {', '.join(files.channels)}")
+
+
+def _check_three_dimensions(volume: Volume, case_id: str) -> None:
+    if volume.array.ndim != 3:
+        found = f"is {volume.array.shape}; expected one volume (X, Y, Z)"
+        raise CaseError(case_id, volume.name, found, "give a file a modality")
+
+
+def _check_grid(reference: Header, volume: Volume, case_id: str) -> None:
+    difference = same_grid(reference, volume)
+    if difference is not None:
+        raise CaseError(case_id, volume.name, difference, "resample it onto that grid or export it again")
+
+
+def _internal_mask(
+    volume: Volume, files: CaseFiles, convention: LabelConvention | None
+) -> tuple[np.ndarray, LabelConvention]:
+    where = {"case_id": files.case_id, "file": volume.name}
+    if convention is None and files.declared is not None:
+        convention = CONVENTIONS[files.declared]
+    if convention is None:
+        convention = labels.detect_convention(labels.labels_in(volume.array, **where), files.layout)
+    internal = labels.to_internal(volume.array, convention, **where)
+    return np.asfortranarray(to_canonical(internal, volume.affine)[0]), convention

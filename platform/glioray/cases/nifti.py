@@ -1,0 +1,458 @@
+"""NIfTI from bytes and back: fast, bounded, and strict where the common readers are silent.
+
+The only importer of nibabel. A file is judged by its first bytes, never by its name: whether it is
+gzip, whether it is NIfTI-1 or NIfTI-2, which byte order it has. Header and size are checked before
+anything is inflated, so that a bomb or a header that lies costs no memory.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import deflate
+import numpy as np
+from isal import isal_zlib
+from nibabel import Nifti1Header, Nifti2Header
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
+
+from glioray.errors import CaseError
+
+HEADER_BYTES = 544
+"""Enough of a file, after inflating, to hold the header of either version of NIfTI."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_DEFLATE_MAX_RATIO = 1032  # No deflate stream inflates further.
+_NUMBERS = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_MAX_EXTENSION_BYTES = 16 * 2**20
+_GRID_TOLERANCE = 0.05  # Of the smallest voxel edge, at any corner of the volume.
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may claim before it is refused unread.
+
+    Attributes:
+        max_voxels: voxels of one channel.
+        max_channels: channels of a 4-D file.
+        max_bytes: size of the voxel data after inflating.
+    """
+
+    max_voxels: int = 512**3
+    max_channels: int = 4
+    max_bytes: int = 2**30
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the first bytes of a file say, checked.
+
+    Attributes:
+        name: the file, for messages.
+        shape: (X, Y, Z) or (X, Y, Z, C), in stored order; a 2-D image has Z = 1.
+        dtype: of the voxels as stored, with its byte order.
+        affine: (4, 4) float64, from voxel index in stored order to mm in RAS+.
+        offset: where the voxel data begin, in bytes.
+        slope, intercept: what the stored numbers are scaled by; (1, 0) where they are not.
+        has_orientation: whether the sform or the qform is set at all.
+        nibabel_header: the header as nibabel holds it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    affine: np.ndarray
+    offset: int
+    slope: float
+    intercept: float
+    has_orientation: bool
+    nibabel_header: Any = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole file after inflating."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edges along the stored axes."""
+        x, y, z = (float(edge) for edge in voxel_sizes(self.affine))
+        return x, y, z
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A decoded file.
+
+    Attributes:
+        array: (X, Y, Z) or (X, Y, Z, C) in stored order; the stored type unless the header scales it
+            (then float32).
+        header: what the file said of itself.
+    """
+
+    array: np.ndarray
+    header: Header
+
+    @property
+    def name(self) -> str:
+        """The file, for messages."""
+        return self.header.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) in stored order."""
+        x, y, z = self.header.shape[:3]
+        return x, y, z
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) float64, from voxel index in stored order to mm in RAS+."""
+        return self.header.affine
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edges along the stored axes."""
+        return self.header.spacing_mm
+
+
+def read_header(data: bytes, *, name: str, case_id: str = "", limits: Limits = DEFAULT_LIMITS) -> Header:
+    """The checked header of a file, of which only the first bytes are looked at.
+
+    Args:
+        data: the file or its beginning, gzip or not.
+        name: the file, for messages.
+        case_id: the case, for messages.
+        limits: what the header may claim.
+
+    Raises:
+        CaseError: not NIfTI, or a header that nothing can be built on.
+    """
+    return _HeaderReader(name, case_id, limits).read(data)
+
+
+def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = DEFAULT_LIMITS) -> Volume:
+    """The decoded file.
+
+    Raises:
+        CaseError: not NIfTI, a header that nothing can be built on or that claims more than `limits`,
+            a damaged or truncated stream, more or fewer bytes than the header claims.
+    """
+    header = read_header(data, name=name, case_id=case_id, limits=limits)
+    raw = _inflate(data, header, case_id) if data[:2] == _GZIP_MAGIC else data
+    if len(raw) != header.size_bytes:
+        few = len(raw) < header.size_bytes
+        raise CaseError(
+            case_id,
+            name,
+            f"is {'truncated' if few else 'longer than its header says'}: {len(raw)} bytes of {header.size_bytes}",
+            "copy or export it again",
+        )
+    flat = np.frombuffer(raw, dtype=header.dtype, offset=header.offset)
+    if not header.dtype.isnative:
+        flat = flat.astype(header.dtype.newbyteorder("="))
+    array = flat.reshape(header.shape, order="F")
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        array = array.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+    return Volume(array=array, header=header)
+
+
+class _HeaderReader:
+    """Reads one header; every refusal names the file."""
+
+    def __init__(self, name: str, case_id: str, limits: Limits) -> None:
+        self.name, self.case_id, self.limits = name, case_id, limits
+
+    def refuse(self, found: str, advice: str = "export it again as NIfTI") -> NoReturn:
+        raise CaseError(self.case_id, self.name, found, advice)
+
+    def read(self, data: bytes) -> Header:
+        first = self._first_bytes(data)
+        header = self._parse(first)
+        shape = self._shape(header)
+        dtype = self._dtype(header)
+        self._check_size(shape, dtype)
+        slope, intercept = self._scaling(header)
+        return Header(
+            name=self.name,
+            shape=shape,
+            dtype=dtype,
+            affine=self._affine(header),
+            offset=self._offset(header),
+            slope=slope,
+            intercept=intercept,
+            has_orientation=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
+            nibabel_header=header,
+        )
+
+    def _first_bytes(self, data: bytes) -> bytes:
+        if not data:
+            self.refuse("is empty (0 bytes)", "copy it again or delete it")
+        if data[:2] != _GZIP_MAGIC:
+            return data[:HEADER_BYTES]
+        try:
+            return zlib.decompressobj(31).decompress(data[: 64 * 1024], HEADER_BYTES)
+        except zlib.error as error:
+            self.refuse(f"is a damaged gzip stream ({error})", "copy or export it again")
+
+    def _parse(self, first: bytes) -> Any:
+        size = next(
+            (n for n in (348, 540) if first[:4] in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
+        )
+        if size is None:
+            self.refuse("is not NIfTI: it does not begin with a NIfTI header")
+        two = size == 540
+        if len(first) < size:
+            self.refuse(f"ends inside its header, after {len(first)} bytes", "copy or export it again")
+        magic = first[4:8] if two else first[344:348]
+        if magic[:2] == b"ni":
+            self.refuse("is the header of a .hdr/.img pair", "save both as one .nii or .nii.gz")
+        if magic[:2] != b"n+":
+            self.refuse("is not NIfTI: the header has the right size and no NIfTI mark (Analyze?)")
+        return (Nifti2Header if two else Nifti1Header)(first[:size], check=False)
+
+    def _shape(self, header: Any) -> tuple[int, ...]:
+        dim = [int(n) for n in header["dim"]]
+        if not 1 <= dim[0] <= 7:
+            self.refuse(f"claims {dim[0]} dimensions")
+        shape = tuple(dim[1 : dim[0] + 1])
+        if min(shape) < 1:
+            self.refuse(f"has a dimension without voxels, {shape}")
+        spatial, further = (*shape, 1, 1)[:3], tuple(n for n in shape[3:] if n > 1)
+        if len(shape) < 2 or len(further) > 1:
+            self.refuse(f"is {shape}; expected a volume (X, Y, Z) or channels of one (X, Y, Z, C)")
+        return (*spatial, *further)
+
+    def _dtype(self, header: Any) -> np.dtype[Any]:
+        code = int(header["datatype"])
+        if code not in _NUMBERS:
+            kind = {
+                1: "single bits",
+                32: "complex",
+                128: "RGB",
+                1536: "float128",
+                1792: "complex",
+                2304: "RGBA",
+            }
+            self.refuse(
+                f"holds {kind.get(code, 'an unknown type of')} voxels (datatype {code}); expected integers or floats"
+            )
+        return np.dtype(_NUMBERS[code]).newbyteorder(header.endianness)
+
+    def _check_size(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        voxels, channels = math.prod(shape[:3]), math.prod(shape[3:])
+        if voxels > self.limits.max_voxels or channels > self.limits.max_channels:
+            limit = f"{self.limits.max_voxels} voxels and {self.limits.max_channels} channels"
+            self.refuse(
+                f"claims {shape} voxels; at most {limit} are read", "resample or crop it, or check the header"
+            )
+        size = voxels * channels * dtype.itemsize
+        if size > self.limits.max_bytes:
+            self.refuse(
+                f"claims {size} bytes of voxels; at most {self.limits.max_bytes} are read",
+                "store it as int16 or crop it",
+            )
+
+    def _offset(self, header: Any) -> int:
+        first = header.single_vox_offset
+        offset = float(header["vox_offset"])
+        if offset == 0:
+            return int(first)
+        if not (math.isfinite(offset) and first <= offset <= _MAX_EXTENSION_BYTES and offset == int(offset)):
+            self.refuse(f"says that its voxels begin at byte {offset:g}; expected {first} or a little more")
+        return int(offset)
+
+    def _scaling(self, header: Any) -> tuple[float, float]:
+        try:
+            slope, intercept = header.get_slope_inter()
+        except HeaderDataError as error:
+            self.refuse(f"has a scaling that cannot be used ({error})")
+        slope, intercept = (
+            1.0 if slope is None else float(slope),
+            0.0 if intercept is None else float(intercept),
+        )
+        if not (math.isfinite(slope) and math.isfinite(intercept)):
+            self.refuse(f"has a scaling that is not finite ({slope} and {intercept})")
+        return slope, intercept
+
+    def _affine(self, header: Any) -> np.ndarray:
+        try:
+            with np.errstate(all="ignore"):
+                affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        except (HeaderDataError, ValueError, ArithmeticError) as error:
+            self.refuse(f"has an orientation that cannot be used ({error})", "set its sform or qform again")
+        if not np.isfinite(affine).all():
+            self.refuse("has NaN or infinity in its affine", "set its sform or qform again")
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if edges.min() < 1e-3 or edges.max() > 1e3:
+            self.refuse(f"has voxel edges of {_numbers(edges)} mm", "set its sform or qform again")
+        if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
+            self.refuse("has a singular affine: two of its axes coincide", "set its sform or qform again")
+        return affine
+
+
+def _inflate(data: bytes, header: Header, case_id: str) -> bytes | bytearray:
+    size = header.size_bytes
+    if size > _DEFLATE_MAX_RATIO * len(data) + HEADER_BYTES:
+        found = (
+            f"is truncated: {len(data)} compressed bytes cannot hold the {size} bytes that its header claims"
+        )
+        raise CaseError(case_id, header.name, found, "copy or export it again")
+    # The last four bytes of the only member are its size; otherwise there are further members or garbage.
+    if int.from_bytes(data[-4:], "little") == size:
+        try:
+            raw: bytearray = deflate.gzip_decompress(data, size)
+        except deflate.DeflateError:
+            raw = bytearray()
+        if len(raw) == size:
+            return raw
+    return _inflate_members(data, header, case_id)
+
+
+def _inflate_members(data: bytes, header: Header, case_id: str) -> bytes:
+    """Every member of a gzip file, one after the other, never more than one byte past the claimed size."""
+    size = header.size_bytes
+    parts: list[bytes] = []
+    room, rest = size + 1, data
+    while rest and room:
+        member = isal_zlib.decompressobj(31)
+        try:
+            while room and not member.eof:
+                part = member.decompress(rest, room)
+                rest = member.unconsumed_tail
+                if not part and not member.eof:
+                    raise CaseError(
+                        case_id,
+                        header.name,
+                        f"is truncated: {size + 1 - room} of the {size} bytes that its header claims are there",
+                        "copy or export it again",
+                    )
+                parts.append(part)
+                room -= len(part)
+        except zlib.error as error:
+            what = (
+                "is followed by bytes that are not gzip"
+                if parts and room == 1
+                else "is a damaged gzip stream"
+            )
+            raise CaseError(case_id, header.name, f"{what} ({error})", "copy or export it again") from error
+        rest = member.unused_data
+    return b"".join(parts)
+
+
+def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The array with its first three axes in RAS+ order, as a view, and the affine that belongs to it."""
+    orientation = io_orientation(affine)
+    return apply_orientation(array, orientation), affine @ inv_ornt_aff(orientation, array.shape[:3])
+
+
+def restore_orientation(
+    array_ras: np.ndarray, affine_original: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The inverse of `to_canonical`: a view in the axis order and direction of the original file.
+
+    Args:
+        array_ras: (X, Y, Z) in RAS+ order.
+        affine_original: (4, 4) of the file as stored.
+        shape: (X, Y, Z) of the file as stored.
+
+    Raises:
+        ValueError: the array does not have that shape in RAS+ order.
+    """
+    identity = np.array([[0, 1], [1, 1], [2, 1]])
+    restored = apply_orientation(array_ras, ornt_transform(identity, io_orientation(affine_original)))
+    if restored.shape != tuple(shape):
+        raise ValueError(f"the array is {restored.shape} in the file's axis order; expected {tuple(shape)}")
+    return restored
+
+
+def encode_mask(mask_ras: np.ndarray, like: Volume | Header, *, compress: bool = True) -> bytes:
+    """A NIfTI file of labels on the grid of another file.
+
+    Args:
+        mask_ras: (X, Y, Z) uint8 in RAS+ order.
+        like: the file whose affine, shape, axis order, version and form codes the mask takes over.
+        compress: as `.nii.gz`.
+    """
+    source = like if isinstance(like, Header) else like.header
+    array = restore_orientation(np.asarray(mask_ras, dtype=np.uint8), source.affine, source.shape[:3])
+    header = source.nibabel_header.copy()
+    stored = tuple(int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1])
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(stored if math.prod(stored) == array.size else array.shape)
+    header["intent_code"], header["cal_min"], header["cal_max"] = 0, 0, 0
+    header["descrip"] = b"glioray"
+    return _encode(array, header, compress)
+
+
+def encode_volume(array: np.ndarray, affine: np.ndarray, *, compress: bool = True) -> bytes:
+    """A NIfTI-1 file of an array (X, Y, Z) or (X, Y, Z, C), in its own type, with sform and qform set."""
+    header = Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    return _encode(array, header, compress)
+
+
+def _encode(array: np.ndarray, header: Any, compress: bool) -> bytes:
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["vox_offset"], header["magic"] = header.single_vox_offset, header.single_magic
+    voxels = array.astype(header.get_data_dtype(), copy=False).tobytes(order="F")
+    raw = header.binaryblock + bytes(header.single_vox_offset - header.sizeof_hdr) + voxels
+    return bytes(deflate.gzip_compress(raw, 6)) if compress else raw
+
+
+def same_grid(a: Volume | Header, b: Volume | Header) -> str | None:
+    """None where both lie on the same voxels once in RAS+ order; otherwise how `b` differs from `a`, in words.
+
+    Affines may differ by a twentieth of a voxel at any corner: rounding, not another grid.
+    """
+    one, two = (v if isinstance(v, Header) else v.header for v in (a, b))
+    (shape_a, affine_a), (shape_b, affine_b) = _ras_grid(one), _ras_grid(two)
+    if shape_a != shape_b:
+        return f"is {shape_b} voxels (in RAS order) but {one.name} is {shape_a}"
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
+        *(n - 1 for n in shape_a),
+        1,
+    ]
+    shift = np.linalg.norm(corners @ (affine_b - affine_a).T, axis=1).max()
+    if shift <= _GRID_TOLERANCE * min(one.spacing_mm):
+        return None
+    if _is_lost(two) and not _is_lost(one):
+        return f"has lost its orientation (no affine but the identity) while {one.name} has one"
+    return f"lies up to {shift:.3g} mm away from {one.name}, with spacing {_numbers(two.spacing_mm)} mm"
+
+
+def _ras_grid(header: Header) -> tuple[tuple[int, ...], np.ndarray]:
+    orientation = io_orientation(header.affine)
+    shape = [0, 0, 0]
+    for axis, (target, _) in enumerate(orientation):
+        shape[int(target)] = header.shape[axis]
+    return tuple(shape), header.affine @ inv_ornt_aff(orientation, header.shape[:3])
+
+
+def _is_lost(header: Header) -> bool:
+    return not header.has_orientation or bool(np.allclose(header.affine, np.eye(4)))
+
+
+def _numbers(values: Any) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)
