@@ -1,0 +1,168 @@
+"""What every test stands on: the environment before Ray is imported, and the real servers as fixtures.
+
+Servers start once a session, on free loopback ports, and end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "infra"))
+
+import services  # noqa: E402  (needs the path above)
+
+_SESSION = tempfile.TemporaryDirectory(prefix="glt-", ignore_cleanup_errors=True)
+_TOKEN = Path(_SESSION.name) / "auth_token"
+services.make_token(_TOKEN)
+
+# Ray reads these when it is imported. One token for all of a session's clusters, because a process caches it.
+for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN_PATH=str(_TOKEN),
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_TMPDIR=str(Path(_SESSION.name) / "r"),
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_USAGE_STATS_ENABLED="0",
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    OMP_NUM_THREADS="1",
+)
+Path(os.environ["RAY_TMPDIR"]).mkdir()
+# What a developer's shell points at must not reach the tests: they read and write their own servers only.
+for _name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_PROFILE", "GLIORAY_DATA", "GLIORAY_STORAGE"):
+    os.environ.pop(_name, None)
+
+_NUM_CPUS = 4
+_OBJECT_STORE_BYTES = 200 << 20
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real cases; a test that asks for it is skipped where there is none."""
+    value = os.environ.get("GLIORAY_REAL_DATA", "")
+    if not value:
+        pytest.skip("needs real cases: set GLIORAY_REAL_DATA to their folder")
+    # Jobs that the tests start have other working directories.
+    folder = Path(value).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"GLIORAY_REAL_DATA is '{value}', which is not a folder")
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    return services.free_port()
+
+
+@pytest.fixture(scope="session")
+def _s3_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    service = services.start_s3(tmp_path_factory.mktemp("s3"), ["mlflow"])
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def s3_server(_s3_service: services.Service, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The endpoint of an S3 server, with the AWS variables of the environment set for it."""
+    for name, value in _s3_service.env.items():
+        monkeypatch.setenv(name, value)
+    return _s3_service.address
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The name of a fresh bucket on the S3 server."""
+    import secrets
+
+    import boto3
+
+    name = f"test-{secrets.token_hex(4)}"
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def _mlflow_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    service = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def mlflow_server(_mlflow_service: services.Service, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an MLflow server, which MLFLOW_TRACKING_URI names too."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _mlflow_service.address)
+    return _mlflow_service.address
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of this process alone, whose workers import glioray."""
+    import ray
+
+    # Without the dashboard, Tune over Train leaks placement groups and waits for ever.
+    ray.init(
+        "local",
+        num_cpus=_NUM_CPUS,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=True,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    service = services.start_ray_head(
+        tmp_path_factory.mktemp("ray"),
+        num_cpus=_NUM_CPUS,
+        cwd=ROOT,
+        token=_TOKEN,
+        object_store_bytes=_OBJECT_STORE_BYTES,
+    )
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def ray_cluster(_ray_head: services.Service, monkeypatch: pytest.MonkeyPatch) -> services.Service:
+    """A cluster of its own processes that takes jobs and does not have glioray installed.
+
+    The environment is that of a client: `ray job submit` reaches it. What a job needs beyond that goes
+    through `--runtime-env-json`, as on any cluster.
+    """
+    for name, value in _ray_head.env.items():
+        # In a driver of this process RAY_ADDRESS would take `ray_local`'s place.
+        if name != "RAY_ADDRESS":
+            monkeypatch.setenv(name, value)
+    return _ray_head
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six small phantom cases in BraTS layout; read only."""
+    phantom: Any = pytest.importorskip("glioray.cases.phantom")
+    from glioray.storage import open_storage
+
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom.write_phantoms(open_storage(folder), num_cases=6, shape=(96, 96, 48))
+    return folder
