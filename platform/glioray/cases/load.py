@@ -212,3 +212,18 @@ def _internal_mask(
         convention = labels.detect_convention(labels.labels_in(volume.array, **where), files.layout)
     internal = labels.to_internal(volume.array, convention, **where)
     return np.asfortranarray(to_canonical(internal, volume.affine)[0]), convention
+
+
+def brain_mask(images: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) bool of where any modality differs from its background.
+
+    The background of a modality is the value that most of the volume's eight corners share: 0 after
+    skull stripping, another number where a file was z-scored with its background. Without such a
+    value (a head that was not stripped) all of the volume counts.
+    """
+    brain = np.zeros(images.shape[1:], dtype=bool, order="F")
+    for image in images:
+        corners = image[:: image.shape[0] - 1 or 1, :: image.shape[1] - 1 or 1, :: image.shape[2] - 1 or 1]
+        values, counts = np.unique(corners, return_counts=True)
+        brain |= image != values[counts.argmax()] if counts.max() * 2 > corners.size else True
+    return brain

@@ -346,7 +346,7 @@ def _inflate_members(data: bytes, header: Header, case_id: str) -> bytes:
                     )
                 parts.append(part)
                 room -= len(part)
-        except zlib.error as error:
+        except isal_zlib.error as error:  # type: ignore[misc]  # isal types it as a value
             what = (
                 "is followed by bytes that are not gzip"
                 if parts and room == 1

@@ -1,0 +1,261 @@
+"""What a data set holds, checked and counted once: checksums, grids, labels, splits.
+
+`check_case` runs in workers, a case at a time; `build_manifest` puts the answers together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from glioray.cases.labels import CONVENTIONS, LABELS, detect_convention
+from glioray.cases.layouts import CaseFiles, Problem
+from glioray.cases.load import assemble_case, brain_mask
+from glioray.cases.splits import SPLITS, fold_patients, split_patients
+from glioray.config import from_dict, to_dict
+from glioray.errors import CaseError, DataError, StorageError, UsageError
+from glioray.storage import Storage, open_storage, split_uri
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseEntry:
+    """One case that can be used.
+
+    Attributes:
+        files: its objects.
+        checksum: sha256 over the sorted sha256s of its objects.
+        checksums: key -> sha256 of the object.
+        shape: (X, Y, Z) in RAS order.
+        spacing_mm: voxel edges in RAS order.
+        convention: name of the mask's label convention, or None without a mask.
+        label_voxels: voxels of ncr, ed, et and rc; empty without a mask.
+        brain_voxels: voxels that are not background in every modality.
+    """
+
+    files: CaseFiles
+    checksum: str
+    checksums: dict[str, str]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    convention: str | None
+    label_voxels: dict[str, int]
+    brain_voxels: int
+
+    @property
+    def case_id(self) -> str:
+        return self.files.case_id
+
+    @property
+    def patient_id(self) -> str:
+        return self.files.patient_id
+
+    @property
+    def has_mask(self) -> bool:
+        return self.convention is not None
+
+
+def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem]]:
+    """The case's entry, or None and the problem that keeps it out.
+
+    Every object is read once. Bad data never raises: the other cases go on.
+    """
+    checksums: dict[str, str] = {}
+
+    def read(key: str) -> bytes:
+        data = storage.read(key)
+        checksums[key] = hashlib.sha256(data).hexdigest()
+        return data
+
+    try:
+        case = assemble_case(files, read)
+    except CaseError as error:
+        return None, [Problem.of(error)]
+    except StorageError as error:
+        advice = "check that it can be read"
+        return None, [Problem(case_id=files.case_id, file="", found=str(error), advice=advice)]
+    counts: dict[str, int] = {}
+    if case.mask is not None:
+        found = np.bincount(case.mask[case.mask > 0], minlength=len(LABELS))
+        counts = {name: int(found[label]) for label, name in enumerate(LABELS) if label > 0}
+    x, y, z = case.images.shape[1:]
+    entry = CaseEntry(
+        files=files,
+        checksum=hashlib.sha256("\n".join(sorted(checksums.values())).encode()).hexdigest(),
+        checksums=checksums,
+        shape=(x, y, z),
+        spacing_mm=case.spacing_mm,
+        convention=case.convention.name if case.convention is not None else None,
+        label_voxels=counts,
+        brain_voxels=int(np.count_nonzero(brain_mask(case.images))),
+    )
+    return entry, []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A data set: its cases, what was wrong, and who trains.
+
+    Attributes:
+        data: the URI below which the cases' keys lie.
+        cases: the good ones, sorted by id.
+        problems: what was found wrong, with names or with contents.
+        splits: "train", "val" and "test" -> case ids; cases without a mask are in none.
+        folds: case ids by fold, of the same labelled cases.
+        seed: of the folds, and of the splits where they were shuffled.
+    """
+
+    data: str
+    cases: tuple[CaseEntry, ...]
+    problems: tuple[Problem, ...]
+    splits: dict[str, tuple[str, ...]]
+    folds: tuple[tuple[str, ...], ...]
+    seed: int
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits over contents, label conventions and splits; not over where the data lie."""
+        contents = {entry.case_id: [entry.checksum, entry.convention] for entry in self.cases}
+        text = json.dumps([contents, self.splits], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def entry(self, case_id: str) -> CaseEntry:
+        """The case of that id. Raises: UsageError, which lists some of the ids there are."""
+        for entry in self.cases:
+            if entry.case_id == case_id:
+                return entry
+        there = ", ".join(entry.case_id for entry in self.cases[:5])
+        raise UsageError(f"'{case_id}' is not a case of {self.data}; there are {len(self.cases)}: {there} …")
+
+    def select(self, split: str) -> list[CaseEntry]:
+        """The cases of "train", "val" or "test", "labelled" (with a mask) or "all", sorted by id."""
+        if split == "all":
+            return list(self.cases)
+        if split == "labelled":
+            return [entry for entry in self.cases if entry.has_mask]
+        if split not in self.splits:
+            raise UsageError(f"'{split}' is not a split; use {', '.join(SPLITS)}, labelled or all")
+        wanted = set(self.splits[split])
+        return [entry for entry in self.cases if entry.case_id in wanted]
+
+    def with_fold(self, fold: int) -> Manifest:
+        """The manifest whose "val" is that fold and whose "train" is all the others."""
+        if not 0 <= fold < len(self.folds):
+            raise UsageError(f"there is no fold {fold}; the manifest has {len(self.folds)}, from 0 on")
+        others = (case_id for index, ids in enumerate(self.folds) if index != fold for case_id in ids)
+        splits = {"train": tuple(sorted(others)), "val": self.folds[fold], "test": ()}
+        return dataclasses.replace(self, splits=splits)
+
+    def to_json(self) -> str:
+        """The manifest as text that `from_json` reads back."""
+        return json.dumps({"format": _FORMAT, "hash": self.hash, **to_dict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """The manifest of `to_json`.
+
+        Raises:
+            DataError: another text, another format, or contents that do not fit its hash.
+        """
+        try:
+            values = json.loads(text)
+            form, stated = values.pop("format"), values.pop("hash")
+            if form != _FORMAT:
+                raise UsageError(f"its format is {form}; this version reads {_FORMAT}")
+            manifest = from_dict(cls, values)
+            splits = {name: tuple(ids) for name, ids in manifest.splits.items()}
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise DataError(
+                f"the manifest cannot be read ({error}); make it again with jobs/prepare.py"
+            ) from error
+        manifest = dataclasses.replace(manifest, splits=splits)
+        if manifest.hash != stated:
+            raise DataError(
+                f"the manifest was changed: it states the hash {stated} and has {manifest.hash}; "
+                "make it again with jobs/prepare.py"
+            )
+        return manifest
+
+    def save(self, storage: Storage, key: str = MANIFEST) -> None:
+        """Writes the manifest, atomically."""
+        storage.write(key, self.to_json().encode())
+
+
+def load_manifest(uri: str) -> Manifest:
+    """The manifest at a URI: the object itself (`….json`), or the folder that holds a manifest.json."""
+    folder, key = split_uri(uri) if uri.endswith(".json") else (uri, MANIFEST)
+    return Manifest.from_json(open_storage(folder).read(key))
+
+
+def build_manifest(
+    storage_uri: str,
+    checked: Iterable[tuple[CaseEntry | None, list[Problem]]],
+    *,
+    seed: int = 0,
+    ratios: tuple[float, float, float] = (0.8, 0.2, 0.0),
+    num_folds: int = 5,
+    shuffle: bool = False,
+) -> Manifest:
+    """The manifest of the answers of `check_case`, in any order; patients are kept whole.
+
+    Raises:
+        UsageError: ratios or folds that cannot be.
+    """
+    answers = list(checked)
+    problems = sorted({p for _, found in answers for p in found}, key=lambda p: (p.case_id, p.file, p.found))
+    cases = _agreed(sorted((e for e, _ in answers if e is not None), key=lambda e: e.case_id))
+    cases_of: dict[str, list[str]] = {}
+    for entry in cases:
+        if entry.has_mask:
+            cases_of.setdefault(entry.patient_id, []).append(entry.case_id)
+
+    def of_patients(patients: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(case_id for patient in patients for case_id in cases_of[patient]))
+
+    splits = split_patients(cases_of, ratios, seed=seed, shuffle=shuffle)
+    folds = fold_patients(cases_of, num_folds, seed=seed)
+    return Manifest(
+        data=storage_uri,
+        cases=tuple(cases),
+        problems=tuple(problems),
+        splits={name: of_patients(patients) for name, patients in splits.items()},
+        folds=tuple(of_patients(patients) for patients in folds),
+        seed=seed,
+    )
+
+
+def _agreed(entries: list[CaseEntry]) -> list[CaseEntry]:
+    """The entries with the conventions that the collection shows where a single case cannot.
+
+    In BraTS 2024 a case may have a resection cavity (4) and no enhancing tumour (3), and then looks
+    like one of the old years; a case without either may be of any year.
+    """
+    numbers: dict[str, set[int]] = {}
+    for entry in entries:
+        numbers.setdefault(entry.files.layout, set()).update(_stored_counts(entry))
+    return [_redetected(entry, numbers[entry.files.layout]) for entry in entries]
+
+
+def _stored_counts(entry: CaseEntry) -> dict[int, int]:
+    """Voxels by the number in the file, for the numbers that occur."""
+    if entry.convention is None:
+        return {}
+    stored = {LABELS[label]: number for number, label in CONVENTIONS[entry.convention].to_internal.items()}
+    return {stored[name]: count for name, count in entry.label_voxels.items() if count}
+
+
+def _redetected(entry: CaseEntry, collection: set[int]) -> CaseEntry:
+    if entry.convention is None or entry.files.declared is not None:
+        return entry
+    stored = _stored_counts(entry)
+    convention = detect_convention(set(stored), entry.files.layout, collection)
+    counts = dict.fromkeys(LABELS[1:], 0)
+    counts.update({LABELS[convention.to_internal[number]]: count for number, count in stored.items()})
+    return dataclasses.replace(entry, convention=convention.name, label_voxels=counts)
