@@ -125,7 +125,7 @@ def register_model(
         if version is None:
             source = f"{run.info.artifact_uri}/{run.data.tags[_PATH_TAG]}"
             version = client.create_model_version(
-                name, source, run_id, tags=all_tags, description=text, await_creation_for=None
+                name, source, run_id, tags=all_tags, description=text, await_creation_for=0
             )
         else:
             for key, value in all_tags.items():
