@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 
 from glioray.cases.labels import CONVENTIONS, from_internal
 from glioray.cases.nifti import encode_volume
@@ -148,12 +148,19 @@ class _Scene:
         self.brain = self.depth > 0
         self.csf, self.grey, self.vessels, self.spots = self._tissues()
 
-    def noise(self, smooth_mm: float) -> np.ndarray:
-        """Smooth noise of mean 0 and spread 1, much the same on the left as on the right."""
-        field = gaussian_filter(
-            self.rng.standard_normal(self.shape, dtype=np.float32), smooth_mm / self.edge_mm
-        )
-        field = 0.75 * (field + field[::-1]) + 0.6 * field
+    def noise(self, smooth_mm: float, *, mirrored: bool = True) -> np.ndarray:
+        """Smooth noise of mean 0 and spread 1; mirrored: much the same on the left as on the right."""
+        sigma = smooth_mm / self.edge_mm
+        # Very smooth noise is drawn on a coarse grid: the same to the eye, and much faster.
+        step = max(1, int(sigma / 2))
+        coarse = [n // step + 2 for n in self.shape]
+        field = gaussian_filter(self.rng.standard_normal(coarse, dtype=np.float32), sigma / step, truncate=3)
+        if step > 1:
+            factors = [n / m for n, m in zip(self.shape, coarse, strict=True)]
+            field = zoom(field, factors, order=1)
+        field = field[tuple(slice(n) for n in self.shape)]
+        if mirrored:
+            field = 0.75 * (field + field[::-1]) + 0.6 * field
         return (field - field.mean()) / (field.std() + 1e-12)
 
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
@@ -175,7 +182,7 @@ class _Scene:
         sulci = self.soft(0.25 - np.abs(self.noise(4 * s)), 0.2) * self.soft(11 * s - self.depth, 6 * s)
         fissure = self.soft(1.5 * s - np.abs(self.x), 2 * s) * self.soft(22 * s - self.depth, 8 * s)
         width = rng.uniform(0.6, 1.5)
-        horns = [self.ellipsoid((side * (6 + 4 * width), -4, 8), (6 * width, 27, 8)) for side in (-1, 1)]
+        horns = [self.ellipsoid((side * (6 + 4 * width), -4, 8), (6 * width, 28, 13)) for side in (-1, 1)]
         ventricles = np.minimum(*horns) - 0.12 * self.noise(8 * s)
         csf = np.maximum.reduce([sulci * 0.9, fissure, self.soft(1 - ventricles, 0.25)])
         # Where two smooth fields cross 0 together there are thin winding lines.
@@ -206,7 +213,7 @@ class _Scene:
         core = (1 - self._blob(core_centre, core_radius)) - 0.5 * self.csf
         rim = rng.uniform(*kind.rim)
         # A rim is of uneven thickness, and open in places.
-        inner = core - rim * (1 + 0.6 * self.noise(core_radius / 2))
+        inner = core - rim * (1 + 0.6 * self.noise(core_radius / 2, mirrored=False))
         mask = np.zeros(self.shape, dtype=np.uint8)
         mask[(oedema > 0) & self.brain] = 2
         in_core = (core > 0) & self.brain
@@ -221,7 +228,7 @@ class _Scene:
         distance = np.sqrt(
             sum(((axis - np.float32(c)) / np.float32(radius * k)) ** 2 for axis, c, k in parts)
         )
-        return distance + 0.16 * self.noise(max(radius / 3, self.edge_mm))
+        return distance + 0.2 * self.noise(max(radius / 3, self.edge_mm), mirrored=False)
 
     def images(self, mask: np.ndarray) -> np.ndarray:
         """(4, X, Y, Z) int16 of the head with that tumour."""
@@ -244,7 +251,9 @@ class _Scene:
         def of(tissue: str) -> float:
             return _TISSUES[tissue][channel] * rng.uniform(0.94, 1.06)
 
-        image = of("white") + self.grey * (of("grey") - of("white"))
+        image = of("white") * (1 + 0.03 * self.noise(6 * self.size_mm)) + self.grey * (
+            of("grey") - of("white")
+        )
         image += self.spots * (of("spot") - image)
         image += self.csf * (of("csf") - image)
         for name, share in shares.items():
