@@ -37,7 +37,7 @@ class PreprocessConfig:
     """The deterministic part between a file and a slice; its fingerprint keys the cache.
 
     Attributes:
-        plane: the plane of the slices.
+        planes: of the slices; with several, one network sees them all and a prediction is their mean.
         size: (H, W) of a slice in pixels: the brain's box, centred, padded with 0 or cut.
         normalize: "zscore" (per modality inside the brain) or "none".
         clip: bounds of the z-scores, (low, high); keeps stray scanner maxima from swamping a batch.
@@ -45,16 +45,22 @@ class PreprocessConfig:
         neighbour_step: the distance between them, in slices.
     """
 
-    plane: str = "axial"
+    planes: tuple[str, ...] = ("axial",)
     size: tuple[int, int] = (192, 160)
     normalize: str = "zscore"
-    clip: tuple[float, float] = (-5.0, 8.0)
+    clip: tuple[float, float] = (-20.0, 20.0)
     neighbours: int = 0
     neighbour_step: int = 1
 
     def __post_init__(self) -> None:
-        _check(self.plane in PLANES, "preprocess.plane", self.plane, f"one of {', '.join(PLANES)}")
-        _check(all(s >= 32 and s % 16 == 0 for s in self.size), "preprocess.size", self.size, "multiples of 16 from 32 on")
+        known = set(self.planes) <= set(PLANES) and len(set(self.planes)) == len(self.planes) > 0
+        _check(known, "preprocess.planes", self.planes, f"some of {', '.join(PLANES)}")
+        _check(
+            all(s >= 32 and s % 16 == 0 for s in self.size),
+            "preprocess.size",
+            self.size,
+            "multiples of 16 from 32 on",
+        )
         _check(self.normalize in ("zscore", "none"), "preprocess.normalize", self.normalize, "zscore or none")
         _check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
         _check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
@@ -129,18 +135,15 @@ class NetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A loss by its name in `glioray.losses`, and its keyword arguments.
-
-    `target` is what the network predicts: "classes" (softmax over background and labels) or "regions"
-    (a sigmoid each for WT, TC and ET).
-    """
+    """A loss by its name in `glioray.losses`, and its keyword arguments."""
 
     name: str = "dice_ce"
-    target: str = "classes"
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check(self.target in ("classes", "regions"), "loss.target", self.target, "classes or regions")
+    @property
+    def target(self) -> str:
+        """What the network predicts: "regions" (a sigmoid each for WT, TC, ET) or "classes" (a softmax)."""
+        return "regions" if self.name.startswith("region_") else "classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +198,12 @@ class TrainConfig:
         _check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
         _check(self.max_epochs >= 1, "train.max_epochs", self.max_epochs, "at least 1")
         _check(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
-        _check(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "auto, bf16 or fp32")
+        _check(
+            self.precision in ("auto", "bf16", "fp32"),
+            "train.precision",
+            self.precision,
+            "auto, bf16 or fp32",
+        )
         _check(self.validate_every >= 1, "train.validate_every", self.validate_every, "at least 1")
         _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
         _check(
@@ -211,21 +219,28 @@ class PostprocessConfig:
     """From probabilities to a mask; kept with the model and shared by evaluation and serving.
 
     Attributes:
-        mirror: average over mirrored copies of the input along the slice's axes (test-time augmentation).
+        mirror: axes of a slice, (H, W), over whose mirrored copies predictions are averaged.
         thresholds: per region WT, TC, ET, where the network predicts regions.
         min_et_ml: an enhancing tumour smaller than this in all is relabelled as necrotic core.
         min_component_ml: connected whole-tumour components smaller than this are removed.
     """
 
-    mirror: bool = True
+    mirror: tuple[bool, bool] = (False, True)
     thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)
     min_et_ml: float = 0.0
     min_component_ml: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(all(0 < t < 1 for t in self.thresholds), "postprocess.thresholds", self.thresholds, "three between 0 and 1")
+        _check(
+            all(0 < t < 1 for t in self.thresholds),
+            "postprocess.thresholds",
+            self.thresholds,
+            "three between 0 and 1",
+        )
         _check(self.min_et_ml >= 0, "postprocess.min_et_ml", self.min_et_ml, "at least 0")
-        _check(self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0")
+        _check(
+            self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +276,9 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
     if unknown:
         at = f" of {where}" if where else ""
         raise UsageError(f"'{unknown[0]}' is not a setting{at}; the settings are {', '.join(names)}")
-    return cls(**{name: _parse(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
+    return cls(
+        **{name: _parse(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()}
+    )
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
@@ -277,7 +294,9 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if not isinstance(value, (list, tuple)) or len(value) != len(item_hints):
             raise UsageError(f"{where} is {value!r}; expected {len(item_hints)} values")
-        return tuple(_parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True)))
+        return tuple(
+            _parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True))
+        )
     plain = origin or hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -1,0 +1,95 @@
+"""A model that turns cases into masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from glioray.cases.load import Case
+from glioray.errors import ModelError
+from glioray.inference.package import ModelSpec, read_package
+from glioray.inference.postprocess import decode_labels, postprocess
+from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.slices.store import SliceStore
+
+MAX_SPACING_RATIO = 1.6
+
+
+class Predictor:
+    """Predicts whole cases; safe to call from one thread at a time."""
+
+    def __init__(self, spec: ModelSpec, net: nn.Module, device: str = "cpu", batch_size: int = 16) -> None:
+        self.spec, self.device, self.batch_size = spec, torch.device(device), batch_size
+        self.net = net.to(self.device).eval()
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Predictor:
+        """The model of a package folder, on the GPU where there is one unless told otherwise."""
+        spec, net = read_package(folder)
+        return cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def predict(self, case: Case) -> NDArray[np.uint8]:
+        """The mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
+
+        Raises:
+            ModelError: the case's voxels are far from those the model was trained on.
+            CaseError: the case holds no brain.
+        """
+        for axis, found, expected in zip("XYZ", case.spacing_mm, self.spec.spacing_mm, strict=True):
+            if not 1 / MAX_SPACING_RATIO <= found / expected <= MAX_SPACING_RATIO:
+                raise ModelError(
+                    f"case {case.case_id} has voxels of {found:.2f} mm along {axis} but the model was trained on "
+                    f"{expected:.2f} mm; resample the case or train on such voxels"
+                )
+        return self.predict_stacks(preprocess(case, self.spec.config.preprocess, whole=True))
+
+    def predict_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.uint8]:
+        """(X, Y, Z) labels of a case's preprocessed slices: the planes' mean, decoded and postprocessed in 3-D."""
+        config = self.spec.config
+        probs = np.zeros((self.spec.out_channels, *stacks[0].shape), np.float32)
+        for stack in stacks:
+            probs += stack.restore(self._probs(stack))
+        probs /= len(stacks)
+        labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
+        return postprocess(labels, config.postprocess, stacks[0].voxel_ml)
+
+    def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
+        """(C, S, H, W) probabilities of one plane, averaged over the mirrored copies that the model's rules name."""
+        config = self.spec.config
+        rows, columns = config.postprocess.mirror
+        flips = [(*r, *c) for r in ([(), (2,)] if rows else [()]) for c in ([(), (3,)] if columns else [()])]
+        parts = []
+        with torch.inference_mode(), autocast(self.device, config.train.precision):
+            for batch in SliceStore([stack], config.preprocess).stack_batches(0, self.batch_size):
+                images = batch.to(self.device).images.contiguous(memory_format=torch.channels_last)
+                total = sum(
+                    _activate(self.net(images.flip(f)).float(), config.loss.target).flip(f) for f in flips
+                )
+                parts.append(torch.as_tensor(total / len(flips)).cpu())
+        return torch.cat(parts).movedim(1, 0).numpy()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 autocast where `precision` says so: "auto" means wherever the device computes in bf16."""
+    if precision == "fp32" or (precision == "auto" and not gains_by_bf16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def gains_by_bf16(device: torch.device) -> bool:
+    """Whether the device has arithmetic of its own for bf16; without, it is emulated and slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def _activate(logits: Tensor, target: str) -> Tensor:
+    return logits.softmax(1) if target == "classes" else logits.sigmoid()

@@ -1,0 +1,79 @@
+"""Named functions that return a run's config. A recipe is where defaults are argued; flags override it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from glioray.config import (
+    AugmentConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PostprocessConfig,
+    PreprocessConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from glioray.errors import UsageError
+
+_REGION_LOSS = LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 1.0})
+
+
+def unet_tiny() -> RunConfig:
+    """Seconds on two cores, for the demo's phantoms and for tests: no model to use."""
+    return RunConfig(
+        recipe="unet_tiny",
+        preprocess=PreprocessConfig(size=(96, 96)),
+        sample=SampleConfig(foreground_share=0.5),
+        net=NetConfig(options={"width": 8, "depth": 3}),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=5e-3, ema=0.9),
+        train=TrainConfig(batch_size=8, max_epochs=6),
+    )
+
+
+def unet_small() -> RunConfig:
+    """Minutes on two cores: half-resolution arithmetic, all three planes, one network."""
+    return RunConfig(
+        recipe="unet_small",
+        preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
+        sample=SampleConfig(foreground_share=0.5, steps_per_epoch=100),
+        net=NetConfig(options={"width": 32, "depth": 3, "stem_stride": 2}),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=3e-3, weight_decay=1e-2, ema=0.99),
+        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, validate_every=5),
+    )
+
+
+def unet_brats() -> RunConfig:
+    """A GPU or several: the paper's width and depth at full resolution, on whole BraTS collections."""
+    return RunConfig(
+        recipe="unet_brats",
+        preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
+        sample=SampleConfig(foreground_share=0.5),
+        net=NetConfig(options={"width": 64, "depth": 4, "residual": True}),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=1e-3, weight_decay=1e-2, ema=0.999),
+        train=TrainConfig(batch_size=64, max_epochs=50),
+        augment=AugmentConfig(),
+        postprocess=PostprocessConfig(min_et_ml=0.2),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "unet_tiny": unet_tiny,
+    "unet_small": unet_small,
+    "unet_brats": unet_brats,
+}
+
+
+def build_recipe(name: str) -> RunConfig:
+    """The config of a recipe.
+
+    Raises:
+        UsageError: a name that is not a recipe.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"'{name}' is not a recipe; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,126 @@
+"""Ray Data: cases streamed out of storage and prepared all over the cluster. The one module here with Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.layouts import CaseFiles, Problem
+from glioray.cases.load import load_case
+from glioray.cases.manifest import CaseEntry, check_case
+from glioray.config import PreprocessConfig, from_dict, to_dict
+from glioray.errors import GliorayError
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.storage import open_storage
+
+_log = logging.getLogger(__name__)
+
+# A share of a CPU, so that decoding goes on beside workers that hold nearly all of them.
+TASK_CPUS = 0.25
+
+
+def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
+    """`check_case` of every case, spread over the cluster, in the order in which they end."""
+
+    def check(row: dict[str, Any]) -> dict[str, Any]:
+        entry, problems = check_case(open_storage(data), from_dict(CaseFiles, json.loads(row["item"])))
+        found = [to_dict(problem) for problem in problems]
+        return {"answer": json.dumps([None if entry is None else to_dict(entry), found])}
+
+    items = [json.dumps(to_dict(files)) for files in cases]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(check, num_cpus=TASK_CPUS)
+    for row in _with_progress(dataset.iter_rows(prefetch_batches=0), len(items), "checked"):
+        entry, problems = json.loads(row["answer"])
+        yield (
+            None if entry is None else from_dict(CaseEntry, entry),
+            [from_dict(Problem, problem) for problem in problems],
+        )
+
+
+def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
+    """Bring the cases that this node's cache does not hold yet into it; they are decoded all over the cluster.
+
+    A case decoded on this node is in its cache at once; one decoded elsewhere comes through the object store.
+
+    Raises:
+        CaseError: a case cannot be decoded any more.
+    """
+    here = SliceCache(cache, config)
+    missing = [entry for entry in entries if not here.has(entry)]
+    if not missing:
+        return
+    by_id = {entry.case_id: entry for entry in missing}
+    items = [json.dumps(to_dict(entry)) for entry in missing]
+
+    def decode(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for item in batch["item"]:
+            entry = from_dict(CaseEntry, json.loads(item))
+            there = SliceCache(cache, config)
+            stacks = there.get(entry)
+            if stacks is None:
+                stacks = prepare_case(data, entry, config)
+                there.put(entry, stacks)
+            for stack in stacks:
+                yield _to_block(stack)
+
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        decode, batch_size=1, num_cpus=TASK_CPUS
+    )
+    collected: dict[str, list[SliceStack]] = {}
+    blocks = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+    try:
+        for block in _with_progress(blocks, len(missing) * len(config.planes), "decoded"):
+            stack = _from_block(block)
+            stacks = collected.setdefault(stack.case_id, [])
+            stacks.append(stack)
+            if len(stacks) == len(config.planes):
+                here.put(by_id[stack.case_id], collected.pop(stack.case_id))
+    except RayTaskError as error:
+        if isinstance(error.cause, GliorayError):
+            raise error.cause from None
+        raise
+
+
+def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
+    """One case from storage to slices, in this process."""
+    convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+    return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
+
+
+def _to_block(stack: SliceStack) -> dict[str, Any]:
+    """A row a slice, so that the arrays stay fixed-shape tensors; what is the case's stands in each row."""
+    names = ("case_id", "plane", "origin", "shape", "spacing_mm", "label_voxels")
+    meta = json.dumps({name: getattr(stack, name) for name in names} | {"has_mask": stack.mask is not None})
+    count = len(stack.images)
+    masks = (
+        np.zeros((count, *stack.images.shape[2:]), np.uint8) if stack.mask is None else np.asarray(stack.mask)
+    )
+    return {"image": np.asarray(stack.images), "mask": masks, "meta": np.array([meta] * count)}
+
+
+def _from_block(block: dict[str, Any]) -> SliceStack:
+    meta = json.loads(str(block["meta"][0]))
+    has_mask = meta.pop("has_mask")
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()}
+    return SliceStack(images=block["image"], mask=block["mask"] if has_mask else None, **plain)
+
+
+def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:
+    began = said = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        now = time.monotonic()
+        if now - said > 5 or number == total:
+            said = now
+            left = (now - began) / number * (total - number)
+            _log.info("%s %d/%d, %.0f s left", verb, number, total, left)

@@ -1,0 +1,165 @@
+"""The deterministic part between a case and its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glioray.cases.labels import LABELS
+from glioray.cases.load import Case, brain_mask
+from glioray.config import PreprocessConfig
+from glioray.errors import CaseError
+
+# RAS+ volumes are (X, Y, Z); slices are (S, H, W). As NIfTI stores x fastest, the axial order is contiguous.
+_AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceStack:
+    """All slices of one case through its brain, in one plane.
+
+    Attributes:
+        case_id: the case as the data set names it.
+        plane: of the slices: axial is (Z; Y, X), coronal (Y; Z, X), sagittal (X; Y, Z).
+        images: (S, C, H, W) float16, C in the order of `config.MODALITIES`, background 0.
+        mask: (S, H, W) uint8 internal labels, or None.
+        origin: index of the window's first voxel along (S, H, W), negative where it is padded.
+        shape: (X, Y, Z) of the case.
+        spacing_mm: along X, Y, Z.
+        label_voxels: voxels of each label in the whole case, (5,); those outside the window count.
+    """
+
+    case_id: str
+    plane: str
+    images: NDArray[np.float16]
+    mask: NDArray[np.uint8] | None
+    origin: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    label_voxels: tuple[int, ...]
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of one voxel in millilitres."""
+        return float(np.prod(self.spacing_mm)) / 1000
+
+    def restore(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Values of the window's pixels, (..., S, H, W), put back into the case, (..., X, Y, Z); 0 around it."""
+        order = _AXES[self.plane]
+        permuted = tuple(self.shape[axis] for axis in order)
+        volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
+        source, target = _windows(self.origin, slices.shape[-3:], permuted)
+        volume[(..., *source)] = slices[(..., *target)]
+        lead = slices.ndim - 3
+        return np.transpose(volume, [*range(lead), *(lead + np.argsort(order))])
+
+    def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """A volume of the case, (X, Y, Z), as the window's pixels, (S, H, W): undoes `restore`."""
+        turned = np.transpose(volume, _AXES[self.plane])
+        slices = np.zeros(self.images.shape[:1] + self.images.shape[2:], volume.dtype)
+        source, target = _windows(self.origin, slices.shape, turned.shape)
+        slices[target] = turned[source]
+        return slices
+
+
+def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> tuple[SliceStack, ...]:
+    """The slices of a case, a stack for each plane: cropped to the brain, z-scored inside it, windowed.
+
+    Args:
+        case: as `load_case` gives it.
+        config: the settings.
+        whole: widen the window to hold the whole brain (prediction) rather than cut it (training).
+
+    Raises:
+        CaseError: the images hold nothing but background.
+    """
+    # In (Z, Y, X), the order of the file's bytes, for speed; each plane is a transposition of it.
+    volumes = [image.T for image in case.images]
+    brain = brain_mask(case.images).T
+    box = _bounding_box(brain)
+    if box is None:
+        raise CaseError(
+            case.case_id, "", "every voxel is background", "export the images again or drop the case"
+        )
+    inside = brain[box]
+    boxed = np.stack([_normalize(volume[box], inside, config) for volume in volumes])
+    label_voxels = (0,) * len(LABELS)
+    if case.mask is not None:
+        label_voxels = tuple(np.bincount(case.mask.T.ravel(), minlength=len(LABELS)).tolist())
+
+    stacks = []
+    for plane in config.planes:
+        turn = [2 - axis for axis in _AXES[plane]]
+        start = [box[axis].start for axis in turn]
+        length = [box[axis].stop - box[axis].start for axis in turn]
+        size = [length[0], *config.size]
+        if whole:
+            size[1:] = [
+                max(wanted, _round_up(found)) for wanted, found in zip(size[1:], length[1:], strict=True)
+            ]
+        shift = [(found - wanted) // 2 for found, wanted in zip(length, size, strict=True)]
+        images = np.zeros((size[0], len(volumes), *size[1:]), np.float16)
+        source, target = _windows(shift, size, length)
+        images[target[0], :, target[1], target[2]] = boxed.transpose([0, *(1 + np.array(turn))])[
+            (..., *source)
+        ].swapaxes(0, 1)
+        origin = tuple(s + d for s, d in zip(start, shift, strict=True))
+        stack = SliceStack(
+            case_id=case.case_id,
+            plane=plane,
+            images=images,
+            mask=None,
+            origin=(origin[0], origin[1], origin[2]),
+            shape=(case.images.shape[1], case.images.shape[2], case.images.shape[3]),
+            spacing_mm=case.spacing_mm,
+            label_voxels=label_voxels,
+        )
+        stacks.append(stack if case.mask is None else replace(stack, mask=stack.cut(case.mask)))
+    return tuple(stacks)
+
+
+def _normalize(
+    values: NDArray[Any], inside: NDArray[np.bool_], config: PreprocessConfig
+) -> NDArray[np.float16]:
+    """z-scores by the statistics of the brain; background becomes 0."""
+    result = values.astype(np.float32, order="C")
+    if config.normalize == "zscore":
+        voxels = result[inside]
+        # float64 accumulators: a million voxels of up to 32767 lose digits in float32.
+        mean, std = float(voxels.mean(dtype=np.float64)), float(voxels.std(dtype=np.float64))
+        result -= mean
+        result *= 1 / std if std > 0 else 0.0
+        np.clip(result, *config.clip, out=result)
+    result *= inside
+    return result.astype(np.float16)
+
+
+def _bounding_box(brain: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    spans = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        found = np.flatnonzero(brain.any(axis=others))
+        if not len(found):
+            return None
+        spans.append(slice(int(found[0]), int(found[-1]) + 1))
+    return spans[0], spans[1], spans[2]
+
+
+def _windows(
+    origin: Sequence[int], size: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a window lies in a volume, and where that part lies in the window."""
+    source, target = [], []
+    for start, length, limit in zip(origin, size, shape, strict=True):
+        low, high = max(start, 0), min(start + length, limit)
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    return tuple(source), tuple(target)
+
+
+def _round_up(length: int, multiple: int = 16) -> int:
+    return -(-length // multiple) * multiple

@@ -1,0 +1,230 @@
+"""Batches of slices out of the cache, in an order that depends on nothing but seed and epoch."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glioray.config import PreprocessConfig, SampleConfig
+from glioray.errors import DataError
+from glioray.slices.preprocess import SliceStack
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on its way to the network.
+
+    Attributes:
+        images: (B, C, H, W) float32, C = modalities x slices; with neighbours, from the lowest slice up.
+        masks: (B, H, W) uint8 internal labels.
+        positions: (B,) index of each sample in the epoch's order, over all ranks: what seeds augmentation.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    positions: NDArray[np.int64]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; pinned memory is copied while the device computes."""
+        if device.type == "cpu":
+            return self
+        images, masks = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.masks))
+        return Batch(images, masks, self.positions)
+
+
+class SliceStore:
+    """The slices of some stacks, addressed by one index.
+
+    A batch is copied sample by sample out of the mappings straight into one fresh float32 tensor: no
+    worker process, no queue, no second copy of the data set in memory.
+    """
+
+    def __init__(self, stacks: Sequence[SliceStack], preprocess: PreprocessConfig) -> None:
+        if not stacks:
+            raise DataError("there is no case to draw slices from; check the split and the manifest")
+        self.stacks = sorted(stacks, key=lambda stack: (stack.case_id, stack.plane))
+        self.preprocess = preprocess
+        self._images = [torch.from_numpy(_writable_view(stack.images)) for stack in self.stacks]
+        self._masks = [
+            None if stack.mask is None else torch.from_numpy(_writable_view(stack.mask))
+            for stack in self.stacks
+        ]
+        self._offsets = np.cumsum([0, *(len(images) for images in self._images)])
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def foreground(self) -> NDArray[np.bool_]:
+        """(len,) whether a slice holds any tumour."""
+        flags = [
+            np.zeros(len(stack.images), bool) if stack.mask is None else stack.mask.any(axis=(1, 2))
+            for stack in self.stacks
+        ]
+        return np.concatenate(flags)
+
+    def draw(
+        self, indices: Sequence[int] | NDArray[np.int64], positions: NDArray[np.int64] | None = None
+    ) -> Batch:
+        """The slices at `indices`."""
+        _, modalities, height, width = self._images[0].shape
+        offsets = self._neighbour_offsets()
+        images = torch.empty(len(indices), len(offsets) * modalities, height, width)
+        masks = torch.zeros(len(indices), height, width, dtype=torch.uint8)
+        for row, index in enumerate(indices):
+            number = int(np.searchsorted(self._offsets, index, side="right")) - 1
+            place = int(index - self._offsets[number])
+            stack, mask = self._images[number], self._masks[number]
+            for block, offset in enumerate(offsets):
+                target = images[row, block * modalities : (block + 1) * modalities]
+                # Past either end of the brain there is background.
+                if 0 <= place + offset < len(stack):
+                    target.copy_(stack[place + offset])
+                else:
+                    target.zero_()
+            if mask is not None:
+                masks[row].copy_(mask[place])
+        return Batch(images, masks, np.arange(len(indices)) if positions is None else positions)
+
+    def stack_batches(self, number: int, batch_size: int) -> Iterator[Batch]:
+        """All slices of stack `number`, in order."""
+        start, stop = self._offsets[number], self._offsets[number + 1]
+        for low in range(start, stop, batch_size):
+            yield self.draw(np.arange(low, min(low + batch_size, stop)))
+
+    def warm(self, budget_bytes: int) -> int:
+        """Ask the kernel to read mapped stacks ahead, up to a budget; returns the bytes asked for."""
+        asked = 0
+        for stack in self.stacks:
+            mapping = getattr(stack.images, "_mmap", None)
+            if mapping is not None and asked + stack.images.nbytes <= budget_bytes:
+                mapping.madvise(mmap.MADV_WILLNEED)
+                asked += stack.images.nbytes
+        return asked
+
+    def _neighbour_offsets(self) -> list[int]:
+        reach, step = self.preprocess.neighbours, self.preprocess.neighbour_step
+        return [k * step for k in range(-reach, reach + 1)]
+
+
+def _writable_view(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The same memory with the read-only flag that torch warns about taken off; we never write to it.
+
+    Writing would fail all the same: the pages themselves are mapped read-only.
+    """
+    if array.flags.writeable:
+        return array
+    view = np.asarray(array).view()
+    interface = dict(view.__array_interface__)
+    interface["data"] = (interface["data"][0], False)
+
+    class _Holder:
+        __array_interface__ = interface
+        owner = array
+
+    return np.asarray(_Holder())
+
+
+class EpochSampler:
+    """Which slices each step of an epoch draws, on each rank.
+
+    The order is a function of (seed, epoch) alone, so that a resumed run goes on where it was, and the
+    global batch does not depend on the number of ranks: rank r of n takes the r-th of n equal parts.
+    """
+
+    def __init__(
+        self, foreground: NDArray[np.bool_], config: SampleConfig, batch_size: int, seed: int
+    ) -> None:
+        """Batches of `batch_size` over all ranks that share this pool of slices."""
+        empty = np.flatnonzero(~foreground)
+        kept = empty[
+            np.unique(np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int))
+        ]
+        self._foreground, self._empty = np.flatnonzero(foreground), kept
+        self._config, self._batch_size, self._seed = config, batch_size, seed
+        self.num_slices = len(self._foreground) + len(kept)
+        if not self.num_slices:
+            raise DataError(
+                "no slice is left to train on: none holds tumour and sample.empty_share is 0; raise it"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self._config.steps_per_epoch or -(-self.num_slices // self._batch_size)
+
+    def epoch(self, epoch: int, num_steps: int | None = None) -> NDArray[np.int64]:
+        """(steps, batch) indices; the last batch is filled up from the epoch's beginning."""
+        steps = num_steps or self.num_steps
+        rng = np.random.default_rng([self._seed, epoch])
+        share = self._config.foreground_share
+        if share is None or not len(self._foreground) or not len(self._empty):
+            pool = np.concatenate([self._foreground, self._empty])
+            return _cycle(rng, pool, steps * self._batch_size).reshape(steps, self._batch_size)
+        num_foreground = round(share * self._batch_size)
+        rows = [
+            _cycle(rng, self._foreground, steps * num_foreground).reshape(steps, -1),
+            _cycle(rng, self._empty, steps * (self._batch_size - num_foreground)).reshape(steps, -1),
+        ]
+        # Shuffled within each batch, so that every rank's part holds both kinds.
+        return rng.permuted(np.concatenate(rows, axis=1), axis=1)
+
+
+def _cycle(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` entries of a pool: one permutation after another."""
+    if count == 0:
+        return np.empty(0, np.int64)
+    return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
+
+
+class SliceFeed:
+    """This rank's batches of a store, epoch by epoch.
+
+    Args:
+        store: slices that all ranks of the node share.
+        sampler: over the store, with the node's part of the global batch.
+        part: (index, count) of this rank among the node's.
+        num_steps: of an epoch, alike on every rank.
+        pin: hand out pinned memory, filled one batch ahead in a thread, for a GPU.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        sampler: EpochSampler,
+        part: tuple[int, int],
+        num_steps: int,
+        *,
+        pin: bool = False,
+    ) -> None:
+        self.store, self.sampler, self.part, self.num_steps, self.pin = store, sampler, part, num_steps, pin
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch: a function of the epoch alone."""
+        order = self.sampler.epoch(epoch, self.num_steps)
+        index, count = self.part
+        width = order.shape[1] // count
+        columns = slice(index * width, (index + 1) * width)
+
+        def batch(step: int) -> Batch:
+            positions = step * order.shape[1] + np.arange(order.shape[1])[columns]
+            drawn = self.store.draw(order[step, columns], positions)
+            return (
+                Batch(drawn.images.pin_memory(), drawn.masks.pin_memory(), positions) if self.pin else drawn
+            )
+
+        if not self.pin:
+            yield from map(batch, range(self.num_steps))
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(batch, 0)
+            for step in range(self.num_steps):
+                ready = ahead.result()
+                if step + 1 < self.num_steps:
+                    ahead = pool.submit(batch, step + 1)
+                yield ready

@@ -1,0 +1,102 @@
+"""What a run leaves behind to go on from, and to be used.
+
+    <run>/config.json                     the whole resolved config
+    <run>/latest.json                     {"checkpoint": "checkpoints/step-…", ...}, written last
+    <run>/checkpoints/step-0000000123/    model.safetensors, model.json   (inference)
+                                          state.pt                        (training)
+
+A checkpoint is published by its pointer, one atomic write, after all its objects are there: a crash in
+between leaves the one before in force. `state.pt` holds tensors and plain values only and is read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glioray.errors import ModelError
+from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE, ModelSpec, encode_weights
+from glioray.storage import Storage, join_uri
+
+LATEST = "latest.json"
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint: the network for inference, its description, and all that training goes on from."""
+
+    step: int
+    spec: ModelSpec
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(storage: Storage, checkpoint: Checkpoint) -> str:
+    """Publish a checkpoint and drop the one before; returns its URI."""
+    folder = f"checkpoints/step-{checkpoint.step:010d}"
+    buffer = io.BytesIO()
+    torch.save(checkpoint.state, buffer)
+    storage.write(f"{folder}/{STATE_FILE}", buffer.getvalue())
+    storage.write(f"{folder}/{WEIGHTS_FILE}", encode_weights(checkpoint.weights))
+    storage.write(f"{folder}/{SPEC_FILE}", checkpoint.spec.to_json().encode())
+    pointer = json.dumps(
+        {"checkpoint": folder, "step": checkpoint.step, "metrics": checkpoint.spec.metrics}
+    ).encode()
+    storage.write(LATEST, pointer)
+    for item in list(storage.list("checkpoints/")):
+        if not item.key.startswith(f"{folder}/"):
+            storage.delete(item.key)
+    return join_uri(storage.uri, folder)
+
+
+def load_state(storage: Storage) -> dict[str, Any] | None:
+    """The latest checkpoint's training state, on the CPU; None where the run has none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    folder = latest_folder(storage)
+    if folder is None:
+        return None
+    data = storage.read(f"{folder}/{STATE_FILE}")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged ({error}); delete the run's latest.json to "
+            "start over, or choose another --run-name"
+        ) from error
+    return state
+
+
+def latest_folder(storage: Storage) -> str | None:
+    """The key of the folder that `latest.json` names; None where the run has no checkpoint."""
+    if not storage.exists(LATEST):
+        return None
+    folder: str = json.loads(storage.read(LATEST))["checkpoint"]
+    return folder
+
+
+def fetch_model(storage: Storage, folder: Path) -> Path:
+    """Copy the model of the run's latest checkpoint into a local folder.
+
+    Raises:
+        ModelError: the run has no checkpoint.
+    """
+    source = latest_folder(storage)
+    if source is None:
+        raise ModelError(
+            f"'{storage.uri}' has no {LATEST}: the run saved no checkpoint; look at its log, or run it again"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, SPEC_FILE):
+        (folder / name).write_bytes(storage.read(f"{source}/{name}"))
+    return folder

@@ -1,0 +1,155 @@
+"""The segmentation task: one network, one optimiser, patient-level validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from glioray.config import RunConfig
+from glioray.inference.package import ModelSpec
+from glioray.inference.predictor import Predictor, autocast
+from glioray.losses import build_loss
+from glioray.metrics.segmentation import Counts, confusion, mean_dice, overlap_metrics, reported_regions
+from glioray.slices.augment import Augment
+from glioray.slices.preprocess import SliceStack
+from glioray.slices.store import Batch
+from glioray.training.checkpoint import Checkpoint
+from glioray.training.collectives import Ranks, gather, reduce_sum
+from glioray.training.loop import check_finite
+from glioray.training.optim import MovingAverage, build_optimizer, learning_rate
+
+_NUM_PICTURES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One slice of a validation case, the same at every validation: (H, W) arrays, labels internal."""
+
+    title: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+class SegmentationTask:
+    """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: ModelSpec,
+        val_cases: Sequence[tuple[SliceStack, ...]],
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self.config, self.spec, self.val_cases, self.device = config, spec, val_cases, device
+        torch.manual_seed(config.train.seed)
+        self.net = spec.build().to(device, memory_format=torch.channels_last)
+        self.ddp: nn.Module = self.net
+        if ranks.world_size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.ddp = nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
+        self.loss = build_loss(config.loss.name, reduce=reduce_sum, **config.loss.options)
+        self.optimizer = build_optimizer(self.net, config.optim)
+        self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
+        self.augment = Augment(config.augment, config.train.seed)
+        self.pictures: list[Picture] = []
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        """One optimiser step; `loss`, `lr` and the gradient's norm before clipping."""
+        config = self.config.optim
+        lr = learning_rate(config, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.ddp.train()
+        images, masks = self.augment(batch.to(self.device), epoch)
+        with autocast(self.device, self.config.train.precision):
+            logits = self.ddp(images.contiguous(memory_format=torch.channels_last))
+        loss = self.loss(logits, masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # DDP has averaged the gradients, so this norm, and what is decided by it, is alike on every rank.
+        limit = config.grad_clip or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), limit))
+        check_finite("the gradient's norm", norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.net)
+        return {"loss": float(loss.detach()), "lr": lr, "grad_norm": norm}
+
+    def validate(self) -> dict[str, float]:
+        """Patient-level 3-D Dice of the averaged weights, with the rules that the model will be served with."""
+        predictor = Predictor(self.spec, self._inference_net(), str(self.device))
+        tables: dict[str, Counts] = {}
+        self.pictures = []
+        for stacks in self.val_cases:
+            labels = predictor.predict_stacks(stacks)
+            tables[stacks[0].case_id] = counts_in_case(stacks[0], labels)
+            if len(self.pictures) < _NUM_PICTURES:
+                self.pictures.append(_picture(stacks[0], labels))
+        tables = {case_id: table for part in gather(tables) for case_id, table in part.items()}
+        if not tables:
+            return {}
+        regions = reported_regions(tables.values())
+        cases = {
+            case_id: {name: overlap_metrics(table, labels)["dice"] for name, labels in regions.items()}
+            for case_id, table in sorted(tables.items())
+        }
+        self.spec = dataclasses.replace(self.spec, val_cases=cases)
+        return mean_dice(list(tables.values()))
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimiser and average, and what they were made under."""
+        average = self.average
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None
+            if average is None
+            else {"weights": average.weights, "num_updates": average.num_updates},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            for name, tensor in state["average"]["weights"].items():
+                self.average.weights[name].copy_(tensor)
+            self.average.num_updates = state["average"]["num_updates"]
+
+    def checkpoint(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> Checkpoint:
+        """The model that validation judged."""
+        self.spec = dataclasses.replace(self.spec, metrics=metrics)
+        return Checkpoint(step=step, spec=self.spec, weights=self._weights(), state=state)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return self.net.state_dict() if self.average is None else self.average.weights
+
+    def _inference_net(self) -> nn.Module:
+        net = self.spec.build()
+        net.load_state_dict(self._weights())
+        return net.to(self.device, memory_format=torch.channels_last)
+
+
+def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:
+    """The confusion matrix over a whole case, (X, Y, Z); what lies outside the stack's window counts as missed."""
+    assert stack.mask is not None, "validation cases are labelled"
+    table = confusion(stack.restore(np.asarray(stack.mask)), labels)
+    table[:, 0] += np.asarray(stack.label_voxels) - table.sum(axis=1)
+    return table
+
+
+def _picture(stack: SliceStack, labels: NDArray[np.uint8]) -> Picture:
+    assert stack.mask is not None
+    number = int((stack.mask > 0).sum(axis=(1, 2)).argmax())
+    # FLAIR, the last modality: where the whole tumour shows best.
+    image = np.asarray(stack.images[number, -1], np.float32)
+    title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
+    return Picture(title, image, np.asarray(stack.mask[number]), stack.cut(labels)[number])

@@ -1,0 +1,248 @@
+"""A whole segmentation run on one rank: from a plan to a checkpoint, tracked.
+
+What calls this (a Ray Train worker, a Tune trial, a notebook) hands in how cases reach this node's cache
+and whom to report to; nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glioray.cases.manifest import CaseEntry, Manifest
+from glioray.config import PreprocessConfig, RunConfig, fingerprint, to_dict
+from glioray.errors import DataError, GliorayError, UsageError
+from glioray.inference.package import ModelSpec, read_package
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack
+from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
+from glioray.storage import Storage, open_storage
+from glioray.tracking.figures import learning_curves, overlay_figure
+from glioray.tracking.registry import log_model
+from glioray.tracking.runs import Kind, RunLogger
+from glioray.training.checkpoint import fetch_model
+from glioray.training.collectives import Ranks, barrier, gather, reduce_max
+from glioray.training.loop import Report, fit
+from glioray.training.segmentation import SegmentationTask
+
+_log = logging.getLogger(__name__)
+CONFIG_FILE = "config.json"
+
+Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], None]
+"""Brings cases of a data URI into this node's cache: see `slices.pipeline.fill_cache`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything that a run needs to know, picklable and without secrets.
+
+    Attributes:
+        config: the resolved config.
+        manifest: the data; its "train" and "val" are what is trained and validated on.
+        storage: the run's own URI, `<storage>/<run name>`.
+        run_name: and its name, by which it is resumed.
+        tracking_uri: MLflow's address.
+        experiment: in MLflow.
+        kind: of the MLflow run.
+        parent_run_id: the sweep's, for a trial.
+        tags: further tags of the MLflow run.
+        cache: of slices, on each node.
+        num_threads: torch's threads in this process; 0 leaves torch's own choice.
+    """
+
+    config: RunConfig
+    manifest: Manifest
+    storage: str
+    run_name: str
+    tracking_uri: str
+    experiment: str
+    kind: Kind = "train"
+    parent_run_id: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    cache: CacheConfig = field(default_factory=CacheConfig.from_environment)
+    num_threads: int = 0
+
+
+def train_segmentation(
+    plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None
+) -> dict[str, object]:
+    """Train, or go on training, `plan`'s model on this rank.
+
+    Returns: on every rank `metrics` (figures of the last validation, `slices_per_s`, ...), on the first one
+    also `run_id` and `model`, the MLflow URI of the logged model.
+
+    Raises:
+        UsageError: the run's name is taken by a run with other settings.
+        DataError: nothing to train on.
+        TrainingError: the run diverged.
+    """
+    if plan.num_threads:
+        torch.set_num_threads(plan.num_threads)
+    device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    storage = open_storage(plan.storage)
+    if ranks.is_first:
+        claim_run(storage, plan)
+    with ExitStack() as stack:
+        logger = None
+        if ranks.is_first:
+            logger = _open_logger(plan)
+            stack.enter_context(logger.system_metrics())
+        try:
+            feed, val_stacks = _load_slices(plan, ranks, fill, device)
+            task = SegmentationTask(plan.config, _first_spec(plan), val_stacks, ranks, device)
+            tracked = _Tracked(task, logger, report)
+            metrics = fit(task, feed, plan.config.train, storage, ranks, tracked)
+            barrier()
+            result: dict[str, object] = {"metrics": metrics}
+            if logger is not None:
+                result |= {"run_id": logger.run_id, "model": _log_final_model(storage, logger, plan.config)}
+                logger.finish()
+        except GliorayError as error:
+            if logger is not None:
+                logger.finish("FAILED", str(error))
+            raise
+    return result
+
+
+def claim_run(storage: Storage, plan: RunPlan) -> None:
+    """Leave the run's config in its storage, or check that the run there is this one.
+
+    Raises:
+        UsageError: a run of that name has other settings or other data.
+    """
+    config = to_dict(plan.config)
+    # How long and on how many ranks may change when a run goes on; what is learned from what may not.
+    for name in ("max_epochs", "minutes", "num_workers"):
+        config["train"].pop(name)
+    identity = {"settings": fingerprint(config), "data": plan.manifest.hash}
+    if storage.exists(CONFIG_FILE):
+        there = json.loads(storage.read(CONFIG_FILE))["identity"]
+        changed = [name for name, value in identity.items() if there.get(name) != value]
+        if changed:
+            raise UsageError(
+                f"the run '{plan.run_name}' is there already with other {' and other '.join(changed)}; choose "
+                "another --run-name, or repeat its flags to go on with it"
+            )
+        return
+    text = json.dumps({"identity": identity, "config": to_dict(plan.config)}, indent=1)
+    storage.write(CONFIG_FILE, text.encode())
+
+
+def _open_logger(plan: RunPlan) -> RunLogger:
+    logger = RunLogger.open_run(
+        plan.experiment,
+        plan.run_name,
+        kind=plan.kind,
+        parent_run_id=plan.parent_run_id,
+        tags={"glioray.manifest_hash": plan.manifest.hash, "glioray.recipe": plan.config.recipe, **plan.tags},
+        tracking_uri=plan.tracking_uri,
+    )
+    num = {f"num_{name}_cases": len(plan.manifest.select(name)) for name in ("train", "val")}
+    logger.log_params({**to_dict(plan.config), "data": plan.manifest.data, "storage": plan.storage, **num})
+    return logger
+
+
+def _first_spec(plan: RunPlan) -> ModelSpec:
+    train = plan.manifest.select("train")
+    has_cavity = any(entry.label_voxels.get("rc", 0) for entry in train)
+    spacing = np.median([entry.spacing_mm for entry in train], axis=0)
+    return ModelSpec(
+        config=plan.config,
+        out_channels=3 if plan.config.loss.target == "regions" else 4 + has_cavity,
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        manifest_hash=plan.manifest.hash,
+        train_patients=tuple(sorted({entry.patient_id for entry in train})),
+    )
+
+
+def _load_slices(
+    plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device
+) -> tuple[SliceFeed, list[tuple[SliceStack, ...]]]:
+    """This rank's batches and its validation cases.
+
+    Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes and keeps its
+    own part, once, and every rank draws from all of its node's slices.
+    """
+    train, val = plan.manifest.select("train"), plan.manifest.select("val")
+    if not train:
+        raise DataError(
+            "no labelled case is left to train on; check the report of jobs/prepare.py and the split"
+        )
+    node_ranks = [rank for node, rank in gather((ranks.node_rank, ranks.rank)) if node == ranks.node_rank]
+    pool = [entry for number, entry in enumerate(train) if number % ranks.world_size in node_ranks]
+    if not pool:
+        raise DataError(
+            f"{len(train)} training cases do not go round {ranks.world_size} workers; use fewer --workers"
+        )
+    mine = val[ranks.rank :: ranks.world_size]
+    preprocess = plan.config.preprocess
+    cache = SliceCache(plan.cache, preprocess)
+    if ranks.world_size > 1:
+        fill(plan.manifest.data, pool[ranks.local_rank :: ranks.local_world_size], preprocess, plan.cache)
+        barrier()
+    stacks = []
+    for part in (pool, mine):
+        fill(plan.manifest.data, part, preprocess, plan.cache)
+        found = [cache.get(entry) for entry in part]
+        if any(stack is None for stack in found):
+            raise DataError(
+                f"the slice cache '{plan.cache.folder}' cannot hold this run's cases at once; raise "
+                "GLIORAY_CACHE_DISK_GB or point GLIORAY_CACHE at a larger disk"
+            )
+        stacks.append([stack for stack in found if stack is not None])
+    store = SliceStore([stack for case in stacks[0] for stack in case], preprocess)
+    if ranks.local_rank == 0:
+        warmed = store.warm(plan.cache.memory_bytes)
+        _log.info(
+            "%d slices of %d cases on this node, %.1f GB read ahead", len(store), len(pool), warmed / 1e9
+        )
+    config = plan.config
+    node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
+    seed = config.train.seed + 1_000_003 * ranks.node_rank
+    sampler = EpochSampler(store.foreground(), config.sample, node_batch, seed)
+    part = (ranks.local_rank, ranks.local_world_size)
+    num_steps = int(reduce_max(sampler.num_steps))
+    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]
+
+
+class _Tracked:
+    """Reports to MLflow, on the first rank, and then to whoever else listens."""
+
+    def __init__(self, task: SegmentationTask, logger: RunLogger | None, report: Report | None) -> None:
+        self.task, self.logger, self.report = task, logger, report
+        self.history: list[dict[str, float]] = []
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        if self.logger is not None:
+            epoch = int(metrics["epoch"])
+            self.logger.log_metrics(metrics, step=epoch)
+            self.history.append(metrics)
+            self.logger.log_figure(learning_curves(self.history), "learning_curves.png")
+            if self.task.pictures:
+                pictures = self.task.pictures
+                figure = overlay_figure(
+                    np.stack([p.image for p in pictures]),
+                    np.stack([p.truth for p in pictures]),
+                    np.stack([p.prediction for p in pictures]),
+                    [p.title for p in pictures],
+                )
+                self.logger.log_figure(figure, f"overlays/epoch_{epoch:04d}.png")
+        if self.report is not None:
+            self.report(metrics)
+
+
+def _log_final_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        package = fetch_model(storage, Path(folder))
+        spec, net = read_package(package)
+        example = torch.zeros(1, config.preprocess.num_channels, *config.preprocess.size)
+        logger.log_json(spec.val_cases, "validation_cases.json")
+        return log_model(logger, package, net, example)
