@@ -83,11 +83,12 @@ def labels_in(mask: np.ndarray, *, case_id: str = "", file: str = "") -> set[int
         CaseError: values that are not whole numbers, NaN included, or more than 16 different ones.
     """
     numbers = _whole_numbers(mask, case_id, file)
-    values = np.unique(numbers[numbers != 0])
+    where, foreground = _foreground(numbers)
+    values = np.unique(foreground)
     if values.size > 16:
         found = f"holds {values.size} different values; expected the few labels of a mask"
         raise CaseError(case_id, file, found, "check that it is a mask and not an image")
-    background = {0} if np.any(numbers == 0) else set()
+    background = set() if where.all() else {0}
     return {int(value) for value in values} | background
 
 
@@ -129,21 +130,24 @@ def _whole_numbers(mask: np.ndarray, case_id: str, file: str) -> np.ndarray:
     return rounded
 
 
+def _foreground(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a mask is not 0 and what it holds there, in the order of memory; most of a mask is background."""
+    flat = array.ravel(order="K")
+    where = flat != 0
+    return where, flat[where]
+
+
 def _mapped(array: np.ndarray, table: Mapping[int, int], name: str, case_id: str, file: str) -> np.ndarray:
-    # Most of a mask is background: only what is not 0 is looked up.
-    result = np.zeros_like(array, dtype=np.uint8)
-    foreground = array != 0
-    values = array[foreground]
-    numbers = (
-        np.unique(values) if values.dtype.itemsize > 1 else np.flatnonzero(np.bincount(values.view(np.uint8)))
-    )
-    unknown = sorted(set(numbers.tolist()) - set(table))
+    where, values = _foreground(array)
+    numbers = np.unique(values).tolist()
+    unknown = sorted(set(numbers) - set(table))
     if unknown:
         known = ", ".join(str(number) for number in sorted(table))
         found = f"holds the label {unknown[0]:g}; the convention {name} has {known}"
         raise CaseError(case_id, file, found, "correct the label or state the data set's convention")
     mapped = np.zeros(values.shape, dtype=np.uint8)
-    for number in numbers.tolist():
+    for number in numbers:
         mapped[values == number] = table[int(number)]
-    result[foreground] = mapped
+    result = np.zeros_like(array, dtype=np.uint8)
+    result.ravel(order="K")[where] = mapped
     return result

@@ -427,6 +427,8 @@ def same_grid(a: Volume | Header, b: Volume | Header) -> str | None:
     Affines may differ by a twentieth of a voxel at any corner: rounding, not another grid.
     """
     one, two = (v if isinstance(v, Header) else v.header for v in (a, b))
+    if one.shape[:3] == two.shape[:3] and np.array_equal(one.affine, two.affine):
+        return None
     (shape_a, affine_a), (shape_b, affine_b) = _ras_grid(one), _ras_grid(two)
     if shape_a != shape_b:
         return f"is {shape_b} voxels (in RAS order) but {one.name} is {shape_a}"
