@@ -23,9 +23,12 @@ _SESSION = tempfile.TemporaryDirectory(prefix="glt-", ignore_cleanup_errors=True
 _TOKEN = Path(_SESSION.name) / "auth_token"
 services.make_token(_TOKEN)
 
+# What a developer's shell points at must not reach the tests: they read and write their own servers only.
+_PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "GLIORAY_")
+for _name in [name for name in os.environ if name.startswith(_PREFIXES)]:
+    if _name not in ("GLIORAY_REAL_DATA", "AWS_CA_BUNDLE"):
+        del os.environ[_name]
 # Ray reads these when it is imported. One token for all of a session's clusters, because a process caches it.
-for _name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID"):
-    os.environ.pop(_name, None)
 os.environ.update(
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN_PATH=str(_TOKEN),
@@ -38,10 +41,6 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 Path(os.environ["RAY_TMPDIR"]).mkdir()
-# What a developer's shell points at must not reach the tests: they read and write their own servers only.
-for _name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_PROFILE", "GLIORAY_DATA", "GLIORAY_STORAGE"):
-    os.environ.pop(_name, None)
-
 _NUM_CPUS = 4
 _OBJECT_STORE_BYTES = 200 << 20
 

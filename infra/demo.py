@@ -1,0 +1,267 @@
+"""`infra/local.sh demo`: from nothing to a served model, on phantom data, by the same jobs as on a cluster.
+
+Every step leaves its result in `.glioray/demo/`; a second demo finds it there, says so, and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from local import HOME, NUM_PHANTOMS, PHANTOM, ROOT, client_env, make_phantoms, up
+from processes import LOOPBACK, Service, ServiceError, free_port, make_folder
+
+OUT = HOME / "demo"
+RUN_NAME = "demo"
+NUM_TRIALS = 3
+MINUTES = 3
+NUM_STEPS = 7
+# What `ray job submit` says of itself, between the job's own lines.
+_CHATTER = re.compile(r"\b(INFO|SUCC)\b.{0,20}\b(cli|sdk|job_manager|worker|packaging)\.py:\d+ -- ")
+_SERVE_DEADLINE_S = 180
+
+
+def run_demo() -> None:
+    """All the steps.
+
+    Raises:
+        ServiceError: a step failed; the message says which.
+    """
+    clock = _Clock()
+    make_folder(OUT)
+
+    clock.step(f"{NUM_PHANTOMS} phantom cases")
+    clock.note("written" if make_phantoms() else "reused: they are there", PHANTOM)
+
+    clock.step("MLflow and Ray on this machine")
+    services = up()
+    env = client_env(services)
+
+    clock.step(f"tune a U-Net: {NUM_TRIALS} trials, {MINUTES} minutes of training at most")
+    tuned = _once("tune", lambda: _tune(env), clock)
+    clock.note(_scores(tuned["metrics"]), tuned["model"])
+
+    clock.step("promote the winner to `champion`")
+    promoted = _submit("promote", ["jobs/promote.py", "--model", tuned["model"], "--data", str(PHANTOM)], env)
+
+    clock.step("serve the champion")
+    endpoint = _serve(env, promoted, clock)
+
+    case_id = sorted(path.name for path in PHANTOM.iterdir() if path.is_dir())[-1]
+    clock.step(f"segment {case_id} by HTTP")
+    mask = _segment(endpoint, case_id, clock)
+
+    clock.step("draw the mask over the image")
+    picture = _draw(case_id, mask)
+
+    _say_where(services, endpoint, mask, picture, clock)
+
+
+class _Clock:
+    """Prints the steps as they come, with the time since the start."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.number = 0
+
+    @property
+    def elapsed(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def step(self, title: str) -> None:
+        self.number += 1
+        print(f"\n[{self.number}/{NUM_STEPS}] {title}  ({self.elapsed})", flush=True)
+
+    def note(self, *parts: object) -> None:
+        print("    " + "  ".join(str(_short(part)) for part in parts), flush=True)
+
+
+def _tune(env: Mapping[str, str]) -> dict[str, Any]:
+    # fmt: off
+    flags = [
+        "--data", str(PHANTOM), "--recipe", "unet_small", "--trials", str(NUM_TRIALS), "--minutes", str(MINUTES),
+        "--run-name", RUN_NAME, "--experiment", RUN_NAME,
+    ]
+    # fmt: on
+    return _submit("tune", ["jobs/tune_unet.py", *flags], env)
+
+
+def _once(name: str, run: Any, clock: _Clock) -> dict[str, Any]:
+    """The result that an earlier demo left, or else the one that `run` gives, which is left for the next."""
+    path = OUT / f"{name}.json"
+    if path.exists():
+        clock.note(f"reused: the result of an earlier demo; remove {_short(path)} to run it again")
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+    result = run()
+    path.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Submit a job as a user would, show its lines, return the JSON object that it ends with."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    runtime = {"env_vars": {"GLIORAY_GIT_COMMIT": commit.stdout.strip() or "unknown"}}
+    ray = str(Path(sys.executable).parent / "ray")
+    # fmt: off
+    submit = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(runtime), "--", "python"]
+    # fmt: on
+    print(
+        f"    $ ray job submit --working-dir . -- python {' '.join(map(str, map(_short, command)))}",
+        flush=True,
+    )
+    result = None
+    with (OUT / f"{name}.log").open("w") as log:
+        job = subprocess.Popen(
+            [*submit, *command],
+            cwd=ROOT,
+            env=dict(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert job.stdout is not None
+        for line in job.stdout:
+            log.write(line)
+            if line.startswith("{") and (found := _parse(line)) is not None:
+                result = found
+            elif line.strip() and not _CHATTER.search(line):
+                print(f"    {line.rstrip()}", flush=True)
+    if job.wait() != 0:
+        raise ServiceError(f"the job {command[0]} failed, see above; all of its output is in {log.name}")
+    if result is None:
+        raise ServiceError(f"the job {command[0]} ended without its JSON result; its output is in {log.name}")
+    return result
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _serve(env: Mapping[str, str], promoted: Mapping[str, Any], clock: _Clock) -> str:
+    """The address of the endpoint, which answers; started unless the same version is served already."""
+    path = OUT / "serve.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    version = {"model": promoted["champion"], "ray": env["RAY_ADDRESS"]}
+    if earlier.get("version") == version and _ready(earlier["endpoint"]):
+        clock.note("reused: it is served already", earlier["endpoint"])
+        return str(earlier["endpoint"])
+    port = free_port()
+    endpoint = f"http://{LOOPBACK}:{port}"
+    with (OUT / "serve.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "serve/app.py", "--host", LOOPBACK, "--port", str(port)],
+            cwd=ROOT,
+            env=dict(env),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode != 0:
+        raise ServiceError(f"serve/app.py ended with status {done.returncode}; its log is {log.name}")
+    deadline = time.monotonic() + _SERVE_DEADLINE_S
+    while not _ready(endpoint):
+        if time.monotonic() > deadline:
+            raise ServiceError(f"{endpoint}/readyz did not answer in {_SERVE_DEADLINE_S} s; see {log.name}")
+        time.sleep(0.5)
+    path.write_text(json.dumps({"endpoint": endpoint, "version": version}))
+    clock.note("ready", endpoint)
+    return endpoint
+
+
+def _ready(endpoint: str) -> bool:
+    try:
+        return requests.get(f"{endpoint}/readyz", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _segment(endpoint: str, case_id: str, clock: _Clock) -> Path:
+    """Send the four images of a case; keeps the mask, prints the volumes."""
+    names = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+    folder = PHANTOM / case_id
+    parts = {field: (folder / f"{case_id}_{name}.nii.gz").read_bytes() for field, name in names.items()}
+    files = {field: (f"{field}.nii.gz", data, "application/gzip") for field, data in parts.items()}
+    url = f"{endpoint}/v1/segment"
+    reply = requests.post(url, files=files, timeout=120)
+    volumes = requests.post(url, files=files, headers={"Accept": "application/json"}, timeout=120)
+    for answer in (reply, volumes):
+        if not answer.ok:
+            raise ServiceError(f"POST {url} answered {answer.status_code}: {answer.text[:300]}")
+    path = OUT / f"{case_id}_mask.nii.gz"
+    path.write_bytes(reply.content)
+    clock.note(json.dumps(volumes.json()))
+    return path
+
+
+def _draw(case_id: str, mask: Path) -> Path:
+    """A PNG of three axial slices with much tumour: image, truth and answer."""
+    import numpy as np
+
+    sys.path.insert(0, str(ROOT / "platform"))
+    from glioray.cases.labels import to_internal
+    from glioray.cases.layouts import discover_cases
+    from glioray.cases.load import load_case
+    from glioray.cases.nifti import read_volume, to_canonical
+    from glioray.config import MODALITIES
+    from glioray.storage import open_storage
+    from glioray.tracking.figures import overlay_figure
+
+    storage = open_storage(PHANTOM)
+    files = next(files for files in discover_cases(storage)[0] if files.case_id == case_id)
+    case = load_case(storage, files)
+    assert case.mask is not None
+    assert case.convention is not None
+    volume = read_volume(mask.read_bytes(), name=mask.name)
+    stored, _ = to_canonical(volume.array, volume.affine)
+    answer = to_internal(stored, case.convention)
+    area = (case.mask > 0).sum(axis=(0, 1))
+    centre = int(area.argmax())
+    chosen = sorted({max(centre - 5, 0), centre, min(centre + 5, len(area) - 1)})
+
+    def slices(array: np.ndarray) -> np.ndarray:
+        return np.stack([np.rot90(array[:, :, z]) for z in chosen])
+
+    flair = case.images[MODALITIES.index("flair")]
+    titles = [f"{case_id} z={z}" for z in chosen]
+    figure = overlay_figure(slices(flair), slices(case.mask), slices(answer), titles)
+    path = OUT / f"{case_id}_overlay.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{name} {metrics[name]:.2f}" for name in ("dice_wt", "dice_tc", "dice_et") if name in metrics
+    )
+
+
+def _short(part: object) -> object:
+    """A path below the repository's root relative to it, anything else as it is."""
+    text = str(part)
+    return text.removeprefix(f"{ROOT}/") if text.startswith(str(ROOT)) else part
+
+
+def _say_where(services: dict[str, Service], endpoint: str, mask: Path, picture: Path, clock: _Clock) -> None:
+    print(f"\ndone in {clock.elapsed}; all of it keeps running until `bash infra/local.sh down`. Look here:")
+    for name, where in {
+        "MLflow": services["mlflow"].address,
+        "Ray": f"{services['ray'].address} (the token is in {_short(services['ray'].env['RAY_AUTH_TOKEN_PATH'])})",
+        "endpoint": f"{endpoint}/v1/segment",
+        "mask": _short(mask),
+        "overlay": _short(picture),
+    }.items():
+        print(f"  {name:9} {where}")
+    print("research use only: not a medical device", flush=True)

@@ -1,0 +1,230 @@
+"""The verbs of `infra/local.sh`: a glioray of MLflow, Ray and, on request, an S3 server, on this machine alone.
+
+What runs stands in `.glioray/state.json`; what a shell must know of it in `.glioray/env.sh`, which `.venv/bin/ray`
+and an activated shell read, and which never overrides what the user has set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from processes import Service, ServiceError, make_folder, write_secret
+from services import start_mlflow, start_ray_head, start_s3
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / ".glioray"
+STATE = HOME / "state.json"
+ENV = HOME / "env.sh"
+PHANTOM = HOME / "phantom"
+NUM_PHANTOMS = 10
+# A variable of one group is set only where the user has set none of it: half of one address and half of another
+# would send a token, or credentials, to the wrong place.
+GROUPS = (
+    (
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    ),
+    (
+        "AWS_ENDPOINT_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_REGION",
+        "AWS_EC2_METADATA_DISABLED",
+    ),
+    ("MLFLOW_TRACKING_URI",),
+    ("GLIORAY_DATA",),
+    ("GLIORAY_STORAGE",),
+)
+# Names of the variables that env.sh has set in a shell, to tell them from the user's own.
+MARK = "GLIORAY_LOCAL_VARIABLES"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out one verb; the exit code is the shell's."""
+    parser = argparse.ArgumentParser(prog="bash infra/local.sh", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("demo", help="from nothing to a served model on phantom data")
+    test = verbs.add_parser("test", help="format, lint, types, import rules and tests")
+    test.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments for pytest")
+    start = verbs.add_parser("up", help="start MLflow and Ray on free loopback ports")
+    start.add_argument("--s3", action="store_true", help="start an S3 server too")
+    verbs.add_parser("down", help="end what was started")
+    verbs.add_parser("status", help="what runs, and where")
+    args = parser.parse_args(argv)
+    for name in os.environ.pop(MARK, "").split():
+        os.environ.pop(name, None)
+    try:
+        if args.verb == "test":
+            from checks import run_checks
+
+            return run_checks(args.pytest)
+        with _alone():
+            if args.verb == "up":
+                up(s3=args.s3)
+                _print_status(load_state())
+            elif args.verb == "down":
+                down()
+            elif args.verb == "status":
+                _print_status(load_state())
+            else:
+                from demo import run_demo
+
+                run_demo()
+    except ServiceError as error:
+        print(f"local.sh: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def up(*, s3: bool = False) -> dict[str, Service]:
+    """Start what does not run yet; returns the services by name."""
+    services = load_state()
+    wanted = {"mlflow", "ray"} | ({"s3"} if s3 else set())
+    if wanted <= services.keys() and all(service.alive() for service in services.values()):
+        print("already up")
+        return services
+    # Ray's drivers inherit the other services' addresses, so a missing one means that all start again.
+    down(quiet=not services)
+    make_folder(HOME)
+    if make_phantoms():
+        print(f"wrote {NUM_PHANTOMS} phantom cases to {PHANTOM.relative_to(ROOT)}", flush=True)
+    services, env = {}, {"GLIORAY_DATA": str(PHANTOM), "GLIORAY_STORAGE": str(HOME / "storage")}
+    try:
+        if s3:
+            _add(services, "s3", start_s3(HOME / "s3", ["data", "storage"]), env)
+        _add(services, "mlflow", start_mlflow(HOME / "mlflow"), env)
+        given = {name: value for name, value in env.items() if name not in _set_by_user()}
+        _add(services, "ray", start_ray_head(HOME / "ray", env=given, cwd=ROOT), env)
+    finally:
+        _save_state(services)
+    _write_env(env, services["ray"].pid)
+    return services
+
+
+def down(*, quiet: bool = False) -> None:
+    """End what `up` started, and forget it."""
+    services = load_state()
+    for name, service in reversed(services.items()):
+        if service.alive():
+            print(f"ending {name}", flush=True)
+        service.stop()
+    if not services and not quiet:
+        print("nothing to end")
+    STATE.unlink(missing_ok=True)
+    ENV.unlink(missing_ok=True)
+
+
+def load_state() -> dict[str, Service]:
+    """The services that were started last, alive or not, in the order of their start."""
+    if not STATE.exists():
+        return {}
+    return {name: _from_dict(values) for name, values in json.loads(STATE.read_text()).items()}
+
+
+def client_env(services: dict[str, Service]) -> dict[str, str]:
+    """The environment of a process that uses the services; what the user has set stays."""
+    env = {"GLIORAY_DATA": str(PHANTOM), "GLIORAY_STORAGE": str(HOME / "storage")}
+    for service in services.values():
+        env |= service.env
+    taken = _set_by_user()
+    return {**os.environ, **{name: value for name, value in env.items() if name not in taken}}
+
+
+def make_phantoms() -> bool:
+    """Write the phantom data set unless it is there; says whether it wrote."""
+    done = PHANTOM / ".complete"
+    if done.exists():
+        return False
+    sys.path.insert(0, str(ROOT / "platform"))
+    from glioray.cases.phantom import write_phantoms
+    from glioray.storage import open_storage
+
+    write_phantoms(open_storage(PHANTOM), num_cases=NUM_PHANTOMS)
+    done.touch()
+    return True
+
+
+def _set_by_user() -> set[str]:
+    """Variables that the user's environment decides: every one of a group of which it sets any."""
+    return {name for group in GROUPS for name in group if any(os.environ.get(other) for other in group)}
+
+
+def _write_env(env: dict[str, str], head_pid: int) -> None:
+    lines = [
+        "# Written by `infra/local.sh up`; sourced by .venv/bin/ray and by an activated shell.",
+        "# What an earlier version of this file has set goes first; then nothing is set unless the cluster runs.",
+        f'eval "unset ${{{MARK}:-}} {MARK}"',
+        f"kill -0 {head_pid} 2>/dev/null || return 0",
+    ]
+    for group in GROUPS:
+        names = [name for name in group if name in env]
+        if names:
+            unset = "".join(f"${{{name}:-}}" for name in group)
+            lines += [f'if [ -z "{unset}" ]; then']
+            lines += [f"  export {name}={shlex.quote(env[name])}" for name in names]
+            lines += [f'  export {MARK}="${{{MARK}:-}} {" ".join(names)}"']
+            lines += ["fi"]
+    # The S3 server's keys stand in it.
+    write_secret(ENV, "\n".join(lines) + "\n")
+
+
+def _add(services: dict[str, Service], name: str, service: Service, env: dict[str, str]) -> None:
+    services[name] = service
+    env.update(service.env)
+    print(f"{service.name}: {service.address}", flush=True)
+
+
+def _save_state(services: dict[str, Service]) -> None:
+    state = {name: dataclasses.asdict(service) for name, service in services.items()}
+    write_secret(STATE, json.dumps(state, indent=2, default=str))
+
+
+def _from_dict(values: dict[str, Any]) -> Service:
+    return Service(**{**values, "log": Path(values["log"]), "scratch": tuple(map(Path, values["scratch"]))})
+
+
+def _print_status(services: dict[str, Service]) -> None:
+    if not services:
+        print("nothing runs; `bash infra/local.sh up` starts MLflow and Ray")
+        return
+    for name, service in services.items():
+        state = f"pid {service.pid}" if service.alive() else "has ended"
+        print(f"{name:8} {service.address:28} {state:14} log {service.log.relative_to(ROOT)}")
+    if all(service.alive() for service in services.values()):
+        print("\nin this folder, with or without `. .venv/bin/activate`:")
+        print("  .venv/bin/ray job submit jobs/tune_unet.py")
+    else:
+        print("\n`bash infra/local.sh up` starts all again")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps a second `up`, `down` or `demo` of this folder waiting, so that neither loses the other's state."""
+    make_folder(HOME)
+    with (HOME / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another infra/local.sh in this folder", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            print(f"went on after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())
