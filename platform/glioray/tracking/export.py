@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
+import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import mlflow.pytorch
@@ -45,73 +44,75 @@ def save_export(net: torch.nn.Module, example: torch.Tensor, folder: Path, *, ru
     # A size of 1 would be taken for a constant.
     rows = torch.zeros((max(2, len(example)), *example.shape[1:]), dtype=torch.float32)
     frozen = copy.deepcopy(net).cpu().eval()
+    name = type(net).__name__
     try:
-        free = _free_axes(frozen, rows)
+        program = _save(frozen, rows, folder, _DYNAMIC, run_id)
+        free = _free_axes(program)
+        if free != _DYNAMIC and 0 in free:
+            shutil.rmtree(folder)
+            program = _save(frozen, rows, folder, free, run_id)
     except Exception as error:  # torch.export raises whatever its tracing met
         raise ModelError(
-            f"{type(net).__name__} cannot be exported by torch.export ({_first_words(error)}); "
-            "keep data-dependent control flow out of its forward"
+            f"{name} cannot be exported by torch.export ({_first_words(error)}); "
+            "keep control flow that depends on the data out of its forward"
         ) from error
     if 0 not in free:
         raise ModelError(
-            f"{type(net).__name__} can be exported only for batches of {len(rows)}; leave the batch axis free"
+            f"{name} can be exported for batches of {len(rows)} alone; leave the batch axis free"
         )
-    names = tuple(_AXES[axis] for axis in free)
+    names = _names(free)
     if free != _DYNAMIC:
         fixed = ", ".join(f"{_AXES[axis]} {rows.shape[axis]}" for axis in _DYNAMIC if axis not in free)
-        _log.warning(
-            "the export of %s is fixed to %s; only %s may vary", type(net).__name__, fixed, ", ".join(names)
-        )
+        _log.warning("the export of %s is fixed to %s; what may vary is %s", name, fixed, ", ".join(names))
+    _check_equal(frozen, program, rows)
+    return names
+
+
+def _save(
+    net: torch.nn.Module, rows: torch.Tensor, folder: Path, free: tuple[int, ...], run_id: str
+) -> torch.export.ExportedProgram:
+    """Write the folder with the axes `free` in the signature; the exported program as read back."""
     with torch.no_grad():
-        output = frozen(rows)
+        output = net(rows)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), _spec(rows, free))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), _spec(output, free))]),
     )
+    versions = [f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}", "numpy"]
     with warnings.catch_warnings():
         # MLflow imports its pyfunc room here, which warns of its own type hints.
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
         mlflow.pytorch.save_model(
-            frozen,
+            net,
             folder,
             mlflow_model=Model(run_id=run_id, artifact_path="model"),
             signature=signature,
             input_example=rows.numpy(),
             serialization_format="pt2",
-            pip_requirements=[
-                f"mlflow=={mlflow.__version__}",
-                f"torch=={torch.__version__.partition('+')[0]}",
-                "numpy",
-            ],
-            metadata={
-                "dynamic_axes": ", ".join(names),
-                "input": "B, C, H, W",
-                "output": "B, K, H, W (logits)",
-            },
+            pip_requirements=versions,
+            metadata={"dynamic_axes": ", ".join(_names(free)), "input": "B, C, H, W", "output": "B, K, H, W"},
         )
-    _check_equal(frozen, rows, folder)
-    return names
+    return torch.export.load(folder / "data" / "model.pt2")
 
 
-def _free_axes(net: torch.nn.Module, rows: torch.Tensor) -> tuple[int, ...]:
-    shapes = [dict.fromkeys(_DYNAMIC, torch.export.Dim.AUTO)]
-    program = torch.export.export(net, (rows,), dynamic_shapes=shapes)
-    placeholder = next(
-        node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
-    )
-    sizes = placeholder.meta["val"].shape
+def _free_axes(program: torch.export.ExportedProgram) -> tuple[int, ...]:
+    (name,) = program.graph_signature.user_inputs
+    sizes = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     return tuple(axis for axis in _DYNAMIC if isinstance(sizes[axis], torch.SymInt))
+
+
+def _names(axes: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(_AXES[axis] for axis in axes)
 
 
 def _spec(tensor: torch.Tensor, free: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-1 if axis in free else size for axis, size in enumerate(tensor.shape))
 
 
-def _check_equal(net: torch.nn.Module, rows: torch.Tensor, folder: Path) -> None:
-    loaded: Any = mlflow.pytorch.load_model(os.fspath(folder))
+def _check_equal(net: torch.nn.Module, program: torch.export.ExportedProgram, rows: torch.Tensor) -> None:
     noise = torch.randn((3, *rows.shape[1:]), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = net(noise), loaded(noise)
+        expected, found = net(noise), program.module()(noise)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         worst = (found - expected).abs().max().item()
         raise ModelError(

@@ -27,7 +27,7 @@ _NAMES = {
     "et": "ET (enhancing)",
     "rc": "RC (resection cavity)",
 }
-_ALPHA = 0.4
+_ALPHA = 0.45
 
 
 def overlay_figure(
@@ -117,12 +117,19 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         rows: one a trial: "trial" (number), "objective" (higher is better; None or non-finite where there
-            is none, drawn as a cross at the bottom), "lr", and "state" ("complete", "running", "pruned",
-            "failed").
+            is none), "lr", and "state" ("complete", "running", "pruned", "failed"). A trial that failed or
+            has no objective is a cross at the bottom, whatever bad value the search was told.
+
+    Raises:
+        ValueError: a state that is none of these.
     """
+    if unknown := {str(row["state"]) for row in rows} - set(_STATE_COLOURS):
+        raise ValueError(
+            f"'{min(unknown)}' is not a trial's state; the states are {', '.join(_STATE_COLOURS)}"
+        )
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    scored = [row for row in rows if _finite(row.get("objective"))]
+    scored = [row for row in rows if _scored(row)]
     values = [float(row["objective"]) for row in scored]
     floor = min(values, default=0.0) - 0.05 * (max(values, default=1.0) - min(values, default=0.0) or 1.0)
     for axes, key in ((left, "trial"), (right, "lr")):
@@ -131,9 +138,7 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 points = [
                     (float(row[key]), float(row["objective"]) if good else floor)
                     for row in rows
-                    if _state(row) == state
-                    and _finite(row.get("objective")) == good
-                    and _finite(row.get(key))
+                    if row["state"] == state and _scored(row) == good and _finite(row.get(key))
                 ]
                 if points:
                     axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=36, zorder=3)
@@ -147,7 +152,7 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _finish(right, "Objective by learning rate", "learning rate", "", False, "" if rows else "no trials yet")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set_xscale("log")
-    states = [state for state in _STATE_COLOURS if any(_state(row) == state for row in rows)]
+    states = [state for state in _STATE_COLOURS if any(row["state"] == state for row in rows)]
     handles = [_dot(_STATE_COLOURS[state], "o", state) for state in states]
     if len(scored) < len(rows):
         handles.append(_dot("black", "x", "no value"))
@@ -206,9 +211,8 @@ def _finish(axes: Axes, title: str, x: str, y: str, legend: bool, empty: str) ->
         axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="gray")
 
 
-def _state(row: Mapping[str, Any]) -> str:
-    state = str(row.get("state", "complete")).lower()
-    return state if state in _STATE_COLOURS else "failed"
+def _scored(row: Mapping[str, Any]) -> bool:
+    return row["state"] != "failed" and _finite(row.get("objective"))
 
 
 def _finite(value: Any) -> bool:

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 
-def git_commit() -> str:
-    """The commit of this package: GLIORAY_GIT_COMMIT, else its checkout's, else "unknown".
+def git_commit(file: Path = Path(__file__)) -> str:
+    """The commit of a file of this package: GLIORAY_GIT_COMMIT, else its checkout's, else "unknown".
 
     A checkout with uncommitted changes gets "-dirty" behind its commit. Jobs set the variable for their
     workers, where the package arrives without its history. A package that merely lies inside someone
@@ -16,8 +16,8 @@ def git_commit() -> str:
     """
     if given := os.environ.get("GLIORAY_GIT_COMMIT", "").strip():
         return given
-    folder = Path(__file__).resolve().parent
-    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    folder = file.resolve().parent
+    if _git(folder, "ls-files", "--error-unmatch", file.name) is None:
         return "unknown"
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:

@@ -1,0 +1,371 @@
+"""Runs, pictures and models on a real MLflow server, which is also taken away and given back."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import services
+import torch
+from matplotlib.figure import Figure
+from mlflow.tracking import MlflowClient
+from safetensors.torch import save_file
+from torch import nn
+
+from glioray.errors import ModelError, UsageError
+from glioray.nets import build_net
+from glioray.storage import open_storage
+from glioray.tracking.registry import (
+    champion,
+    fetch_package,
+    log_model,
+    register_model,
+    resolve_version,
+    set_champion,
+)
+from glioray.tracking.runs import RunLogger
+
+
+@pytest.fixture
+def experiment(mlflow_server: str, request: pytest.FixtureRequest) -> str:
+    """An experiment of the test's own."""
+    return f"tracking {request.node.name}"
+
+
+@pytest.fixture
+def client(mlflow_server: str) -> MlflowClient:
+    return MlflowClient(mlflow_server)
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return build_net("unet", in_channels=4, out_channels=3, width=4, depth=2).eval()
+
+
+def _package(folder: Path, net: nn.Module, note: str = "a") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(net.state_dict(), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps({"note": note}))
+    return folder
+
+
+def test_a_run_holds_what_was_logged(experiment: str, client: MlflowClient, tmp_path: Path):
+    run = RunLogger.open_run(experiment, "one", kind="train", tags={"manifest": "abc"})
+    run.log_params(
+        {"optim": {"lr": 1e-3, "name": "adamw"}, "size": (192, 160), "options": {}, "long": "x" * 9000}
+    )
+    run.log_params({"optim": {"lr": 1e-3}})
+    run.log_metrics({"loss": 1.0, "dice_wt": math.nan}, step=0)
+    run.log_metrics({"loss": 0.5, "dice_wt": math.inf}, step=1)
+    run.log_metrics({f"m{number}": number for number in range(1500)}, step=1)
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    run.log_figure(figure, "figures/curve.png")
+    run.log_json({"a": [1, 2]}, "result.json")
+    (tmp_path / "logs" / "deep").mkdir(parents=True)
+    (tmp_path / "logs" / "deep" / "x.txt").write_text("x")
+    run.log_folder(tmp_path / "logs", "logs")
+    run.finish()
+
+    stored = client.get_run(run.run_id)
+    params = stored.data.params
+    assert (params["optim.lr"], params["optim.name"], params["size"], params["options"]) == (
+        "0.001",
+        "adamw",
+        "[192, 160]",
+        "{}",
+    )
+    assert len(params["long"]) == 6000
+    assert params["long"].endswith("(9000 characters in all)")
+    assert [metric.value for metric in client.get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+    nan, infinity = (metric.value for metric in client.get_metric_history(run.run_id, "dice_wt"))
+    assert math.isnan(nan)
+    assert infinity > 1e300
+    assert stored.data.metrics["m1499"] == 1499
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "one"
+    tags = stored.data.tags
+    assert (tags["glioray.key"], tags["manifest"]) == ("train/one", "abc")
+    assert tags["glioray.git_commit"]
+    local = Path(client.download_artifacts(run.run_id, "", str(tmp_path / "got")))
+    assert (local / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((local / "result.json").read_text()) == {"a": [1, 2]}
+    assert (local / "logs" / "deep" / "x.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_run_is_found_again_however_it_ended(experiment: str, client: MlflowClient, status: str):
+    name = "fold'1\" 50% é/x"
+    first = RunLogger.open_run(experiment, name, kind="train")
+    first.finish(status, "a reason")
+    again = RunLogger.open_run(experiment, name, kind="train")
+    assert (again.run_id, first.resumed, again.resumed) == (first.run_id, False, True)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    assert client.get_run(first.run_id).data.tags["glioray.reason"] == "a reason"
+    assert RunLogger.open_run(experiment, name, kind="evaluate").run_id != first.run_id
+
+
+def test_trials_are_children_and_known_by_their_sweep(experiment: str, client: MlflowClient):
+    sweeps = [RunLogger.open_run(experiment, name, kind="sweep") for name in ("a", "b")]
+    trials = [
+        RunLogger.open_run(experiment, "trial 0", kind="trial", parent_run_id=sweep.run_id)
+        for sweep in sweeps
+    ]
+    retried = RunLogger.open_run(experiment, "trial 0", kind="trial", parent_run_id=sweeps[1].run_id)
+    assert trials[0].run_id != trials[1].run_id == retried.run_id
+    assert client.get_run(retried.run_id).data.tags["mlflow.parentRunId"] == sweeps[1].run_id
+
+
+def test_processes_that_open_a_run_at_once_share_it(experiment: str, client: MlflowClient):
+    RunLogger.open_run(experiment, "other", kind="train")
+    start = threading.Barrier(4)
+    found: list[str] = []
+
+    def _open() -> None:
+        start.wait()
+        found.append(RunLogger.open_run(experiment, "same", kind="train").run_id)
+
+    threads = [threading.Thread(target=_open) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    kept = RunLogger.open_run(experiment, "same", kind="train").run_id
+    left = client.search_runs(
+        [client.get_experiment_by_name(experiment).experiment_id], "tags.`glioray.key` = 'train/same'"
+    )
+    assert set(found) == {kept}
+    assert [run.info.run_id for run in left] == [kept]
+
+
+def test_a_deleted_run_is_made_anew(experiment: str, client: MlflowClient):
+    first = RunLogger.open_run(experiment, "one", kind="train")
+    client.delete_run(first.run_id)
+    assert RunLogger.open_run(experiment, "one", kind="train").run_id != first.run_id
+
+
+def test_an_experiment_in_the_trash_is_told(experiment: str, client: MlflowClient):
+    client.delete_experiment(client.create_experiment(experiment))
+    with pytest.raises(UsageError, match="lies in MLflow's trash"):
+        RunLogger.open_run(experiment, "one", kind="train")
+
+
+def test_a_setting_that_changed_on_resume_is_kept_beside_the_first(
+    experiment: str, client: MlflowClient, caplog: pytest.LogCaptureFixture
+):
+    RunLogger.open_run(experiment, "one", kind="train").log_params({"train": {"minutes": 5, "seed": 0}})
+    again = RunLogger.open_run(experiment, "one", kind="train")
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        again.log_params({"train": {"minutes": 9, "seed": 0, "workers": 2}})
+    stored = client.get_run(again.run_id).data
+    assert stored.params == {"train.minutes": "5", "train.seed": "0", "train.workers": "2"}
+    assert stored.tags["glioray.changed.train.minutes"] == "9"
+    assert "train.minutes was 5 when the run began and is 9 now" in caplog.text
+
+
+def test_names_that_mlflow_cannot_store_are_refused_before_anything_is_sent(
+    experiment: str, client: MlflowClient
+):
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    with pytest.raises(UsageError, match="'dice#wt' is no name"):
+        run.log_metrics({"loss": 1.0, "dice#wt": 0.5}, step=0)
+    with pytest.raises(UsageError, match="no path inside a run"):
+        run.log_text("x", "../x.txt")
+    assert client.get_run(run.run_id).data.metrics == {}
+
+
+def test_what_the_server_refuses_does_not_stop_the_rest(
+    experiment: str, client: MlflowClient, caplog: pytest.LogCaptureFixture
+):
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    client.delete_run(run.run_id)
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        run.log_metrics({"loss": 1.0}, step=0)
+        client.restore_run(run.run_id)
+        run.log_metrics({"loss": 0.5}, step=1)
+        run.finish()
+    assert [metric.step for metric in client.get_metric_history(run.run_id, "loss")] == [1]
+    assert "MLflow refused 1 metrics" in caplog.text
+    assert "ends without what MLflow did not take: 1 metrics" in caplog.text
+
+
+def test_system_metrics_go_on_where_they_were(experiment: str, client: MlflowClient):
+    for _ in range(2):
+        run = RunLogger.open_run(experiment, "one", kind="train")
+        with run.system_metrics(interval_s=60):
+            pass
+    history = client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
+    assert [metric.step for metric in history] == [0, 1]
+    assert "system/system_memory_usage_percentage" in client.get_run(run.run_id).data.metrics
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[list[services.Service]]:
+    """A server of the test's own, in a list so that the test may put its successor there."""
+    servers = [services.start_mlflow(tmp_path / "server")]
+    yield servers
+    servers[-1].stop()
+
+
+def test_a_server_that_goes_and_comes_back_gets_everything_in_order(
+    own_server: list[services.Service], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    address = own_server[0].address
+    run = RunLogger.open_run("outage", "one", kind="train", tracking_uri=address)
+    run.log_metrics({"loss": 3.0}, step=0)
+    own_server[0].stop()
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        run.log_metrics({"loss": 2.0}, step=1)
+        run.log_params({"late": 1})
+        run.log_text("kept", "notes/a.txt")
+        gone = tmp_path / "gone.txt"
+        gone.write_text("still here")
+        run.log_file(gone, "gone.txt")
+        gone.unlink()
+        run.log_metrics({"loss": 1.0}, step=2)
+    assert caplog.text.count("cannot be reached") == 1
+
+    own_server.append(services.start_mlflow(tmp_path / "server", port=int(address.rpartition(":")[2])))
+    run.log_metrics({"loss": 0.5}, step=3)
+    client = MlflowClient(address)
+    history = client.get_metric_history(run.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.5)]
+    assert history[1].timestamp < history[3].timestamp, "a metric keeps the time at which it was measured"
+    assert client.get_run(run.run_id).data.params == {"late": "1"}
+    got = Path(client.download_artifacts(run.run_id, "", str(tmp_path)))
+    assert (got / "notes" / "a.txt").read_text() == "kept"
+    assert (got / "gone.txt").read_text() == "still here"
+
+
+def test_a_run_that_ends_during_an_outage_says_what_is_lost(
+    own_server: list[services.Service], caplog: pytest.LogCaptureFixture
+):
+    run = RunLogger.open_run("outage", "one", kind="train", tracking_uri=own_server[0].address)
+    own_server[0].stop()
+    run.log_metrics({"loss": 2.0}, step=1)
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        run.finish("FAILED", "out of memory")
+    assert "ends without what MLflow did not take: 1 metrics; 1 tags" in caplog.text
+    assert f"could not end the run {run.run_id} as FAILED" in caplog.text
+
+
+_PLAIN_PYTHON = """
+import sys
+sys.modules["glioray"] = None  # as where it is not installed
+import mlflow.pyfunc, mlflow.pytorch, numpy, torch
+uri, x, y = sys.argv[1], numpy.load(sys.argv[2]), numpy.load(sys.argv[3])
+numpy.testing.assert_allclose(mlflow.pytorch.load_model(uri)(torch.from_numpy(x)).detach().numpy(), y, 1e-3, 1e-4)
+numpy.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(x), y, 1e-3, 1e-4)
+print("equal")
+"""
+
+
+def test_the_champion_loads_in_plain_mlflow(experiment: str, tmp_path: Path):
+    import numpy as np
+
+    net = _net()
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    uri = log_model(run, _package(tmp_path / "p", net), net, torch.zeros(1, 4, 32, 32))
+    assert uri == f"runs:/{run.run_id}/model"
+    set_champion("plain", register_model("plain", run.run_id, {"recipe": "unet_small"}).rpartition("/")[2])
+    x = torch.randn(3, 4, 48, 32)
+    np.save(tmp_path / "x.npy", x.numpy())
+    with torch.no_grad():
+        np.save(tmp_path / "y.npy", net(x).numpy())
+    command = [
+        sys.executable,
+        "-c",
+        _PLAIN_PYTHON,
+        "models:/plain@champion",
+        tmp_path / "x.npy",
+        tmp_path / "y.npy",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "equal"
+
+
+def test_a_model_is_registered_once_promoted_and_fetched(
+    experiment: str, client: MlflowClient, tmp_path: Path
+):
+    net = _net()
+    package = _package(tmp_path / "p", net)
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    with pytest.raises(ModelError, match="has logged no model"):
+        register_model("m", run.run_id, {})
+    assert champion("m") is None
+    log_model(run, package, net, torch.zeros(1, 4, 32, 32))
+    first = register_model("m", run.run_id, {"recipe": "unet_small", "dice_wt": "0.70"})
+    assert register_model("m", run.run_id, {"dice_wt": "0.71"}) == first
+    version = client.get_model_version("m", first.rpartition("/")[2])
+    assert (version.tags["glioray.run_id"], version.tags["recipe"], version.tags["dice_wt"]) == (
+        run.run_id,
+        "unet_small",
+        "0.71",
+    )
+    assert "Research use only" in version.description
+
+    assert champion("m") is None
+    set_champion("m", version.version)
+    assert champion("m") == version.version
+    assert resolve_version("models:/m@champion") == first
+    for uri in ("models:/m@champion", first, f"runs:/{run.run_id}/model"):
+        got = fetch_package(uri, tmp_path / "got")
+        assert sorted(file.name for file in got.iterdir()) == ["model.json", "model.safetensors"]
+        assert (got / "model.safetensors").read_bytes() == (package / "model.safetensors").read_bytes()
+
+
+def test_a_registered_model_never_changes_when_its_run_goes_on(experiment: str, tmp_path: Path):
+    net = _net()
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    first_uri = log_model(run, _package(tmp_path / "p", net, "first"), net, torch.zeros(1, 4, 32, 32))
+    first = register_model("going on", run.run_id, {})
+    again = RunLogger.open_run(experiment, "one", kind="train")
+    assert log_model(again, tmp_path / "p", net, torch.zeros(1, 4, 32, 32)) == first_uri
+    second_uri = log_model(again, _package(tmp_path / "p", net, "second"), net, torch.zeros(1, 4, 32, 32))
+    second = register_model("going on", run.run_id, {})
+    assert first != second
+    for uri, note in ((first, "first"), (second, "second"), (first_uri, "first"), (second_uri, "second")):
+        got = fetch_package(uri, tmp_path / "got")
+        assert json.loads((got / "model.json").read_text()) == {"note": note}
+
+
+def test_models_that_are_not_there_are_told(experiment: str, tmp_path: Path):
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    run.log_text("x", "model/MLmodel")
+    for uri, message in (
+        ("models:/nowhere@champion", "has no 'models:/nowhere@champion'"),
+        ("models:/nowhere/3", "has no 'models:/nowhere/3'"),
+        ("runs:/0123456789abcdef/model", "has no run 0123456789abcdef"),
+        (f"runs:/{run.run_id}/model", "holds no model.safetensors and model.json"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            fetch_package(uri, tmp_path)
+    for uri in ("models:/m", "models:/m/latest", "models:/m@a/b"):
+        with pytest.raises(UsageError, match="is no model's URI"):
+            resolve_version(uri)
+    with pytest.raises(ModelError):
+        set_champion("nowhere", 1)
+
+
+def test_a_checkpoint_in_a_bucket_is_fetched(bucket: str, tmp_path: Path):
+    package = _package(tmp_path / "p", _net())
+    storage = open_storage(f"s3://{bucket}/runs/one")
+    for name in ("model.safetensors", "model.json"):
+        storage.write(f"checkpoints/step-5/{name}", (package / name).read_bytes())
+    storage.write("latest.json", b'{"checkpoint": "checkpoints/step-5"}')
+    for uri in (f"s3://{bucket}/runs/one", f"s3://{bucket}/runs/one/checkpoints/step-5"):
+        got = fetch_package(uri, tmp_path / "got")
+        assert (got / "model.safetensors").read_bytes() == (package / "model.safetensors").read_bytes()
+
+
+def test_nothing_touches_the_fluent_run(experiment: str):
+    RunLogger.open_run(experiment, "one", kind="train").finish()
+    assert mlflow.active_run() is None

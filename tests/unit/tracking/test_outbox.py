@@ -1,0 +1,51 @@
+"""What is kept of a run while no server answers. The server here is a port that nobody listens on."""
+
+import logging
+
+import pytest
+from mlflow.entities import Metric, RunTag
+from mlflow.tracking import MlflowClient
+
+from glioray.tracking.outbox import Artifact, Entities, Outbox
+
+
+@pytest.fixture
+def client(free_port: int, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return MlflowClient(f"http://127.0.0.1:{free_port}")
+
+
+def _metrics(count: int, name: str = "loss") -> Entities:
+    return Entities(metrics=[Metric(name, float(step), 0, step) for step in range(count)])
+
+
+def test_nothing_raises_and_it_is_said_once(client: MlflowClient, caplog: pytest.LogCaptureFixture):
+    outbox = Outbox(client, "run")
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        for _ in range(5):
+            outbox.put([_metrics(1), Artifact("a.txt", b"x")])
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"MLflow at {client.tracking_uri} cannot be reached"
+    ]
+    assert not outbox.flush()
+    assert len(outbox) == 10
+
+
+def test_metrics_share_a_request_up_to_its_limit(client: MlflowClient):
+    outbox = Outbox(client, "run")
+    outbox.put([_metrics(1)])
+    for _ in range(1500):
+        outbox.put([_metrics(1)])
+    assert len(outbox) == 2
+
+
+def test_the_oldest_are_dropped_beyond_the_bound(client: MlflowClient, caplog: pytest.LogCaptureFixture):
+    outbox = Outbox(client, "run", max_bytes=1000)
+    with caplog.at_level(logging.WARNING, logger="glioray"):
+        outbox.put([Entities(tags=[RunTag("first", "x")])])
+        outbox.put([Artifact("big.png", bytes(900))])
+        outbox.put([Artifact("last.png", bytes(600))])
+    assert outbox.lost == ["1 tags", "the file big.png"]
+    assert "dropped the file big.png of run run" in caplog.text
+    assert outbox.forget() == ["1 tags", "the file big.png", "the file last.png"]
+    assert len(outbox) == 0
