@@ -28,26 +28,32 @@ STATE = HOME / "state.json"
 ENV = HOME / "env.sh"
 PHANTOM = HOME / "phantom"
 NUM_PHANTOMS = 10
-# A variable of one group is set only where the user has set none of it: half of one address and half of another
-# would send a token, or credentials, to the wrong place.
+# What the services tell their clients, in groups: (variables by which a user points elsewhere, all that are set
+# where he points nowhere). Half of one address and half of another would send a token to the wrong place.
 GROUPS = (
     (
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_ADDRESS",
-        "RAY_AUTH_MODE",
-        "RAY_AUTH_TOKEN_PATH",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"),
+        (
+            "RAY_API_SERVER_ADDRESS",
+            "RAY_ADDRESS",
+            "RAY_AUTH_MODE",
+            "RAY_AUTH_TOKEN_PATH",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        ),
     ),
     (
-        "AWS_ENDPOINT_URL",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_REGION",
-        "AWS_EC2_METADATA_DISABLED",
+        ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"),
+        (
+            "AWS_ENDPOINT_URL",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_REGION",
+            "AWS_EC2_METADATA_DISABLED",
+        ),
     ),
-    ("MLFLOW_TRACKING_URI",),
-    ("GLIORAY_DATA",),
-    ("GLIORAY_STORAGE",),
+    (("MLFLOW_TRACKING_URI",), ("MLFLOW_TRACKING_URI",)),
+    (("GLIORAY_DATA",), ("GLIORAY_DATA",)),
+    (("GLIORAY_STORAGE",), ("GLIORAY_STORAGE",)),
 )
 # Names of the variables that env.sh has set in a shell, to tell them from the user's own.
 MARK = "GLIORAY_LOCAL_VARIABLES"
@@ -125,7 +131,7 @@ def down(*, quiet: bool = False) -> None:
     if not services and not quiet:
         print("nothing to end")
     STATE.unlink(missing_ok=True)
-    ENV.unlink(missing_ok=True)
+    _write_env({}, None)
 
 
 def load_state() -> dict[str, Service]:
@@ -159,26 +165,26 @@ def make_phantoms() -> bool:
 
 
 def _set_by_user() -> set[str]:
-    """Variables that the user's environment decides: every one of a group of which it sets any."""
-    return {name for group in GROUPS for name in group if any(os.environ.get(other) for other in group)}
+    """Variables that the user's environment decides."""
+    return {name for deciding, names in GROUPS for name in names if any(map(os.environ.get, deciding))}
 
 
-def _write_env(env: dict[str, str], head_pid: int) -> None:
+def _write_env(env: dict[str, str], head_pid: int | None) -> None:
+    """Write env.sh, with the S3 server's keys in it; without a head it only clears what an earlier one has set."""
     lines = [
-        "# Written by `infra/local.sh up`; sourced by .venv/bin/ray and by an activated shell.",
-        "# What an earlier version of this file has set goes first; then nothing is set unless the cluster runs.",
+        "# Written by infra/local.sh; sourced by .venv/bin/ray and by an activated shell. What an earlier version of",
+        "# this file has set goes first; then nothing is set unless the cluster runs.",
         f'eval "unset ${{{MARK}:-}} {MARK}"',
-        f"kill -0 {head_pid} 2>/dev/null || return 0",
     ]
-    for group in GROUPS:
-        names = [name for name in group if name in env]
+    if head_pid is not None:
+        lines += [f"kill -0 {head_pid} 2>/dev/null || return 0"]
+    for deciding, names in GROUPS:
+        names = tuple(name for name in names if name in env)
         if names:
-            unset = "".join(f"${{{name}:-}}" for name in group)
+            unset = "".join(f"${{{name}:-}}" for name in deciding)
             lines += [f'if [ -z "{unset}" ]; then']
             lines += [f"  export {name}={shlex.quote(env[name])}" for name in names]
-            lines += [f'  export {MARK}="${{{MARK}:-}} {" ".join(names)}"']
-            lines += ["fi"]
-    # The S3 server's keys stand in it.
+            lines += [f'  export {MARK}="${{{MARK}:-}} {" ".join(names)}"', "fi"]
     write_secret(ENV, "\n".join(lines) + "\n")
 
 

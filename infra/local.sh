@@ -101,6 +101,10 @@ write_shims() {
 # Written by infra/local.sh: the Ray command line, pointed at the local cluster where the user points nowhere.
 bin=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ -f "$bin/../../.glioray/env.sh" ]; then . "$bin/../../.glioray/env.sh"; fi
+if [ "${1:-}" = job ] && [ -z "${RAY_API_SERVER_ADDRESS:-}${RAY_ADDRESS:-}" ] && [[ " $* " != *" --address"* ]]; then
+  echo "no local cluster runs: \`bash infra/local.sh up\` starts one; another one's address goes into RAY_API_SERVER_ADDRESS" >&2
+  exit 1
+fi
 exec "$bin/python" -m ray.scripts.scripts "$@"
 SHIM
   chmod 755 .venv/bin/ray
