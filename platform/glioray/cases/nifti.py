@@ -8,25 +8,22 @@ anything is inflated, so that a bomb or a header that lies costs no memory.
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import deflate
 import numpy as np
-from isal import isal_zlib
 from nibabel import Nifti1Header, Nifti2Header
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
+from glioray.cases.inflate import GZIP_MAGIC, inflate, peek
 from glioray.errors import CaseError
 
 HEADER_BYTES = 544
 """Enough of a file, after inflating, to hold the header of either version of NIfTI."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_DEFLATE_MAX_RATIO = 1032  # No deflate stream inflates further.
 _NUMBERS = {
     2: "u1",
     4: "i2",
@@ -156,7 +153,7 @@ def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = D
             a damaged or truncated stream, more or fewer bytes than the header claims.
     """
     header = read_header(data, name=name, case_id=case_id, limits=limits)
-    raw = _inflate(data, header, case_id) if data[:2] == _GZIP_MAGIC else data
+    raw = _expand(data, header, case_id)
     if len(raw) != header.size_bytes:
         few = len(raw) < header.size_bytes
         raise CaseError(
@@ -172,6 +169,15 @@ def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = D
     if (header.slope, header.intercept) != (1.0, 0.0):
         array = array.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
     return Volume(array=array, header=header)
+
+
+def _expand(data: bytes, header: Header, case_id: str) -> bytes | bytearray:
+    if data[:2] != GZIP_MAGIC:
+        return data
+    try:
+        return inflate(data, header.size_bytes)
+    except ValueError as error:
+        raise CaseError(case_id, header.name, str(error), "copy or export it again") from error
 
 
 class _HeaderReader:
@@ -205,12 +211,13 @@ class _HeaderReader:
     def _first_bytes(self, data: bytes) -> bytes:
         if not data:
             self.refuse("is empty (0 bytes)", "copy it again or delete it")
-        if data[:2] != _GZIP_MAGIC:
-            return data[:HEADER_BYTES]
         try:
-            return zlib.decompressobj(31).decompress(data[: 64 * 1024], HEADER_BYTES)
-        except zlib.error as error:
-            self.refuse(f"is a damaged gzip stream ({error})", "copy or export it again")
+            first = peek(data, HEADER_BYTES)
+        except ValueError as error:
+            self.refuse(str(error), "copy or export it again")
+        if len(first) < 4:
+            self.refuse(f"ends inside its header, after {len(first)} bytes", "copy or export it again")
+        return first
 
     def _parse(self, first: bytes) -> Any:
         size = next(
@@ -226,7 +233,8 @@ class _HeaderReader:
             self.refuse("is the header of a .hdr/.img pair", "save both as one .nii or .nii.gz")
         if magic[:2] != b"n+":
             self.refuse("is not NIfTI: the header has the right size and no NIfTI mark (Analyze?)")
-        return (Nifti2Header if two else Nifti1Header)(first[:size], check=False)
+        order = "<" if first[:4] == size.to_bytes(4, "little") else ">"
+        return (Nifti2Header if two else Nifti1Header)(first[:size], endianness=order, check=False)
 
     def _shape(self, header: Any) -> tuple[int, ...]:
         dim = [int(n) for n in header["dim"]]
@@ -288,8 +296,9 @@ class _HeaderReader:
             1.0 if slope is None else float(slope),
             0.0 if intercept is None else float(intercept),
         )
-        if not (math.isfinite(slope) and math.isfinite(intercept)):
-            self.refuse(f"has a scaling that is not finite ({slope} and {intercept})")
+        # nibabel takes an infinite slope for none at all.
+        if math.isinf(header["scl_slope"]) or not math.isfinite(intercept):
+            self.refuse(f"has a scaling that is not finite ({header['scl_slope']} and {intercept})")
         return slope, intercept
 
     def _affine(self, header: Any) -> np.ndarray:
@@ -306,55 +315,6 @@ class _HeaderReader:
         if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
             self.refuse("has a singular affine: two of its axes coincide", "set its sform or qform again")
         return affine
-
-
-def _inflate(data: bytes, header: Header, case_id: str) -> bytes | bytearray:
-    size = header.size_bytes
-    if size > _DEFLATE_MAX_RATIO * len(data) + HEADER_BYTES:
-        found = (
-            f"is truncated: {len(data)} compressed bytes cannot hold the {size} bytes that its header claims"
-        )
-        raise CaseError(case_id, header.name, found, "copy or export it again")
-    # The last four bytes of the only member are its size; otherwise there are further members or garbage.
-    if int.from_bytes(data[-4:], "little") == size:
-        try:
-            raw: bytearray = deflate.gzip_decompress(data, size)
-        except deflate.DeflateError:
-            raw = bytearray()
-        if len(raw) == size:
-            return raw
-    return _inflate_members(data, header, case_id)
-
-
-def _inflate_members(data: bytes, header: Header, case_id: str) -> bytes:
-    """Every member of a gzip file, one after the other, never more than one byte past the claimed size."""
-    size = header.size_bytes
-    parts: list[bytes] = []
-    room, rest = size + 1, data
-    while rest and room:
-        member = isal_zlib.decompressobj(31)
-        try:
-            while room and not member.eof:
-                part = member.decompress(rest, room)
-                rest = member.unconsumed_tail
-                if not part and not member.eof:
-                    raise CaseError(
-                        case_id,
-                        header.name,
-                        f"is truncated: {size + 1 - room} of the {size} bytes that its header claims are there",
-                        "copy or export it again",
-                    )
-                parts.append(part)
-                room -= len(part)
-        except isal_zlib.error as error:  # type: ignore[misc]  # isal types it as a value
-            what = (
-                "is followed by bytes that are not gzip"
-                if parts and room == 1
-                else "is a damaged gzip stream"
-            )
-            raise CaseError(case_id, header.name, f"{what} ({error})", "copy or export it again") from error
-        rest = member.unused_data
-    return b"".join(parts)
 
 
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
