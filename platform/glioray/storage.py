@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +35,10 @@ class Storage(Protocol):
     uri: str
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, sorted by key; directory markers are left out."""
+        """Every object whose key starts with `prefix`, sorted by key; directory markers are left out.
+
+        Raises: StorageError when the folder or the bucket is not there.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether an object of that key is there."""
@@ -43,7 +47,7 @@ class Storage(Protocol):
         """The whole object. Raises: StorageError when it is not there."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """At most `length` bytes from `start` on; fewer at the object's end."""
+        """At most `length` bytes from `start` on; fewer at the object's end, none past it."""
 
     def write(self, key: str, data: bytes) -> None:
         """Publish `data` under `key`, atomically."""
@@ -59,7 +63,7 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
         UsageError: another scheme, or an `s3://` without a bucket.
     """
     text = os.fspath(uri)
-    scheme = text.split("://", 1)[0].lower() if "://" in text else ""
+    scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme == "s3":
         return S3Storage(text)
     if scheme in ("", "file"):
@@ -73,9 +77,18 @@ def join_uri(uri: str, *parts: str) -> str:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """A URI as (its parent, its last part): where one object of a storage is named by a user."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return parent or "/" if uri.startswith("/") else parent or ".", name
+    """A URI of one object as (the URI of what it lies in, its name): `s3://b/p/m.json` is `s3://b/p` and `m.json`.
+
+    Raises:
+        UsageError: there is no name below a folder or a bucket.
+    """
+    scheme, separator, path = uri.rpartition("://")
+    parent, slash, name = path.rstrip("/").rpartition("/")
+    if not name or (scheme == "s3" and not slash):
+        raise UsageError(f"'{uri}' names no object; put a name behind the folder or the bucket")
+    if not parent:
+        parent = "/" if slash else "."
+    return f"{scheme}{separator}{parent}", name
 
 
 def is_local(uri: str) -> bool:
@@ -84,9 +97,17 @@ def is_local(uri: str) -> bool:
 
 
 def _checked_key(key: str) -> str:
-    if key.startswith("/") or ".." in key.split("/") or not key:
-        raise StorageError(f"'{key}' is not a key below the storage's root; use a relative path without '..'")
+    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise StorageError(
+            f"{key!r} is not a key below the storage's root; use a relative path without '..' or '//'"
+        )
     return key
+
+
+def _checked_prefix(prefix: str) -> str:
+    # A prefix may end anywhere in a name, and at a slash.
+    _checked_key(f"{prefix}x")
+    return prefix
 
 
 class FileStorage:
@@ -100,46 +121,57 @@ class FileStorage:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if not self.root.is_dir():
             raise StorageError(f"'{self.root}' is not a folder; check the path")
-        start = self.root / prefix.rpartition("/")[0]
+        start = self.root / _checked_prefix(prefix).rpartition("/")[0]
         paths = (Path(folder) / name for folder, _, names in os.walk(start) for name in names)
-        found = ((path.relative_to(self.root).as_posix(), path) for path in paths if not _is_temporary(path.name))
+        found = (
+            (path.relative_to(self.root).as_posix(), path) for path in paths if not _is_temporary(path.name)
+        )
         for key, path in sorted(found):
             if key.startswith(prefix) and path.is_file():
                 yield ObjectInfo(key=key, size_bytes=path.stat().st_size)
 
     def exists(self, key: str) -> bool:
-        return (self.root / _checked_key(key)).is_file()
+        with self._told(key, "looked up"):
+            return (self.root / _checked_key(key)).is_file()
 
     def read(self, key: str) -> bytes:
-        try:
+        with self._told(key, "read"):
             return (self.root / _checked_key(key)).read_bytes()
-        except OSError as error:
-            raise StorageError(f"'{self.uri}/{key}' cannot be read: {error.strerror}; check path and rights") from error
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        try:
-            with (self.root / _checked_key(key)).open("rb") as stream:
-                stream.seek(start)
-                return stream.read(length)
-        except OSError as error:
-            raise StorageError(f"'{self.uri}/{key}' cannot be read: {error.strerror}; check path and rights") from error
+        with self._told(key, "read"), (self.root / _checked_key(key)).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(length)
 
     def write(self, key: str, data: bytes) -> None:
         target = self.root / _checked_key(key)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageError(f"'{target}' cannot be written: {error.strerror}; check space and rights") from error
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        with self._told(key, "written"):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def delete(self, key: str) -> None:
-        (self.root / _checked_key(key)).unlink(missing_ok=True)
+        with self._told(key, "deleted"):
+            (self.root / _checked_key(key)).unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self, key: str, verb: str) -> Iterator[None]:
+        """Turns what the operating system raises into one sentence."""
+        try:
+            yield
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise StorageError(
+                f"'{self.uri}/{key}' cannot be {verb} ({found}); check the path, the rights and the space"
+            ) from error
 
 
 def _is_temporary(name: str) -> bool:
@@ -161,20 +193,23 @@ class S3Storage:
         return {**self.__dict__, "_client": None}
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        pages = self._s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=f"{self.prefix}/{prefix}" if self.prefix else prefix
-        )
+        full = f"{self.prefix}/{_checked_prefix(prefix)}" if self.prefix else _checked_prefix(prefix)
         skip = len(self.prefix) + 1 if self.prefix else 0
-        with _told(f"{self.uri}/{prefix}", "listed"):
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/"):
-                        yield ObjectInfo(key=item["Key"][skip:], size_bytes=item["Size"])
+        with self._told(prefix, "listed"):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
+            found = [
+                ObjectInfo(key=item["Key"][skip:], size_bytes=item["Size"])
+                for page in pages
+                for item in page.get("Contents", ())
+                if not item["Key"].endswith("/")
+            ]
+        # Not every server sorts by the whole key: some go folder by folder.
+        yield from sorted(found, key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
 
-        with _told(f"{self.uri}/{key}", "looked up"):
+        with self._told(key, "looked up"):
             try:
                 self._s3.head_object(Bucket=self.bucket, Key=self._full(key))
             except ClientError as error:
@@ -184,22 +219,32 @@ class S3Storage:
         return True
 
     def read(self, key: str) -> bytes:
-        with _told(f"{self.uri}/{key}", "read"):
+        with self._told(key, "read"):
             body: bytes = self._s3.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
         return body
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
+        from botocore.exceptions import ClientError
+
+        if length <= 0:
+            return b""
         span = f"bytes={start}-{start + length - 1}"
-        with _told(f"{self.uri}/{key}", "read"):
-            body: bytes = self._s3.get_object(Bucket=self.bucket, Key=self._full(key), Range=span)["Body"].read(length)
+        with self._told(key, "read"):
+            try:
+                reply = self._s3.get_object(Bucket=self.bucket, Key=self._full(key), Range=span)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:
+                    return b""
+                raise
+            body: bytes = reply["Body"].read(length)
         return body
 
     def write(self, key: str, data: bytes) -> None:
-        with _told(f"{self.uri}/{key}", "written"):
+        with self._told(key, "written"):
             self._s3.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
 
     def delete(self, key: str) -> None:
-        with _told(f"{self.uri}/{key}", "deleted"):
+        with self._told(key, "deleted"):
             self._s3.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def _full(self, key: str) -> str:
@@ -213,31 +258,30 @@ class S3Storage:
 
             # Path style: self-hosted stores rarely have a name for every bucket.
             style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
-            config = Config(s3=style, retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10)
+            # A store that is not there is told in seconds; one that is busy gets three more tries.
+            retries = {"mode": "standard", "max_attempts": 4}
+            config = Config(s3=style, retries=retries, connect_timeout=5)
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
             self._client = boto3.client("s3", config=config, region_name=region)
         return self._client
 
-
-class _told:  # noqa: N801  (a context manager that reads as a verb)
-    """Turns what botocore raises into one sentence."""
-
-    def __init__(self, where: str, verb: str) -> None:
-        self.where, self.verb = where, verb
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    @contextmanager
+    def _told(self, key: str, verb: str) -> Iterator[None]:
+        """Turns what botocore raises into one sentence."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if isinstance(error, ClientError):
+        try:
+            yield
+        except ClientError as error:
             status = error.response.get("Error", {})
-            found = f"{status.get('Code', 'error')}: {status.get('Message', '')}".strip(": ")
-        elif isinstance(error, BotoCoreError):
-            found = str(error).rstrip(".")
+            found = f"{status.get('Code', 'error')}: {status.get('Message', '')}".strip(": ").rstrip(".")
+            cause: Exception = error
+        # A ValueError is how boto3 says that AWS_ENDPOINT_URL is not a URL.
+        except (BotoCoreError, ValueError) as error:
+            found, cause = str(error).rstrip("."), error
         else:
             return
         raise StorageError(
-            f"'{self.where}' cannot be {self.verb} ({found}); check the name, AWS_ENDPOINT_URL and the AWS credentials"
-        ) from error
+            f"'{join_uri(self.uri, key)}' cannot be {verb} ({found}); check the name, AWS_ENDPOINT_URL and the AWS "
+            f"credentials"
+        ) from cause
