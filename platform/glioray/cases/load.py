@@ -179,8 +179,9 @@ def _check_values(array: np.ndarray, file: str, modality: str, case_id: str) -> 
     low, high = array.min(), array.max()
     if low == high:
         raise CaseError(case_id, file, f"is empty: every voxel of {modality} is {low:g}", "export it again")
-    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
-        found = f"holds values up to {max(abs(float(low)), abs(float(high))):g}; they do not fit float32"
+    largest = max(abs(float(low)), abs(float(high)))
+    if largest > float(np.finfo(np.float32).max):
+        found = f"holds values up to {largest:g}; they do not fit float32"
         raise CaseError(case_id, file, found, "export it again in the scanner's units")
 
 

@@ -1,0 +1,97 @@
+"""Conventions are told apart, and going there and back changes nothing."""
+
+import numpy as np
+import pytest
+
+from glioray.cases.labels import (
+    CONVENTIONS,
+    LABELS,
+    REGION_LABELS,
+    detect_convention,
+    from_internal,
+    labels_in,
+    to_internal,
+)
+from glioray.errors import CaseError
+
+
+@pytest.mark.parametrize(
+    ("seen", "layout", "collection", "name"),
+    [
+        ({0, 1, 2, 4}, "brats2021", set(), "brats-et4"),
+        ({0, 1, 2, 3}, "brats2021", set(), "brats-et3"),
+        ({0, 1, 2, 3}, "brats2023", set(), "brats-et3"),
+        ({0, 1, 2, 3, 4}, "brats2023", set(), "brats2024"),
+        ({0, 2, 4}, "brats2023", {0, 1, 2, 3, 4}, "brats2024"),
+        ({0, 1, 2, 3}, "brats2023", {0, 1, 2, 3, 4}, "brats2024"),
+        ({0, 2, 4}, "brats2023", {0, 1, 2, 4}, "brats-et4"),
+        ({0, 2, 4}, "brats2021", {0, 1, 2, 3, 4}, "brats-et4"),
+        ({0, 1, 2}, "brats2021", set(), "brats-et4"),
+        ({0, 1, 2}, "brats2021", {0, 1, 2, 3}, "brats-et3"),
+        ({0, 1, 2}, "brats2023", set(), "brats-et3"),
+        ({0, 1, 2, 3}, "msd", set(), "msd"),
+        ({0}, "nnunet", set(), "brats-et3"),
+    ],
+)
+def test_conventions_are_detected(seen: set[int], layout: str, collection: set[int], name: str) -> None:
+    assert detect_convention(seen, layout, collection).name == name
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_there_and_back(name: str, dtype: str, order: str) -> None:
+    convention = CONVENTIONS[name]
+    numbers = np.array(sorted(convention.to_internal))
+    stored = np.asarray(np.random.default_rng(0).choice(numbers, (6, 7, 8)), dtype=dtype, order=order)[
+        ::-1, :, ::2
+    ]
+    internal = to_internal(stored, convention)
+    assert internal.dtype == np.uint8
+    expected = np.vectorize(convention.to_internal.__getitem__)(stored.astype(int))
+    np.testing.assert_array_equal(internal, expected)
+    np.testing.assert_array_equal(from_internal(internal, convention), stored)
+
+
+def test_regions_are_nested_and_hold_no_cavity() -> None:
+    assert set(REGION_LABELS["et"]) < set(REGION_LABELS["tc"]) < set(REGION_LABELS["wt"])
+    assert LABELS.index("rc") not in REGION_LABELS["wt"]
+    # The same oedema, necrosis and enhancing tumour whatever the file calls them.
+    assert [CONVENTIONS["msd"].to_internal[n] for n in (1, 2, 3)] == [
+        LABELS.index(x) for x in ("ed", "ncr", "et")
+    ]
+    assert [CONVENTIONS["brats-et4"].to_internal[n] for n in (1, 2, 4)] == [
+        LABELS.index(x) for x in ("ncr", "ed", "et")
+    ]
+    assert CONVENTIONS["brats2024"].to_internal[4] == LABELS.index("rc")
+
+
+def test_nearly_whole_numbers_are_whole() -> None:
+    mask = np.array([0.0, 0.99999997, 2.0000002, 4.0], dtype=np.float32)
+    assert labels_in(mask) == {0, 1, 2, 4}
+    assert to_internal(mask, CONVENTIONS["brats-et4"]).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [0.5, 1.3, np.nan, np.inf])
+def test_other_numbers_are_refused(value: float) -> None:
+    mask = np.array([0, 1, value, 2], dtype=np.float32)
+    with pytest.raises(
+        CaseError, match=r"case A: seg\.nii: holds .* where labels are whole numbers \(1 such voxels\)"
+    ):
+        to_internal(mask, CONVENTIONS["brats-et3"], case_id="A", file="seg.nii")
+
+
+@pytest.mark.parametrize("value", [3, 5, 255, -1])
+def test_unknown_labels_are_refused(value: int) -> None:
+    with pytest.raises(CaseError, match=rf"holds the label {value}; the convention brats-et4 has 0, 1, 2, 4"):
+        to_internal(np.array([0, value, 1], dtype=np.int16), CONVENTIONS["brats-et4"])
+
+
+def test_a_label_without_a_number_is_refused() -> None:
+    with pytest.raises(CaseError, match="holds the label 4; the convention brats-et4"):
+        from_internal(np.array([0, 4], dtype=np.uint8), CONVENTIONS["brats-et4"])
+
+
+def test_an_image_is_no_mask() -> None:
+    with pytest.raises(CaseError, match="holds 99 different values"):
+        labels_in(np.arange(100, dtype=np.int16))

@@ -1,0 +1,203 @@
+"""A manifest says what is there, survives its own writing, and never parts a patient's studies."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from glioray.cases.layouts import CaseFiles, Problem, discover_cases
+from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case, load_manifest
+from glioray.cases.phantom import write_phantoms
+from glioray.errors import DataError, StorageError, UsageError
+from glioray.storage import FileStorage
+
+
+def entry(
+    case_id: str,
+    *,
+    layout: str = "brats2021",
+    convention: str | None = "brats-et4",
+    declared: str | None = None,
+    patient_id: str = "",
+    **voxels: int,
+) -> CaseEntry:
+    files = CaseFiles(
+        case_id=case_id, patient_id=patient_id or case_id, layout=layout, images={}, declared=declared
+    )
+    counts = {"ncr": 1, "ed": 2, "et": 3, "rc": 0, **voxels}
+    return CaseEntry(
+        files=files,
+        checksum=hashlib.sha256(case_id.encode()).hexdigest(),
+        checksums={},
+        shape=(2, 3, 4),
+        spacing_mm=(1.0, 1.0, 1.0),
+        convention=convention,
+        label_voxels=counts if convention else {},
+        brain_voxels=9,
+    )
+
+
+def manifest_of(*entries: CaseEntry, **options: object) -> Manifest:
+    return build_manifest("data", [(e, []) for e in entries], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> FileStorage:
+    storage = FileStorage(str(tmp_path_factory.mktemp("phantoms")))
+    write_phantoms(storage, num_cases=3, shape=(32, 32, 24))
+    return storage
+
+
+def test_an_entry_says_what_is_there(phantoms: FileStorage) -> None:
+    cases, problems = discover_cases(phantoms)
+    assert (len(cases), problems) == (3, [])
+    found, none = check_case(phantoms, cases[0])
+    assert none == []
+    assert found is not None
+    assert (found.case_id, found.patient_id, found.has_mask) == ("BraTS2021_90000", "BraTS2021_90000", True)
+    assert found.shape == (32, 32, 24)
+    assert found.spacing_mm == (6.0, 6.0, 6.0)
+    assert found.convention == "brats-et4"
+    assert list(found.label_voxels) == ["ncr", "ed", "et", "rc"]
+    assert sum(found.label_voxels.values()) > 0
+    assert 2000 < found.brain_voxels < 32 * 32 * 24 / 2
+    sums = {
+        key: hashlib.sha256(phantoms.read(key)).hexdigest()
+        for key in (*cases[0].images.values(), str(cases[0].mask))
+    }
+    assert found.checksums == sums
+    assert found.checksum == hashlib.sha256("\n".join(sorted(sums.values())).encode()).hexdigest()
+
+
+def test_an_object_that_is_gone_is_a_problem(phantoms: FileStorage) -> None:
+    case = discover_cases(phantoms)[0][0]
+    gone = dataclasses.replace(case, images={**case.images, "t2": "nowhere.nii"})
+    found, (problem,) = check_case(phantoms, gone)
+    assert found is None
+    assert "nowhere.nii' cannot be read" in str(problem)
+
+
+def test_there_and_back(phantoms: FileStorage, tmp_path: Path) -> None:
+    cases, _ = discover_cases(phantoms)
+    problem = Problem(case_id="X", file="x", found="is odd", advice="look")
+    manifest = build_manifest(phantoms.uri, [*(check_case(phantoms, c) for c in cases), (None, [problem])])
+    manifest.save(FileStorage(str(tmp_path)))
+    assert load_manifest(str(tmp_path)) == manifest
+    assert load_manifest(f"{tmp_path}/manifest.json") == manifest
+    assert manifest.problems == (problem,)
+    assert json.loads(manifest.to_json())["hash"] == manifest.hash
+    assert manifest.entry("BraTS2021_90001").case_id == "BraTS2021_90001"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2, "hash": ""}',
+        '{"format": 1, "hash": "", "cases": 3}',
+        '{"format": 1, "hash": ""}',
+    ],
+)
+def test_another_text_is_refused(text: str) -> None:
+    with pytest.raises(
+        DataError, match=r"the manifest cannot be read .*; make it again with jobs/prepare\.py"
+    ):
+        Manifest.from_json(text)
+
+
+def test_a_changed_manifest_is_refused() -> None:
+    text = manifest_of(entry("A"), entry("B")).to_json()
+    with pytest.raises(DataError, match="was changed"):
+        Manifest.from_json(text.replace('"brats-et4"', '"brats-et3"', 1))
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        load_manifest(str(tmp_path))
+
+
+def test_the_hash_is_of_contents_and_splits() -> None:
+    one = manifest_of(entry("A"), entry("B"), entry("C"))
+    assert one.hash == manifest_of(entry("C"), entry("B"), entry("A")).hash
+    assert one.hash == dataclasses.replace(one, data="s3://elsewhere").hash
+    others = [
+        manifest_of(entry("A"), entry("B")),
+        manifest_of(entry("A"), entry("B"), dataclasses.replace(entry("C"), checksum="0")),
+        manifest_of(entry("A"), entry("B"), entry("C"), ratios=(0.4, 0.6, 0.0)),
+    ]
+    assert len({one.hash, *(other.hash for other in others)}) == 4
+    assert len({one.with_fold(fold).hash for fold in range(3)}) == 3
+
+
+def test_splits_are_by_patient_and_of_labelled_cases() -> None:
+    studies = [entry(f"G-{n:03}-{k}", patient_id=f"G-{n:03}") for n in range(10) for k in range(1 + n % 3)]
+    manifest = manifest_of(
+        *studies, entry("unlabelled", convention=None), ratios=(0.6, 0.2, 0.2), shuffle=True
+    )
+    split_of = {case_id: name for name, ids in manifest.splits.items() for case_id in ids}
+    assert sorted(split_of) == sorted(s.case_id for s in studies)
+    for places in (manifest.splits.values(), manifest.folds):
+        patients = [{manifest.entry(case_id).patient_id for case_id in ids} for ids in places]
+        assert sum(len(p) for p in patients) == len(set.union(*patients)) == 10
+    assert [e.case_id for e in manifest.select("all")][-1] == "unlabelled"
+    assert len(manifest.select("labelled")) == len(studies)
+    assert {e.case_id for e in manifest.select("test")} == set(manifest.splits["test"])
+
+
+def test_a_fold_validates_and_the_others_train() -> None:
+    manifest = manifest_of(*(entry(f"P{n}") for n in range(10)), num_folds=5)
+    seen: list[str] = []
+    for fold in range(5):
+        part = manifest.with_fold(fold)
+        assert part.splits["val"] == manifest.folds[fold]
+        assert len(part.splits["train"]) == 8
+        assert not set(part.splits["train"]) & set(part.splits["val"])
+        seen += part.splits["val"]
+    assert sorted(seen) == [f"P{n}" for n in range(10)]
+    with pytest.raises(UsageError, match="no fold 5"):
+        manifest.with_fold(5)
+
+
+def test_names_that_are_not_there() -> None:
+    manifest = manifest_of(entry("A"))
+    with pytest.raises(
+        UsageError, match="'validation' is not a split; use train, val, test, labelled or all"
+    ):
+        manifest.select("validation")
+    with pytest.raises(UsageError, match="'B' is not a case of data"):
+        manifest.entry("B")
+
+
+class TestCollectionConvention:
+    def test_a_cavity_without_enhancement_is_known_by_the_others(self) -> None:
+        names = {"layout": "brats2023"}
+        alone = entry("G-1", **names, ncr=0, ed=5, et=7)
+        both = entry("G-2", **names, convention="brats2024", ncr=1, ed=2, et=3, rc=4)
+        old = manifest_of(alone).entry("G-1")
+        assert (old.convention, old.label_voxels["et"], old.label_voxels["rc"]) == ("brats-et4", 7, 0)
+        new = manifest_of(alone, both).entry("G-1")
+        assert (new.convention, new.label_voxels) == ("brats2024", {"ncr": 0, "ed": 5, "et": 0, "rc": 7})
+
+    def test_3_in_one_and_4_in_another_of_2023_is_2024(self) -> None:
+        manifest = manifest_of(
+            entry("G-1", layout="brats2023"), entry("G-2", layout="brats2023", convention="brats-et3")
+        )
+        assert [e.convention for e in manifest.cases] == ["brats2024", "brats2024"]
+        assert manifest.entry("G-1").label_voxels["rc"] == 3
+
+    def test_old_years_may_mix_3_and_4(self) -> None:
+        manifest = manifest_of(entry("A"), entry("B", convention="brats-et3"))
+        assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et3"]
+
+    def test_a_case_with_neither_takes_what_the_others_have(self) -> None:
+        neither = entry("G-1", layout="brats2023", convention="brats-et3", et=0)
+        manifest = manifest_of(neither, entry("G-2", layout="brats2023"))
+        assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et4"]
+
+    def test_what_is_declared_stays(self) -> None:
+        declared = entry("M-1", layout="msd", convention="msd", declared="msd")
+        assert manifest_of(declared).entry("M-1") == declared
