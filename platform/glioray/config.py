@@ -182,7 +182,7 @@ class TrainConfig:
         max_epochs: the run ends after so many.
         minutes: and after so many minutes of training; the schedule follows whichever ends first.
         precision: "auto" (bf16 where the device gains by it), "bf16" or "fp32".
-        validate_every: epochs between validations; the last epoch always has one.
+        num_validations: evenly over the run, each with a checkpoint, at the ends of epochs; the last one always.
         num_workers: ranks.
     """
 
@@ -190,7 +190,7 @@ class TrainConfig:
     max_epochs: int = 50
     minutes: float | None = None
     precision: str = "auto"
-    validate_every: int = 1
+    num_validations: int = 10
     num_workers: int = 1
     seed: int = 0
 
@@ -204,7 +204,7 @@ class TrainConfig:
             self.precision,
             "auto, bf16 or fp32",
         )
-        _check(self.validate_every >= 1, "train.validate_every", self.validate_every, "at least 1")
+        _check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
         _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
         _check(
             self.batch_size % self.num_workers == 0,

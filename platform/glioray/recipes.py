@@ -42,7 +42,7 @@ def unet_small() -> RunConfig:
         net=NetConfig(options={"width": 32, "depth": 3, "stem_stride": 2}),
         loss=_REGION_LOSS,
         optim=OptimConfig(lr=3e-3, weight_decay=1e-2, ema=0.99),
-        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, validate_every=5),
+        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=6),
     )
 
 

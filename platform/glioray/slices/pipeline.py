@@ -14,14 +14,14 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from glioray.cases.labels import CONVENTIONS
-from glioray.cases.layouts import CaseFiles, Problem
+from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
-from glioray.cases.manifest import CaseEntry, check_case
-from glioray.config import PreprocessConfig, from_dict, to_dict
-from glioray.errors import GliorayError
+from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case, load_manifest
+from glioray.config import PreprocessConfig, fingerprint, from_dict, to_dict
+from glioray.errors import DataError, GliorayError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
-from glioray.storage import open_storage
+from glioray.storage import join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +39,37 @@ def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEnt
 
     items = [json.dumps(to_dict(files)) for files in cases]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(check, num_cpus=TASK_CPUS)
-    for row in _with_progress(dataset.iter_rows(prefetch_batches=0), len(items), "checked"):
+    for row in _with_progress(dataset.iter_rows(), len(items), "checked"):
         entry, problems = json.loads(row["answer"])
         yield (
             None if entry is None else from_dict(CaseEntry, entry),
             [from_dict(Problem, problem) for problem in problems],
         )
+
+
+def index_data(data: str, manifests: str, *, seed: int = 0) -> Manifest:
+    """The manifest of a data set that has none: every case found, checked and counted.
+
+    Args:
+        data: the URI below which the cases lie.
+        manifests: a URI for manifests made before; one is used again while names and sizes are the same.
+        seed: of the folds.
+
+    Raises:
+        DataError: nothing there is named like a case.
+    """
+    storage = open_storage(data)
+    listing = [(item.key, item.size_bytes) for item in storage.list()]
+    kept, key = open_storage(manifests), f"{fingerprint([storage.uri, listing, seed])}.json"
+    if kept.exists(key):
+        _log.info("the manifest of %s is known: %s", data, join_uri(kept.uri, key))
+        return load_manifest(join_uri(kept.uri, key))
+    cases, problems = discover_cases(storage)
+    if not cases and not problems:
+        raise DataError(f"'{data}' holds {len(listing)} objects but no case; {RECOGNISED}")
+    manifest = build_manifest(storage.uri, [(None, problems), *check_cases(data, cases)], seed=seed)
+    manifest.save(kept, key)
+    return manifest
 
 
 def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
@@ -111,7 +136,7 @@ def _to_block(stack: SliceStack) -> dict[str, Any]:
 def _from_block(block: dict[str, Any]) -> SliceStack:
     meta = json.loads(str(block["meta"][0]))
     has_mask = meta.pop("has_mask")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()}
     return SliceStack(images=block["image"], mask=block["mask"] if has_mask else None, **plain)
 
 

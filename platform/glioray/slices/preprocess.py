@@ -53,7 +53,8 @@ class SliceStack:
         permuted = tuple(self.shape[axis] for axis in order)
         volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
         source, target = _windows(self.origin, slices.shape[-3:], permuted)
-        volume[(..., *source)] = slices[(..., *target)]
+        into, out_of = _any_lead(source), _any_lead(target)
+        volume[into] = slices[out_of]
         lead = slices.ndim - 3
         return np.transpose(volume, [*range(lead), *(lead + np.argsort(order))])
 
@@ -104,9 +105,8 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         shift = [(found - wanted) // 2 for found, wanted in zip(length, size, strict=True)]
         images = np.zeros((size[0], len(volumes), *size[1:]), np.float16)
         source, target = _windows(shift, size, length)
-        images[target[0], :, target[1], target[2]] = boxed.transpose([0, *(1 + np.array(turn))])[
-            (..., *source)
-        ].swapaxes(0, 1)
+        turned = boxed.transpose([0, *(1 + axis for axis in turn)])
+        images[target[0], :, target[1], target[2]] = turned[_any_lead(source)].swapaxes(0, 1)
         origin = tuple(s + d for s, d in zip(start, shift, strict=True))
         stack = SliceStack(
             case_id=case.case_id,
@@ -159,6 +159,11 @@ def _windows(
         source.append(slice(low, high))
         target.append(slice(low - start, high - start))
     return tuple(source), tuple(target)
+
+
+def _any_lead(window: tuple[slice, ...]) -> Any:
+    """The window in the last axes of an array, whatever its first ones."""
+    return (Ellipsis, *window)
 
 
 def _round_up(length: int, multiple: int = 16) -> int:

@@ -72,7 +72,13 @@ class Artifact:
         with tempfile.TemporaryDirectory() as temporary:
             local = Path(temporary) / name
             local.write_bytes(self.data)
-            client.log_artifact(run_id, str(local), folder or None)
+            try:
+                client.log_artifact(run_id, str(local), folder or None)
+            except (MlflowException, requests.RequestException):
+                raise
+            except Exception as error:
+                # A server that does not proxy its artifacts has us write to its store, with that store's errors.
+                raise MlflowException(f"{type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
         return f"the file {self.path}"

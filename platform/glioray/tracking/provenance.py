@@ -10,7 +10,7 @@ from pathlib import Path
 def git_commit(file: Path = Path(__file__)) -> str:
     """The commit of a file of this package: GLIORAY_GIT_COMMIT, else its checkout's, else "unknown".
 
-    A checkout with uncommitted changes gets "-dirty" behind its commit. Jobs set the variable for their
+    A checkout with changed files that git knows gets "-dirty" behind its commit. Jobs set the variable for their
     workers, where the package arrives without its history. A package that merely lies inside someone
     else's checkout, in a virtual environment, is not taken for part of it.
     """
@@ -22,7 +22,7 @@ def git_commit(file: Path = Path(__file__)) -> str:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return "unknown"
-    return f"{commit}-dirty" if _git(folder, "status", "--porcelain") else commit
+    return f"{commit}-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

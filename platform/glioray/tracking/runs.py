@@ -77,8 +77,9 @@ class RunLogger:
 
         A run is known by the tag `glioray.key` = kind/run_name (percent-encoded), together with its parent:
         a retried trial and a resumed training go on in their own run, however it ended; a run that was
-        deleted in MLflow's UI is not found and made anew. Two processes that open the same key at once get
-        the same run: the one that loses the race deletes the empty run it made.
+        deleted in MLflow's UI is not found and made anew. Of two processes that open a key at once, the one
+        whose run is younger deletes it and takes the other's. MLflow has no lock: within the milliseconds
+        of one request both may keep their own, and whoever opens the key next gets the older.
 
         Args:
             experiment: the experiment's name; made where there is none.
@@ -222,7 +223,8 @@ class RunLogger:
             if self._outbox.flush():
                 break
         if lost := self._outbox.forget():
-            _log.warning("run %s ends without what MLflow did not take: %s", self.run_id, "; ".join(lost))
+            few = "; ".join(lost[:20]) + (f"; and {len(lost) - 20} more" if len(lost) > 20 else "")
+            _log.warning("run %s ends without what MLflow did not take: %s", self.run_id, few)
         try:
             with told(f"end the run {self.run_id} as {status}", self.client):
                 self.client.set_terminated(self.run_id, status=status)

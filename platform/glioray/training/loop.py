@@ -92,7 +92,7 @@ def fit(
             return by_step
         return max(by_step, from_first(time.monotonic() - began) / (60 * config.minutes))
 
-    done = progress()
+    judged = done = progress()
     while done < 1:
         epoch += 1
         epoch_began, rows = time.monotonic(), []
@@ -109,9 +109,11 @@ def fit(
         seconds = time.monotonic() - epoch_began
         train = {f"train_{name}": value for name, value in _mean_over_ranks(rows).items()}
         train["slices_per_s"] = len(rows) * config.batch_size / seconds
-        if epoch % config.validate_every and done < 1:
+        if done < 1 and int(done * config.num_validations) == int(judged * config.num_validations):
             continue
+        judged = done
         metrics = {**train, **task.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
+        metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
         rng = gather(_rng_state())
         if ranks.is_first:

@@ -13,7 +13,7 @@ from torch import nn
 
 from glioray.config import RunConfig
 from glioray.inference.package import ModelSpec
-from glioray.inference.predictor import Predictor, autocast
+from glioray.inference.predictor import Predictor, autocast, to_device
 from glioray.losses import build_loss
 from glioray.metrics.segmentation import Counts, confusion, mean_dice, overlap_metrics, reported_regions
 from glioray.slices.augment import Augment
@@ -50,7 +50,7 @@ class SegmentationTask:
     ) -> None:
         self.config, self.spec, self.val_cases, self.device = config, spec, val_cases, device
         torch.manual_seed(config.train.seed)
-        self.net = spec.build().to(device, memory_format=torch.channels_last)
+        self.net = to_device(spec.build(), device)
         self.ddp: nn.Module = self.net
         if ranks.world_size > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -135,7 +135,7 @@ class SegmentationTask:
     def _inference_net(self) -> nn.Module:
         net = self.spec.build()
         net.load_state_dict(self._weights())
-        return net.to(self.device, memory_format=torch.channels_last)
+        return net
 
 
 def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:

@@ -103,7 +103,7 @@ def train_segmentation(
             barrier()
             result: dict[str, object] = {"metrics": metrics}
             if logger is not None:
-                result |= {"run_id": logger.run_id, "model": _log_final_model(storage, logger, plan.config)}
+                result |= {"run_id": logger.run_id, "model": log_run_model(storage, logger, plan.config)}
                 logger.finish()
         except GliorayError as error:
             if logger is not None:
@@ -189,9 +189,9 @@ def _load_slices(
         fill(plan.manifest.data, pool[ranks.local_rank :: ranks.local_world_size], preprocess, plan.cache)
         barrier()
     stacks = []
-    for part in (pool, mine):
-        fill(plan.manifest.data, part, preprocess, plan.cache)
-        found = [cache.get(entry) for entry in part]
+    for entries in (pool, mine):
+        fill(plan.manifest.data, entries, preprocess, plan.cache)
+        found = [cache.get(entry) for entry in entries]
         if any(stack is None for stack in found):
             raise DataError(
                 f"the slice cache '{plan.cache.folder}' cannot hold this run's cases at once; raise "
@@ -239,7 +239,8 @@ class _Tracked:
             self.report(metrics)
 
 
-def _log_final_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str:
+def log_run_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str:
+    """Log the model of the run's latest checkpoint with its MLflow run; its URI."""
     with tempfile.TemporaryDirectory() as folder:
         package = fetch_model(storage, Path(folder))
         spec, net = read_package(package)

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Judge a model on labelled cases: Dice, HD95, sensitivity, specificity and precision by case and region.
+
+    python jobs/evaluate.py --model models:/glioray-unet@champion --data s3://bucket/brats --out results
+
+By default on the labelled cases of patients that the model was not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cluster import connect, evaluate_cases, log_to_stderr
+from glioray.errors import DataError
+from glioray.inference.evaluate import figures_csv, mean_figures
+from glioray.storage import join_uri, open_storage
+
+SPLIT = {
+    "metavar": "SPLIT",
+    "default": "unseen",
+    "help": "unseen (labelled cases of patients it was not trained on), train, val, test or labelled (default: unseen)",
+}
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(__doc__.splitlines()[0], "model data out storage dry-run", split=SPLIT)
+    data, storage = cli.data_uri(args), cli.storage_uri(args)
+    cli.tracking_address(storage)
+    with tempfile.TemporaryDirectory() as folder:
+        package, spec, resolved = cli.open_model(args, Path(folder))
+        if args.dry_run:
+            return cli.answer_dry_run(spec.config, model=resolved)
+        log_to_stderr()
+        connect()
+        manifest = cli.open_data(data, storage)
+        entries = cli.select_cases(manifest, spec, args.split)
+        cases, failed = evaluate_cases(package, manifest.data, entries)
+    if not cases:
+        raise DataError(f"none of the {len(failed)} cases could be judged; the reasons are above")
+    result = {
+        "model": resolved,
+        "split": args.split,
+        "mean": mean_figures(cases),
+        "cases": cases,
+        "failed": failed,
+    }
+    if args.out:
+        out = open_storage(cli.out_uri(args))
+        out.write("evaluation.json", json.dumps(result, indent=1).encode())
+        out.write("evaluation.csv", figures_csv(cases).encode())
+        result["files"] = [join_uri(out.uri, f"evaluation.{kind}") for kind in ("json", "csv")]
+    return {**result, "exit_code": 1 if failed else 0}
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Write a mask for every case of --data, on the case's own grid and in its own label convention.
+
+python jobs/predict.py --model models:/glioray-unet@champion --data s3://bucket/new --out s3://bucket/masks
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.layouts import RECOGNISED, discover_cases
+from glioray.cluster import check_shared, connect, log_to_stderr, predict_cases
+from glioray.errors import DataError
+from glioray.storage import open_storage
+
+LABELS = {
+    "choices": sorted(CONVENTIONS),
+    "help": "numbers of the labels in the masks (default: those of the case's own layout or mask)",
+}
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(__doc__.splitlines()[0], "model data out storage dry-run", labels=LABELS)
+    data, out, storage = cli.data_uri(args), cli.out_uri(args), cli.storage_uri(args)
+    cli.tracking_address(storage)
+    cases, problems = discover_cases(open_storage(data))
+    if not cases:
+        raise DataError(f"'{data}' holds no case; {RECOGNISED}")
+    with tempfile.TemporaryDirectory() as folder:
+        package, spec, resolved = cli.open_model(args, Path(folder))
+        if args.dry_run:
+            return cli.answer_dry_run(spec.config, model=resolved, num_cases=len(cases))
+        log_to_stderr()
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        connect()
+        check_shared(out, "--out")
+        masks, failed = predict_cases(package, data, cases, out, labels=args.labels)
+    failed |= {problem.case_id: str(problem) for problem in problems if problem.case_id not in masks}
+    return {"model": resolved, "masks": masks, "failed": failed, "exit_code": 1 if failed else 0}
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

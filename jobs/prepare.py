@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Check every case of --data and write a manifest: checksums, patient-level splits, label statistics.
+
+    python jobs/prepare.py --data s3://bucket/brats --out s3://bucket/brats-manifest
+
+Good cases go on; bad ones are listed, a line each. Exit code 1 says that there were bad ones (the manifest is
+written all the same), 2 that nothing could be done.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cases.layouts import RECOGNISED, discover_cases
+from glioray.cases.manifest import MANIFEST, build_manifest
+from glioray.cluster import connect, log_to_stderr
+from glioray.errors import DataError
+from glioray.slices.pipeline import check_cases
+from glioray.storage import join_uri, open_storage
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(
+        __doc__.splitlines()[0],
+        "data out seed dry-run",
+        ratios={
+            "metavar": "SHARE",
+            "nargs": 3,
+            "type": float,
+            "default": (0.8, 0.2, 0.0),
+            "help": "shares of train, val and test among patients (default: 0.8 0.2 0)",
+        },
+        folds={
+            "metavar": "K",
+            "type": int,
+            "default": 5,
+            "help": "folds for cross-validation (default: %(default)s)",
+        },
+        shuffle={"action": "store_true", "help": "split in a seeded order rather than in the order of ids"},
+    )
+    data = cli.data_uri(args)
+    storage = open_storage(data)
+    cases, problems = discover_cases(storage)
+    if not cases and not problems:
+        raise DataError(f"'{data}' holds no case; {RECOGNISED}")
+    if args.dry_run:
+        return {"num_cases": len(cases), "problems": [str(problem) for problem in problems]}
+    out = cli.out_uri(args)
+    log_to_stderr()
+    connect()
+    manifest = build_manifest(
+        storage.uri,
+        [(None, problems), *check_cases(data, cases)],
+        seed=args.seed or 0,
+        ratios=tuple(args.ratios),
+        num_folds=args.folds,
+        shuffle=args.shuffle,
+    )
+    manifest.save(open_storage(out))
+    cli.print_report(manifest)
+    return {
+        "manifest": join_uri(out, MANIFEST),
+        "num_cases": len(manifest.cases),
+        "problems": [str(problem) for problem in manifest.problems],
+        "hash": manifest.hash,
+        "splits": {name: len(ids) for name, ids in manifest.splits.items()},
+        "exit_code": 1 if manifest.problems or not manifest.cases else 0,
+    }
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

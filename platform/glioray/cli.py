@@ -1,0 +1,384 @@
+"""What the jobs share: flags, the run's plan, one JSON object on stdout, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+
+from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
+from glioray.config import RunConfig, override, to_dict
+from glioray.errors import DataError, GliorayError, UsageError
+from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
+from glioray.recipes import RECIPES, build_recipe
+from glioray.slices.pipeline import index_data
+from glioray.storage import is_local, join_uri, open_storage
+from glioray.tracking.registry import fetch_package, register_model, resolve_version
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--data": {"metavar": "URI", "help": "folder, s3://bucket/prefix, or a manifest.json by prepare.py"},
+    "--out": {"metavar": "URI", "help": "where results are written: a folder or s3://bucket/prefix"},
+    "--storage": {
+        "metavar": "URI",
+        "help": "where runs keep their checkpoints (default: GLIORAY_STORAGE or ~/glioray)",
+    },
+    "--recipe": {
+        "metavar": "NAME",
+        "help": f"one of {', '.join(RECIPES)} (default: GLIORAY_RECIPE or unet_small)",
+    },
+    "--run-name": {"metavar": "NAME", "help": "names the run; the same name goes on with it"},
+    "--workers": {
+        "metavar": "N",
+        "type": int,
+        "help": "data-parallel ranks of a training (default: the recipe's)",
+    },
+    "--trials": {
+        "metavar": "N",
+        "type": int,
+        "default": 4,
+        "help": "trials of the search (default: %(default)s)",
+    },
+    "--concurrent": {
+        "metavar": "N",
+        "type": int,
+        "help": "trials at once (default: as many as there are CPUs or GPUs)",
+    },
+    "--max-epochs": {
+        "metavar": "N",
+        "type": int,
+        "help": "epochs of a training; without --minutes, no time limit then",
+    },
+    "--minutes": {"metavar": "M", "type": float, "help": "training time; of a search, all trials together"},
+    "--seed": {
+        "metavar": "S",
+        "type": int,
+        "help": "seed of weights, order and augmentation (default: the recipe's)",
+    },
+    "--model": {
+        "metavar": "URI",
+        "help": "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder",
+    },
+    "--name": {
+        "metavar": "NAME",
+        "default": "glioray-unet",
+        "help": "registered model (default: %(default)s)",
+    },
+    "--experiment": {
+        "metavar": "NAME",
+        "default": "glioray",
+        "help": "MLflow experiment (default: %(default)s)",
+    },
+    "--fold": {
+        "metavar": "K|all",
+        "help": "validate on fold K and train on the others; 'all' trains on every case",
+    },
+    "--set": {
+        "metavar": "KEY=VALUE",
+        "action": "append",
+        "default": [],
+        "help": "override one setting of the recipe, such as optim.lr=0.001; may be repeated",
+    },
+    "--dry-run": {"action": "store_true", "help": "print the resolved config and end, without starting Ray"},
+}
+
+
+def parse_flags(
+    description: str, names: str, argv: list[str] | None = None, **more: dict[str, Any]
+) -> argparse.Namespace:
+    """The flags named in `names` (such as "data storage dry-run") and those in `more`, parsed.
+
+    A flag that is not understood ends the process with exit code 2 and one sentence.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for name in names.split():
+        parser.add_argument(f"--{name}", **_FLAGS[f"--{name}"])
+    for name, options in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    return parser.parse_args(argv)
+
+
+def run_job(main: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Run a job: its result as one JSON object, the last line of stdout; all else goes to stderr.
+
+    Exits with 0; 1 when the job failed, 2 when it was asked for what cannot be. A result may name its own
+    under "exit_code", which is then left out of the JSON.
+    """
+    with _stdout_kept() as answer:
+        try:
+            result = main()
+            code = result.pop("exit_code", 0)
+            answer(json.dumps(result, default=str))
+        except GliorayError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print("error: interrupted; run again with the same --run-name to go on", file=sys.stderr)
+            code = 130
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[Callable[[str], None]]:
+    """Sends whatever libraries and workers print to stderr, and gives what writes to the real stdout."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(line: str) -> None:
+        ray.shutdown()  # or a worker's last words would come after ours
+        sys.stdout.flush()
+        os.write(kept, f"{line}\n".encode())
+
+    try:
+        yield answer
+    finally:
+        sys.stdout.flush()
+        os.close(kept)
+
+
+def resolve_config(args: argparse.Namespace) -> RunConfig:
+    """The recipe with the flags' overrides.
+
+    Raises:
+        UsageError: a recipe, a setting or a value that cannot be.
+    """
+    config = build_recipe(args.recipe or os.environ.get("GLIORAY_RECIPE") or "unet_small")
+    config = override(
+        config,
+        **{"train.max_epochs": args.max_epochs, "train.seed": args.seed, "train.num_workers": args.workers},
+    )
+    if args.minutes is not None or args.max_epochs is not None:
+        # Asked for epochs alone, a run is not cut short by the recipe's minutes.
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, minutes=args.minutes))
+    for item in args.set:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UsageError(f"--set {item} has no '='; write it as optim.lr=0.001")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        config = override(config, **{key: value})
+    return config
+
+
+def data_uri(args: argparse.Namespace) -> str:
+    """The URI of `--data`, or of GLIORAY_DATA.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    uri = args.data or os.environ.get("GLIORAY_DATA")
+    if not uri:
+        raise UsageError(
+            "no data were named; give --data with a folder or s3://bucket/prefix, or set GLIORAY_DATA"
+        )
+    return lasting_uri(uri, "--data")
+
+
+def storage_uri(args: argparse.Namespace) -> str:
+    """The URI of `--storage`, of GLIORAY_STORAGE, or ~/glioray."""
+    return lasting_uri(args.storage or os.environ.get("GLIORAY_STORAGE") or "~/glioray", "--storage")
+
+
+def lasting_uri(uri: str, flag: str) -> str:
+    """The URI with a relative folder made absolute.
+
+    Raises:
+        UsageError: a relative folder inside a submitted job, where it would be a temporary copy.
+    """
+    if not is_local(uri):
+        return uri.rstrip("/")
+    if (
+        os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+        and "working_dir" in os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]
+    ):
+        plain = uri.removeprefix("file://")
+        if not Path(plain).expanduser().is_absolute():
+            raise UsageError(
+                f"{flag} is the relative folder '{uri}', which a submitted job would look for in its temporary copy "
+                "of the working directory; give an absolute path or s3://bucket/prefix"
+            )
+    return open_storage(uri).uri
+
+
+def default_run_name(args: argparse.Namespace, config: RunConfig) -> str:
+    """The name of `--run-name`, or one of recipe and time."""
+    name: str = args.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"--run-name is '{name}'; use letters, digits, '-', '_' and '.'")
+    return name
+
+
+def tracking_address(storage: str) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file beside the runs where it is not set.
+
+    Raises:
+        UsageError: it is not set and the runs are in a bucket, where there can be no such file.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        if not is_local(storage):
+            raise UsageError(
+                "MLFLOW_TRACKING_URI is not set; point it at your MLflow server, or keep runs in a folder"
+            )
+        Path(storage).mkdir(parents=True, exist_ok=True)
+        address = f"sqlite:///{Path(storage) / 'mlflow.db'}"
+        os.environ["MLFLOW_TRACKING_URI"] = address
+    return address
+
+
+def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None) -> Manifest:
+    """The manifest of `--data`: one that prepare.py wrote, or one made now (Ray must be up).
+
+    Problems are told and the good cases go on.
+
+    Raises:
+        DataError: no case can be used.
+    """
+    if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
+        manifest = load_manifest(uri)
+    else:
+        manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed)
+    for problem in manifest.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not manifest.cases:
+        raise DataError(f"none of the cases in '{uri}' can be used; the problems are listed above")
+    if fold is None:
+        return manifest
+    if fold == "all":
+        every = tuple(entry.case_id for entry in manifest.select("labelled"))
+        return dataclasses.replace(manifest, splits={"train": every, "val": (), "test": ()})
+    if not fold.isdigit():
+        raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
+    return manifest.with_fold(int(fold))
+
+
+def out_uri(args: argparse.Namespace) -> str:
+    """The URI of `--out`.
+
+    Raises:
+        UsageError: it is not given.
+    """
+    if not args.out:
+        raise UsageError("there is no place for the results; give --out with a folder or s3://bucket/prefix")
+    return lasting_uri(args.out, "--out")
+
+
+def check_counts(args: argparse.Namespace) -> None:
+    """Raises: UsageError for a number of trials below 1."""
+    for flag in ("trials", "concurrent"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag} is {value}; expected at least 1")
+
+
+def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
+    """A model's package in a local folder, and its description."""
+    package = fetch_package(uri, folder)
+    return package, parse_spec((package / SPEC_FILE).read_text())
+
+
+def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:
+    """The package of `--model`, its description, and what its URI stands for now.
+
+    Raises:
+        UsageError: it is not given.
+        ModelError: there is no such model.
+    """
+    if not args.model:
+        raise UsageError(
+            "no model was named; give --model, such as models:/glioray-unet@champion or a run's folder"
+        )
+    resolved = resolve_version(args.model)
+    return *open_package(resolved, folder), resolved
+
+
+def registered_version(args: argparse.Namespace) -> tuple[str, str]:
+    """Name and version of `--model`; a run's model is registered under `--name` first.
+
+    Raises:
+        UsageError: it is a folder: what no run made cannot be registered.
+    """
+    if not args.model:
+        raise UsageError("no model was named; give --model, such as models:/glioray-unet/3 or runs:/ID/model")
+    uri = args.model
+    if uri.startswith("runs:/"):
+        uri = register_model(args.name, uri.removeprefix("runs:/").split("/")[0], {})
+    if not uri.startswith("models:/"):
+        raise UsageError(f"'{uri}' is no registered model; give models:/NAME/VERSION or runs:/ID/model")
+    name, _, version = resolve_version(uri).removeprefix("models:/").rpartition("/")
+    return name, version
+
+
+def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEntry]:
+    """The labelled cases of a split; of "unseen", those of patients that the model was not trained on.
+
+    Raises:
+        DataError: there is none.
+    """
+    if split == "unseen":
+        entries = unseen_by_all(manifest, [spec])
+    else:
+        entries = [entry for entry in manifest.select(split) if entry.has_mask]
+    if not entries:
+        raise DataError(f"'{manifest.data}' has no labelled case in the split '{split}'")
+    return entries
+
+
+def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]:
+    """The labelled cases of patients that none of the models was trained on.
+
+    Raises:
+        DataError: there is none.
+    """
+    seen = {patient for spec in specs for patient in spec.train_patients}
+    labelled = manifest.select("labelled")
+    entries = [entry for entry in labelled if entry.patient_id not in seen]
+    if not entries:
+        raise DataError(
+            f"the model was trained on every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
+            "judge it on other cases, or say --split labelled to judge it on what it knows"
+        )
+    return entries
+
+
+def training_answer(result: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The result of a training job: `run_id`, `model`, `metrics`, `num_slices`, `slices_per_s` and the rest."""
+    figures = result["metrics"]
+    return {
+        **result,
+        "num_slices": int(figures["num_slices"]),
+        "slices_per_s": figures["slices_per_s"],
+        **more,
+    }
+
+
+def print_report(manifest: Manifest) -> None:
+    """What a manifest holds, on stderr: a line a problem, then the counts."""
+    for problem in manifest.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    for entry in manifest.cases:
+        labels = ", ".join(f"{name} {count}" for name, count in entry.label_voxels.items()) or "no mask"
+        size = " x ".join(str(n) for n in entry.shape)
+        spacing = " x ".join(f"{mm:g}" for mm in entry.spacing_mm)
+        print(
+            f"{entry.case_id}: {size} at {spacing} mm, {entry.convention or 'unlabelled'}: {labels}",
+            file=sys.stderr,
+        )
+    for name, ids in manifest.splits.items():
+        print(f"{name}: {len(ids)} cases", file=sys.stderr)
+
+
+def answer_dry_run(config: RunConfig, **more: Any) -> dict[str, Any]:
+    """What `--dry-run` prints."""
+    return {"config": to_dict(config), **more}

@@ -1,0 +1,345 @@
+"""The one place that starts or joins Ray, and puts training and batch prediction together on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+import glioray
+from glioray.cases.labels import CONVENTIONS, detect_convention, from_internal
+from glioray.cases.layouts import CaseFiles
+from glioray.cases.load import load_case
+from glioray.cases.manifest import CaseEntry
+from glioray.cases.nifti import encode_mask
+from glioray.config import from_dict, to_dict
+from glioray.errors import GliorayError, TrainingError, UsageError
+from glioray.inference.evaluate import CaseFigures, evaluate_case
+from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
+from glioray.inference.predictor import Predictor
+from glioray.slices.pipeline import TASK_CPUS, fill_cache
+from glioray.storage import is_local, join_uri, open_storage
+from glioray.training.collectives import Ranks
+from glioray.training.session import RunPlan, train_segmentation
+
+_log = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+_MAX_FAILURES = 2
+# Torch on small machines spends much of its time in page faults until glibc keeps what it was given.
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several equal workers may take."""
+
+    num_cpus: float
+    num_gpus: float
+    num_threads: int
+
+    def resources(self) -> dict[str, float]:
+        """As Ray spells it."""
+        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray in this process's own name.
+
+    The package travels with the job, so that a cluster need not have it installed. Credentials do not: nodes
+    have their own, and a job's environment can be read on Ray's dashboard.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    on_cluster = address != "local"
+    runtime_env = {"py_modules": [str(Path(glioray.__file__).parent)], "env_vars": WORKER_ENVIRONMENT}
+    try:
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it or unset RAY_ADDRESS to run locally"
+        ) from error
+    token = Path("~/.ray/auth_token").expanduser()
+    if not on_cluster and token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)  # Ray leaves it readable to all
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    found = ray.cluster_resources()
+    _log.info(
+        "Ray %s: %d node(s), %g CPUs, %g GPUs",
+        "at " + address if on_cluster else "in local mode",
+        len(nodes),
+        found.get("CPU", 0),
+        found.get("GPU", 0),
+    )
+
+
+def check_shared(uri: str, flag: str) -> None:
+    """Refuse a folder that only one of several nodes sees.
+
+    Raises:
+        UsageError: the cluster has several nodes and the URI is a local folder that is no mount.
+    """
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and is_local(uri) and not os.environ.get("GLIORAY_SHARED_FILESYSTEM"):
+        raise UsageError(
+            f"{flag} is the folder '{uri}' but the cluster has {num_nodes} nodes; use s3://…, or set "
+            "GLIORAY_SHARED_FILESYSTEM=1 if every node mounts that folder"
+        )
+
+
+def share_of(num_workers: int) -> Share:
+    """An equal share of the cluster for each of `num_workers`, with half a CPU a node kept for Ray Data.
+
+    Raises:
+        UsageError: the cluster is too small; Ray itself would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes if node.get("CPU", 0.0) >= 1]
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if num_gpus and num_workers > num_gpus:
+        raise UsageError(
+            f"{num_workers} workers were asked for but the cluster has {num_gpus:g} GPUs; ask for fewer"
+        )
+    if num_workers > sum(cpus):
+        raise UsageError(
+            f"{num_workers} workers were asked for but the cluster has {sum(cpus):g} CPUs; ask for fewer"
+        )
+    # The smallest share at which every worker finds room, in quarters of a CPU.
+    for quarters in range(int(4 * max(cpus)), 0, -1):
+        share = quarters / 4
+        if sum(int((node - 2 * TASK_CPUS) / share) for node in cpus) >= num_workers:
+            threads = max(1, round(share + 2 * TASK_CPUS / max(1, num_workers / len(cpus))))
+            return Share(num_cpus=share, num_gpus=1.0 if num_gpus else 0.0, num_threads=threads)
+    raise UsageError(f"{num_workers} workers do not fit the cluster's {sum(cpus):g} CPUs; ask for fewer")
+
+
+def run_training(
+    plan: RunPlan,
+    *,
+    share: Share | None = None,
+    callbacks: Sequence[Any] = (),
+    told: Callable[[dict[str, float]], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Train on `plan.config.train.num_workers` ranks; survives workers that die, from the latest checkpoint.
+
+    Args:
+        plan: the run.
+        share: what each rank may take; by default an equal part of the whole cluster.
+        callbacks: of Ray Train.
+        told: makes what Ray is told out of a validation's figures.
+
+    Returns: what `train_segmentation` returns on the first rank.
+
+    Raises:
+        GliorayError: what went wrong on a worker.
+    """
+    num_workers = plan.config.train.num_workers
+    share = share or share_of(num_workers)
+    name = Path(plan.storage).name
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"plan": plan, "num_threads": share.num_threads, "told": told},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=share.num_gpus > 0, resources_per_worker=share.resources()
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=join_uri(plan.storage, "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=list(callbacks),
+        ),
+    )
+    storage = open_storage(plan.storage)
+    storage.delete(RESULT_FILE)
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(error) from error
+    result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
+    return result
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    log_to_stderr()
+    context = ray.train.get_context()
+    ranks = Ranks(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
+        node_rank=context.get_node_rank(),
+    )
+    plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
+    told = settings["told"]
+    result = train_segmentation(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
+    if ranks.is_first:
+        open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
+
+
+def log_to_stderr() -> None:
+    """Lines of progress on stderr; Ray brings a worker's to the driver."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("glioray").setLevel(logging.INFO)
+
+
+def _cause(error: BaseException) -> GliorayError:
+    """The glioray error at the root of what Ray raised, or one that says what Ray said."""
+    seen: list[BaseException] = [error]
+    for item in seen:
+        if isinstance(item, GliorayError):
+            return item
+        failures = getattr(item, "worker_failures", None) or {}
+        linked = (
+            item.__cause__,
+            getattr(item, "cause", None),
+            getattr(item, "_base_exc", None),
+            *failures.values(),
+        )
+        seen += [e for e in linked if isinstance(e, BaseException) and e not in seen]
+    root = seen[-1]
+    reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
+    return TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")
+
+
+def default_concurrency(num_workers: int) -> int:
+    """Trials of `num_workers` that the cluster can run at once: a GPU each, or a CPU each where there are none."""
+    found = ray.cluster_resources()
+    return max(1, int(found.get("GPU", 0) or found.get("CPU", 1)) // num_workers)
+
+
+def evaluate_cases(
+    package: Path, data: str, entries: Sequence[CaseEntry]
+) -> tuple[dict[str, CaseFigures], dict[str, str]]:
+    """The figures of each case by region, and why the others could not be judged."""
+    answers = list(
+        _map_cases(
+            package, [entry.files for entry in entries], partial(_evaluate, data, _conventions(entries))
+        )
+    )
+    return _parted(answers, "figures")
+
+
+def predict_cases(
+    package: Path, data: str, cases: Sequence[CaseFiles], out: str, *, labels: str | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write `<out>/<case>_seg.nii.gz` for each case; the URIs of the masks, and why the others have none.
+
+    Args:
+        package: the model.
+        data: the URI below which the cases lie.
+        cases: their objects.
+        out: a folder or `s3://` URI.
+        labels: the masks' label convention; by default that of the case's mask or else of its layout.
+    """
+    answers = list(_map_cases(package, cases, partial(_predict, data, out, labels)))
+    return _parted(answers, "mask")
+
+
+def _conventions(entries: Sequence[CaseEntry]) -> dict[str, str | None]:
+    return {entry.case_id: entry.convention for entry in entries}
+
+
+def _parted(answers: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    answers.sort(key=lambda answer: answer["case_id"])
+    good = {answer["case_id"]: answer[name] for answer in answers if name in answer}
+    return good, {answer["case_id"]: answer["error"] for answer in answers if "error" in answer}
+
+
+def _evaluate(
+    data: str, conventions: dict[str, str | None], predictor: Predictor, files: CaseFiles
+) -> dict[str, Any]:
+    name = conventions[files.case_id]
+    case = load_case(open_storage(data), files, convention=None if name is None else CONVENTIONS[name])
+    return {"figures": evaluate_case(predictor, case)}
+
+
+def _predict(
+    data: str, out: str, labels: str | None, predictor: Predictor, files: CaseFiles
+) -> dict[str, Any]:
+    storage = open_storage(data)
+    # The numbers of the case's own mask where it has one: what its owner's tools expect.
+    case = load_case(storage, files, with_mask=labels is None)
+    convention = CONVENTIONS[labels] if labels else case.convention or detect_convention(set(), files.layout)
+    mask = from_internal(predictor.predict(case), convention)
+    key = f"{files.case_id}_seg.nii.gz"
+    target = open_storage(out)
+    target.write(key, encode_mask(mask, like=case.reference))
+    return {"mask": join_uri(target.uri, key)}
+
+
+CaseWork = Callable[[Predictor, CaseFiles], dict[str, Any]]
+"""What is done with a case in a worker; returns plain JSON values."""
+
+
+def _map_cases(package: Path, cases: Sequence[CaseFiles], work: CaseWork) -> Iterator[dict[str, Any]]:
+    """`work` on every case, with the model loaded once a worker, all over the cluster, in the order they end.
+
+    A case that fails gives {"case_id", "error"} and the others go on.
+    """
+    files = {name: (package / name).read_bytes() for name in (WEIGHTS_FILE, SPEC_FILE)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    # A CPU predictor fills a node's cores by itself, and memory is what several of them would lack.
+    num_workers = max(1, min(len(cases), num_gpus or sum(node.get("CPU", 0) >= 1 for node in nodes)))
+    share = share_of(num_workers)
+    rows = [json.dumps(to_dict(case)) for case in cases]
+    # Ray's own hints leave out classes with arguments.
+    worker: Any = _CaseWorker
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map(
+        worker,
+        fn_constructor_args=(ray.put(files), work, share.num_threads),
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+        num_cpus=share.num_cpus,
+        num_gpus=share.num_gpus or None,
+    )
+    for number, row in enumerate(dataset.iter_rows(), 1):
+        answer: dict[str, Any] = json.loads(row["answer"])
+        failed = f" failed: {answer['error']}" if "error" in answer else ""
+        _log.info("case %d/%d: %s%s", number, len(cases), answer["case_id"], failed)
+        yield answer
+
+
+class _CaseWorker:
+    def __init__(self, files: Any, work: CaseWork, num_threads: int) -> None:
+        log_to_stderr()
+        torch.set_num_threads(num_threads)
+        if isinstance(files, ray.ObjectRef):
+            files = ray.get(files)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            self.predictor = Predictor.load(Path(folder))
+        self.work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        files = from_dict(CaseFiles, json.loads(row["item"]))
+        try:
+            answer = self.work(self.predictor, files)
+        except GliorayError as error:
+            answer = {"error": str(error)}
+        return {"answer": json.dumps({"case_id": files.case_id, **answer})}

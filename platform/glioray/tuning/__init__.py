@@ -1,0 +1,1 @@
+"""Searching for settings: what may vary, how trials run, which one wins."""
