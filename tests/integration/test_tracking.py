@@ -5,15 +5,17 @@ import logging
 import math
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import services
 import torch
 from matplotlib.figure import Figure
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 from torch import nn
@@ -122,27 +124,24 @@ def test_trials_are_children_and_known_by_their_sweep(experiment: str, client: M
     assert client.get_run(retried.run_id).data.tags["mlflow.parentRunId"] == sweeps[1].run_id
 
 
-def test_processes_that_open_a_run_at_once_share_it(experiment: str, client: MlflowClient):
-    RunLogger.open_run(experiment, "other", kind="train")
-    start = threading.Barrier(4)
-    found: list[str] = []
+def test_the_younger_of_two_runs_made_at_once_gives_way(
+    experiment: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+):
+    create = MlflowClient.create_run
+    rivals: list[str] = []
 
-    def _open() -> None:
-        start.wait()
-        found.append(RunLogger.open_run(experiment, "same", kind="train").run_id)
+    def _create_after_a_rival(self: MlflowClient, experiment_id: str, **settings: Any) -> Run:
+        rivals.append(
+            create(self, experiment_id, start_time=time.time_ns() // 1_000_000 - 1, **settings).info.run_id
+        )
+        return create(self, experiment_id, **settings)
 
-    threads = [threading.Thread(target=_open) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    kept = RunLogger.open_run(experiment, "same", kind="train").run_id
-    left = client.search_runs(
-        [client.get_experiment_by_name(experiment).experiment_id], "tags.`glioray.key` = 'train/same'"
-    )
-    assert set(found) == {kept}
-    assert [run.info.run_id for run in left] == [kept]
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", _create_after_a_rival)
+        run = RunLogger.open_run(experiment, "same", kind="train")
+    assert rivals == [run.run_id]
+    assert run.resumed
+    assert [left.info.run_id for left in client.search_runs([run.experiment_id])] == [run.run_id]
 
 
 def test_a_deleted_run_is_made_anew(experiment: str, client: MlflowClient):
