@@ -8,9 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from glioray.cases import labels
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.dataset_json import MSD_CHANNELS
 from glioray.cases.labels import CONVENTIONS, LabelConvention
-from glioray.cases.layouts import MSD_CHANNELS, CaseFiles
-from glioray.cases.nifti import DEFAULT_LIMITS, Header, Limits, Volume, read_volume, same_grid, to_canonical
+from glioray.cases.nifti import (
+    DEFAULT_LIMITS,
+    Header,
+    Limits,
+    Volume,
+    ras_view,
+    read_volume,
+    same_grid,
+    to_canonical,
+)
 from glioray.config import MODALITIES
 from glioray.errors import CaseError
 from glioray.storage import Storage
@@ -125,7 +135,8 @@ def assemble_case(
         volume = read_volume(read(files.mask), name=files.mask, case_id=files.case_id, limits=limits)
         _check_three_dimensions(volume, files.case_id)
         _check_grid(reference, volume, files.case_id)
-        mask, convention = _internal_mask(volume, files, convention)
+        internal, convention = _internal_mask(volume, files, convention)
+        mask = np.asfortranarray(ras_view(internal, volume.header, reference))
     affine = to_canonical(np.empty(reference.shape[:3], np.uint8), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
     return Case(
@@ -151,10 +162,11 @@ class _Stack:
 
     def put(self, modality: str, volume: Volume, array: np.ndarray) -> None:
         _check_values(array, volume.name, modality, self.case_id)
-        view, _ = to_canonical(array, volume.affine)
+        reference = self.reference if self.num_filled else volume.header
+        view = ras_view(array, volume.header, reference)
         small = np.can_cast(array.dtype, np.int16)
         if self.num_filled == 0:
-            self.reference = volume.header
+            self.reference = reference
             # Stored like the files: x runs fastest, so that an axial slice is one block.
             dtype = np.int16 if small else np.float32
             self.images = np.empty((4, *view.shape[::-1]), dtype).transpose(0, 3, 2, 1)
@@ -211,8 +223,7 @@ def _internal_mask(
         convention = CONVENTIONS[files.declared]
     if convention is None:
         convention = labels.detect_convention(labels.labels_in(volume.array, **where), files.layout)
-    internal = labels.to_internal(volume.array, convention, **where)
-    return np.asfortranarray(to_canonical(internal, volume.affine)[0]), convention
+    return labels.to_internal(volume.array, convention, **where), convention
 
 
 def brain_mask(images: np.ndarray) -> np.ndarray:

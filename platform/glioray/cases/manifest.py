@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.labels import CONVENTIONS, LABELS, detect_convention
-from glioray.cases.layouts import CaseFiles, Problem
 from glioray.cases.load import assemble_case, brain_mask
 from glioray.cases.splits import SPLITS, fold_patients, split_patients
 from glioray.config import from_dict, to_dict

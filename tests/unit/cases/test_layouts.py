@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from glioray.cases.layouts import (
-    MSD_CHANNELS,
-    RECOGNISED,
-    CaseFiles,
-    Problem,
-    discover_cases,
-    modality_of,
-    patient_of,
-)
+from glioray.cases.casefiles import CaseFiles, Problem, modality_of, patient_of
+from glioray.cases.dataset_json import MSD_CHANNELS
+from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.storage import FileStorage
 
 
@@ -261,6 +255,13 @@ def test_nnunet_problems(tmp_path: Path) -> None:
     assert [problem.case_id for problem in problems] == ["A", "B"]
     assert "has no t2 (only t1, t1c, flair)" in str(problems[0])
     assert "only a mask" in str(problems[1])
+
+
+def test_a_file_without_a_channel_among_numbered_ones_is_told(tmp_path: Path) -> None:
+    keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)]
+    (case,), (problem,) = discover(tmp_path, *keys, "imagesTr/B.nii.gz")
+    assert case.case_id == "A"
+    assert str(problem).startswith("file: imagesTr/B.nii.gz: has no number of a channel")
 
 
 @pytest.mark.parametrize(

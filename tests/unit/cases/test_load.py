@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.dataset_json import MSD_CHANNELS
 from glioray.cases.labels import CONVENTIONS
-from glioray.cases.layouts import MSD_CHANNELS, CaseFiles
 from glioray.cases.load import assemble_case, brain_mask, load_case_from_bytes
 from glioray.cases.nifti import encode_mask, encode_volume, read_volume, to_canonical
 from glioray.config import MODALITIES
@@ -78,6 +79,22 @@ def test_files_stored_in_different_orders_are_one_case() -> None:
     np.testing.assert_array_equal(written.affine, t1.affine)
     assert written.shape == t1.shape
     np.testing.assert_array_equal(to_canonical(written.array, written.affine)[0], other.mask)
+
+
+@pytest.mark.parametrize("nudge", [-1e-6, 0, 1e-6])
+def test_at_45_degrees_rounding_turns_no_file_differently(nudge: float) -> None:
+    affines = [np.eye(4), np.eye(4)]
+    for affine, angle in zip(affines, (np.pi / 4, np.pi / 4 + nudge), strict=True):
+        affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    changed = {m: encode_volume(image, affines[0]) for m, image in zip(MODALITIES, images(), strict=True)}
+    changed |= {"t2": encode_volume(images()[2], affines[1]), "seg": encode_volume(mask(), affines[1])}
+    case = assemble_case(FILES, changed.__getitem__)
+    assert case.mask is not None
+    turned = [to_canonical(array, case.reference.affine)[0] for array in (*images(), mask())]
+    np.testing.assert_array_equal(case.images, turned[:4])
+    np.testing.assert_array_equal(case.mask > 0, turned[4] > 0)
+    written = read_volume(encode_mask(case.mask, case.reference), name="m")
+    np.testing.assert_array_equal(written.array > 0, mask() > 0)
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,9 @@ class TestSameGrid:
         found = same_grid(self.volume((8, 9, 5), oblique_affine(), "t1"), self.volume((8, 9, 5), np.eye(4)))
         assert found is not None
         assert "lost its orientation" in found
+        found = same_grid(self.volume((8, 9, 5), np.eye(4), "t1"), self.volume((8, 9, 5), oblique_affine()))
+        assert found is not None
+        assert "t1 has lost its own" in found
         image = nib.Nifti1Image(np.ones((8, 9, 5), np.uint8), None)
         assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 0
         found = same_grid(
