@@ -172,6 +172,7 @@ def run_training(
             storage_path=join_uri(plan.storage, "ray"),
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     storage = open_storage(plan.storage)
@@ -203,8 +204,15 @@ def _train_worker(settings: dict[str, Any]) -> None:
 
 def log_to_stderr() -> None:
     """Lines of progress on stderr; Ray brings a worker's to the driver."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("glioray").setLevel(logging.INFO)
+    logger = logging.getLogger("glioray")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _cause(error: BaseException) -> GliorayError:
