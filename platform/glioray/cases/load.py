@@ -10,6 +10,7 @@ import numpy as np
 from glioray.cases import labels
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.dataset_json import MSD_CHANNELS
+from glioray.cases.grid import ras_view, same_grid
 from glioray.cases.labels import CONVENTIONS, LabelConvention
 from glioray.cases.nifti import (
     DEFAULT_LIMITS,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from glioray.cases.grid import same_grid
 from glioray.cases.nifti import (
     HEADER_BYTES,
     Volume,
@@ -18,7 +19,6 @@ from glioray.cases.nifti import (
     read_header,
     read_volume,
     restore_orientation,
-    same_grid,
     to_canonical,
 )
 
