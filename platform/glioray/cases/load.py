@@ -17,9 +17,7 @@ from glioray.cases.nifti import (
     Header,
     Limits,
     Volume,
-    ras_view,
     read_volume,
-    same_grid,
     to_canonical,
 )
 from glioray.config import MODALITIES
