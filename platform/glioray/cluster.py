@@ -33,6 +33,7 @@ from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.inference.predictor import Predictor
 from glioray.slices.pipeline import TASK_CPUS, fill_cache
 from glioray.storage import is_local, join_uri, open_storage
+from glioray.tracking.provenance import git_commit
 from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan, train_segmentation
 
@@ -74,7 +75,10 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_cluster = address != "local"
-    runtime_env = {"py_modules": [str(Path(glioray.__file__).parent)], "env_vars": WORKER_ENVIRONMENT}
+    runtime_env = {
+        "py_modules": [str(Path(glioray.__file__).parent)],
+        "env_vars": {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()},
+    }
     try:
         ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
     except ConnectionError as error:
@@ -161,6 +165,8 @@ def run_training(
     num_workers = plan.config.train.num_workers
     share = share or share_of(num_workers)
     name = Path(plan.storage).name
+    # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
+    quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"plan": plan, "num_threads": share.num_threads, "told": told},
@@ -172,7 +178,7 @@ def run_training(
             storage_path=join_uri(plan.storage, "ray"),
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            **quiet,
         ),
     )
     storage = open_storage(plan.storage)

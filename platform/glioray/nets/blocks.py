@@ -4,15 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe, Szegedy 2015, arXiv 1502.03167) by the statistics of all ranks' batches.
+
+    Two ranks then normalise as one rank with the whole batch does. torch's SyncBatchNorm does the same on
+    GPUs alone; this one runs wherever the process group does. With one rank, and in evaluation, it is
+    torch's own layer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = x.float()
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
+        total, squares, number = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
+        mean = total / number
+        var = (squares / number - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            momentum = self.momentum or 0.1
+            self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(var * number / (number - 1), momentum)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "group": lambda channels: nn.GroupNorm(_num_groups(channels), channels),
-    "batch": nn.BatchNorm2d,
+    "batch": lambda channels: GlobalBatchNorm2d(channels),
     "none": lambda channels: nn.Identity(),
 }
-"""Normalisations by name. Batch norm's statistics are a rank's own: two ranks differ from one with it."""
+"""Normalisations by name."""
 
 
 def build_norm(name: str, channels: int) -> nn.Module:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
@@ -15,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from glioray.errors import StorageError, UsageError
 
+_SQLITE = "sqlite:///"
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 15.0
 
@@ -23,7 +25,7 @@ def tracking_uri() -> str:
     """The server's address from MLFLOW_TRACKING_URI.
 
     Raises:
-        UsageError: it is not set, or is no http address.
+        UsageError: it is not set, or is neither an http address nor a SQLite file.
     """
     return _checked(os.environ.get("MLFLOW_TRACKING_URI", ""))
 
@@ -31,11 +33,15 @@ def tracking_uri() -> str:
 def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
     """A client of the server at `uri` (by default MLFLOW_TRACKING_URI) after it has answered once.
 
+    `sqlite:///path` stands for a file of this machine, which needs no server.
+
     Raises:
-        UsageError: no address, or not an http one.
+        UsageError: no address, or neither http nor sqlite.
         StorageError: the server does not answer within seconds.
     """
     address = tracking_uri() if uri is None else _checked(uri)
+    if address.startswith(_SQLITE):
+        return MlflowClient(tracking_uri=address, registry_uri=address)
     for attempt in range(attempts):
         cause = unreachable(address)
         if cause is None:
@@ -46,6 +52,13 @@ def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
         f"the MLflow server at {shown(address)} does not answer ({cause}); "
         "start it (bash infra/local.sh up) or correct MLFLOW_TRACKING_URI"
     )
+
+
+def artifact_location(address: str) -> str | None:
+    """Where a new experiment keeps its files: beside a SQLite file; a server knows by itself (None)."""
+    if not address.startswith(_SQLITE):
+        return None
+    return (Path(address.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
 
 
 def unreachable(address: str) -> str | None:
@@ -101,10 +114,12 @@ def _checked(uri: str) -> str:
             "MLFLOW_TRACKING_URI is not set; start a server (bash infra/local.sh up prints its address) "
             "and export MLFLOW_TRACKING_URI=http://host:port"
         )
+    if uri.startswith(f"{_SQLITE}/"):
+        return uri
     if urlsplit(uri).scheme not in ("http", "https") or not urlsplit(uri).hostname:
         raise UsageError(
             f"MLFLOW_TRACKING_URI is '{shown(uri)}'; expected http://host:port or https://…, "
-            "since workers on other machines must reach the same server"
+            "since workers on other machines must reach the same server, or sqlite:////path on one machine"
         )
     return uri.rstrip("/")
 

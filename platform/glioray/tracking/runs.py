@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 import glioray
 from glioray.errors import StorageError, UsageError
-from glioray.tracking.client import connect, told
+from glioray.tracking.client import artifact_location, connect, told
 from glioray.tracking.client import tracking_uri as tracking_uri
 from glioray.tracking.outbox import MAX_METRICS, Artifact, Entities, Outbox
 from glioray.tracking.provenance import git_commit
@@ -243,7 +243,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, artifact_location(client.tracking_uri)))
         except MlflowException as error:
             # Another process may have made it in between.
             found = (

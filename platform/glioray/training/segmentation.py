@@ -152,4 +152,6 @@ def _picture(stack: SliceStack, labels: NDArray[np.uint8]) -> Picture:
     # FLAIR, the last modality: where the whole tumour shows best.
     image = np.asarray(stack.images[number, -1], np.float32)
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
-    return Picture(title, image, np.asarray(stack.mask[number]), stack.cut(labels)[number])
+    # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
+    shown = (slice(None, None, -1), slice(None, None, -1))
+    return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], stack.cut(labels)[number][shown])

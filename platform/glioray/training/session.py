@@ -244,6 +244,7 @@ def log_run_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str
     with tempfile.TemporaryDirectory() as folder:
         package = fetch_model(storage, Path(folder))
         spec, net = read_package(package)
-        example = torch.zeros(1, config.preprocess.num_channels, *config.preprocess.size)
+        # MLflow keeps the example as text: a small one will do.
+        example = torch.zeros(1, config.preprocess.num_channels, 64, 64)
         logger.log_json(spec.val_cases, "validation_cases.json")
         return log_model(logger, package, net, example)
