@@ -70,7 +70,7 @@ install_torch() {
   fi
 }
 
-install() {
+install_all() {
   local requirements stamp=.venv/installed.txt
   if [ ! -x .venv/bin/python ]; then
     local python
@@ -96,18 +96,7 @@ install() {
 
 # `ray` and an activated shell know the local cluster without any setting of the user's.
 write_shims() {
-  cat > .venv/bin/ray <<'SHIM'
-#!/usr/bin/env bash
-# Written by infra/local.sh: the Ray command line, pointed at the local cluster where the user points nowhere.
-bin=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ -f "$bin/../../.glioray/env.sh" ]; then . "$bin/../../.glioray/env.sh"; fi
-if [ "${1:-}" = job ] && [ -z "${RAY_API_SERVER_ADDRESS:-}${RAY_ADDRESS:-}" ] && [[ " $* " != *" --address"* ]]; then
-  echo "no local cluster runs: \`bash infra/local.sh up\` starts one; another one's address goes into RAY_API_SERVER_ADDRESS" >&2
-  exit 1
-fi
-exec "$bin/python" -m ray.scripts.scripts "$@"
-SHIM
-  chmod 755 .venv/bin/ray
+  install -m 755 infra/ray.sh .venv/bin/ray
   local hook='if [ -f "$VIRTUAL_ENV/../.glioray/env.sh" ]; then . "$VIRTUAL_ENV/../.glioray/env.sh"; fi  # infra/local.sh'
   grep -qF "$hook" .venv/bin/activate || printf '%s\n' "$hook" >> .venv/bin/activate
 }
@@ -115,7 +104,7 @@ SHIM
 if [ "$1" = down ] || [ "$1" = status ]; then
   [ -x .venv/bin/python ] || { echo "nothing runs: there is no .venv yet"; exit 0; }
 else
-  install
+  install_all
   write_shims
 fi
 exec .venv/bin/python infra/local.py "$@"

@@ -154,12 +154,12 @@ def start_process(
                     f"{name} was not ready after {timeout_s:.0f} s; its log {log} ends: {_tail(log)}"
                 )
             time.sleep(0.1)
+        raise ServiceError(
+            f"{name} ended at once with status {process.returncode}; its log {log} ends: {_tail(log)}"
+        )
     except BaseException:
-        end_processes(service.pid, service.started)
+        service.stop()
         raise
-    raise ServiceError(
-        f"{name} ended at once with status {process.returncode}; its log {log} ends: {_tail(log)}"
-    )
 
 
 def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:

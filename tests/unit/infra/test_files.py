@@ -1,0 +1,141 @@
+"""Every file under infra/ parses, and what it names exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[3]
+MANIFESTS = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
+
+
+def _documents() -> list[tuple[str, dict[str, Any]]]:
+    return [(path.name, document) for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
+
+
+def _clusters() -> list[dict[str, Any]]:
+    found = []
+    for _, document in _documents():
+        if document["kind"] == "RayCluster":
+            found.append(document["spec"])
+        elif document["kind"] == "RayJob":
+            found.append(document["spec"]["rayClusterSpec"])
+    return found
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "infra" / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def test_the_kinds_are_there() -> None:
+    kinds = {document["kind"] for _, document in _documents()}
+    assert {"RayCluster", "RayJob", "Deployment", "Service"} <= kinds
+    assert all({"apiVersion", "kind", "metadata"} <= document.keys() for _, document in _documents())
+
+
+def test_clusters_have_a_token_credentials_and_the_installed_ray() -> None:
+    clusters = _clusters()
+    assert len(clusters) == 2
+    for spec in clusters:
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["rayVersion"] == _pins()["ray"]
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            for container in group["template"]["spec"]["containers"]:
+                assert {"secretRef": {"name": "glioray-s3"}} in container["envFrom"]
+                env = {item["name"]: item["value"] for item in container["env"]}
+                assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+                assert not any("SECRET" in name or "TOKEN" in name for name in env)
+
+
+def test_the_jobs_entrypoint_is_understood(tmp_path: Path) -> None:
+    (spec,) = [document["spec"] for _, document in _documents() if document["kind"] == "RayJob"]
+    assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"working_dir", "env_vars"}
+    python, *command = shlex.split(spec["entrypoint"])
+    assert python == "python"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    run = [sys.executable, *command, "--dry-run"]
+    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_mlflow_service_answers_to_its_name() -> None:
+    documents = {document["kind"]: document for name, document in _documents() if name == "mlflow.yaml"}
+    (port,) = [item["port"] for item in documents["Service"]["spec"]["ports"]]
+    pod = documents["Deployment"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    env = {item["name"]: item["value"] for item in container["env"]}
+    assert f"{documents['Service']['metadata']['name']}:{port}" in env["MLFLOW_SERVER_ALLOWED_HOSTS"].split(
+        ","
+    )
+    assert f"--port={port}" in container["args"]
+    assert documents["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    command = [sys.executable, "-m", "mlflow", "server", "--help"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for argument in container["args"]:
+        assert argument.split("=")[0] in known
+
+
+def test_the_image_copies_what_exists() -> None:
+    dockerfile = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
+    copied = [part for line in re.findall(r"^COPY (.+)$", dockerfile, re.M) for part in line.split()[:-1]]
+    assert copied
+    assert all((ROOT / part).is_file() for part in copied)
+    python = re.search(r"^ARG PYTHON=(\S+)", dockerfile, re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python is not None
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(python[1])
+    # Every node of a cluster asks for a token, whoever starts it.
+    assert "RAY_AUTH_MODE=token" in dockerfile
+
+
+def test_every_requirement_is_pinned_within_its_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = _pins()
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        version = pins[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+        assert requirement.specifier.contains(version), (
+            f"{requirement} but infra/constraints.txt has {version}"
+        )
+    assert not any(Version(version).local for version in pins.values())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".ci/run", "infra/local.sh", *sorted(f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.py"))],
+)
+def test_scripts_can_be_executed(path: str) -> None:
+    assert os.access(ROOT / path, os.X_OK)
+    first = (ROOT / path).read_text().splitlines()[0]
+    assert first == ("#!/usr/bin/env python3" if path.endswith(".py") else "#!/usr/bin/env bash")
+
+
+def test_shell_scripts_parse() -> None:
+    for path in (".ci/run", "infra/local.sh", "infra/ray.sh"):
+        subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec bash infra/local.sh test"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert "bash .ci/run" in steps
+
+
+def test_jobs_leave_the_environment_and_the_history_behind() -> None:
+    ignored = (ROOT / ".rayignore").read_text().splitlines()
+    assert {".git/", ".venv/", ".glioray/", "tests/"} <= set(ignored)
+    assert not {"jobs/", "platform/", "serve/"} & set(ignored)

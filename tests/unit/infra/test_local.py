@@ -1,0 +1,147 @@
+"""What `infra/local.sh` tells a shell, and the gate that it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import checks
+import local
+import processes
+import pytest
+
+SERVICES = {
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
+    "RAY_ADDRESS": "127.0.0.1:2",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": "/a folder/it's/auth_token",
+    "MLFLOW_TRACKING_URI": "http://127.0.0.1:3",
+    "GLIORAY_DATA": "/data/phantom",
+}
+NAMES = (*SERVICES, "GLIORAY_LOCAL_VARIABLES")
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(local, "ENV", tmp_path / "env.sh")
+    local._write_env(SERVICES, os.getpid())
+    return tmp_path / "env.sh"
+
+
+def _source(env_file: Path, **given: str) -> dict[str, str]:
+    """What a strict shell has of `NAMES` after it read the file."""
+    show = f"import json, os; print(json.dumps({{n: os.environ[n] for n in {NAMES} if n in os.environ}}))"
+    script = 'set -eu; . "$1"; shift; exec "$@"'
+    command = ["bash", "-c", script, "bash", str(env_file), sys.executable, "-c", show]
+    env = {"PATH": os.environ["PATH"], **given}
+    found = json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_bare_shell_learns_everything(env_file: Path) -> None:
+    found = _source(env_file)
+    assert set(found.pop("GLIORAY_LOCAL_VARIABLES").split()) == set(SERVICES)
+    assert found == SERVICES
+    assert stat.S_IMODE(env_file.stat().st_mode) == 0o600
+
+
+def test_what_the_user_points_at_stays_and_gets_no_token(env_file: Path) -> None:
+    found = _source(env_file, RAY_ADDRESS="http://cluster:8265", MLFLOW_TRACKING_URI="http://mlflow:5000")
+    assert found["RAY_ADDRESS"] == "http://cluster:8265"
+    assert found["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert not {"RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"} & found.keys()
+    assert found["GLIORAY_DATA"] == SERVICES["GLIORAY_DATA"]
+
+
+def test_a_mode_without_an_address_does_not_hide_the_cluster(env_file: Path) -> None:
+    found = _source(env_file, RAY_AUTH_MODE="disabled")
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert found["RAY_API_SERVER_ADDRESS"] == SERVICES["RAY_API_SERVER_ADDRESS"]
+
+
+def test_a_new_cluster_takes_the_place_of_the_one_before(env_file: Path) -> None:
+    before = _source(env_file)
+    local._write_env({**SERVICES, "RAY_ADDRESS": "127.0.0.1:9"}, os.getpid())
+    assert _source(env_file, **before)["RAY_ADDRESS"] == "127.0.0.1:9"
+
+
+def test_a_cluster_that_is_gone_leaves_nothing(env_file: Path) -> None:
+    before = _source(env_file)
+    local._write_env({}, None)
+    assert _source(env_file, **before, GLIORAY_STORAGE="mine") == {}
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    local._write_env(SERVICES, int(ended.stdout))
+    # `return` from the sourced file with nothing set.
+    assert _source(env_file) == {}
+
+
+def test_drivers_get_the_same_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    service = processes.Service(name="", address="", env=SERVICES, pid=1, started=0.0, log=tmp_path)
+    assert SERVICES.items() <= local.client_env({"ray": service}).items() | {
+        ("GLIORAY_DATA", "/data/phantom")
+    }
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    env = local.client_env({"ray": service})
+    assert env["RAY_ADDRESS"] == "elsewhere:1"
+    assert "RAY_API_SERVER_ADDRESS" not in env
+
+
+def test_state_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "STATE", tmp_path / "state.json")
+    service = processes.Service(
+        name="x",
+        address="y",
+        env=SERVICES,
+        pid=7,
+        started=1.25,
+        log=tmp_path / "log",
+        scratch=(tmp_path / "s",),
+    )
+    assert local.load_state() == {}
+    local._save_state({"ray": service})
+    assert local.load_state() == {"ray": service}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "where"), [(["--help"], 0, "stdout"), ([], 2, "stderr"), (["dance"], 2, "stderr")]
+)
+def test_the_verbs_are_said(repo: Path, args: list[str], code: int, where: str) -> None:
+    done = subprocess.run(["bash", "infra/local.sh", *args], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == code
+    said = getattr(done, where)
+    assert all(verb in said for verb in ("demo", "test", "up", "down", "status"))
+
+
+def test_ray_without_a_cluster_says_what_to_do(repo: Path, tmp_path: Path) -> None:
+    shim = tmp_path / ".venv" / "bin" / "ray"
+    shim.parent.mkdir(parents=True)
+    shim.write_bytes((repo / "infra" / "ray.sh").read_bytes())
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["bash", str(shim), "job", "submit", "x.py"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "bash infra/local.sh up" in done.stderr
+
+
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "lint-imports", "pytest"])
+def test_the_gate_runs_every_check_and_fails_with_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for tool in ("ruff", "mypy", "lint-imports", "pytest"):
+        script = tmp_path / tool
+        script.write_text(f'#!/bin/sh\necho "ran {tool} $*"\nexit {int(tool == failing)}\n')
+        script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert checks.run_checks(["-k", "name"]) == (1 if failing else 0)
+    printed = capfd.readouterr().out
+    ran = ("ran ruff format --check", "ran ruff check", "ran mypy", "ran lint-imports", "ran pytest -k name")
+    assert all(line in printed for line in ran)
+    assert ("failed: " in printed) == bool(failing)
