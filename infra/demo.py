@@ -50,9 +50,11 @@ def run_demo() -> None:
 
     clock.step("promote the winner to `champion`")
     promoted = _submit("promote", ["jobs/promote.py", "--model", tuned["model"], "--data", str(PHANTOM)], env)
+    champion = promoted["candidate"] if promoted["promoted"] else promoted["champion"]
+    clock.note(champion, promoted["reason"])
 
     clock.step("serve the champion")
-    endpoint = _serve(env, promoted, clock)
+    endpoint = _serve(env, champion, clock)
 
     case_id = sorted(path.name for path in PHANTOM.iterdir() if path.is_dir())[-1]
     clock.step(f"segment {case_id} by HTTP")
@@ -151,11 +153,11 @@ def _parse(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _serve(env: Mapping[str, str], promoted: Mapping[str, Any], clock: _Clock) -> str:
+def _serve(env: Mapping[str, str], champion: str, clock: _Clock) -> str:
     """The address of the endpoint, which answers; started unless the same version is served already."""
     path = OUT / "serve.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    version = {"model": promoted["champion"], "ray": env["RAY_ADDRESS"]}
+    version = {"model": champion, "ray": env["RAY_ADDRESS"]}
     if earlier.get("version") == version and _ready(earlier["endpoint"]):
         clock.note("reused: it is served already", earlier["endpoint"])
         return str(earlier["endpoint"])
