@@ -118,7 +118,8 @@ class SliceCache:
 
     def _path(self, entry: CaseEntry) -> Path:
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in entry.case_id)
-        return self.folder / f"{name}-{entry.checksum[:12]}"
+        # The checksum is of bytes; what numbers in a mask mean is the convention's business.
+        return self.folder / f"{name}-{entry.checksum[:12]}-{entry.convention or 'unlabelled'}"
 
     def _evict(self) -> None:
         """Remove entries, longest unused first, until the budget holds; and what crashed writers left."""
