@@ -23,8 +23,10 @@ RUN_NAME = "demo"
 NUM_TRIALS = 3
 MINUTES = 3
 NUM_STEPS = 7
-# What `ray job submit` says of itself, between the job's own lines.
-_CHATTER = re.compile(r"\b(INFO|SUCC)\b.{0,20}\b(cli|sdk|job_manager|worker|packaging)\.py:\d+ -- ")
+# What Ray says of itself between the job's own lines; all of it is in the step's log.
+_CHATTER = re.compile(r"\b(INFO|SUCC|ERR|WARNING)\b.{0,20}\b\w+\.py:\d+ -- |^Running entrypoint for job ")
+# Ray repeats the end of a failed job's output behind this.
+_REPEATED = "last available logs"
 _SERVE_DEADLINE_S = 180
 
 
@@ -111,16 +113,15 @@ def _once(name: str, run: Any, clock: _Clock) -> dict[str, Any]:
 def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     """Submit a job as a user would, show its lines, return the JSON object that it ends with."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    runtime = {"env_vars": {"GLIORAY_GIT_COMMIT": commit.stdout.strip() or "unknown"}}
+    # The repository's history stays behind when the working directory is uploaded.
+    prefix = ["env", f"GLIORAY_GIT_COMMIT={commit.stdout.strip()}"] if commit.returncode == 0 else []
     ray = str(Path(sys.executable).parent / "ray")
-    # fmt: off
-    submit = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(runtime), "--", "python"]
-    # fmt: on
+    submit = [ray, "job", "submit", "--working-dir", ".", "--", *prefix, "python"]
     print(
         f"    $ ray job submit --working-dir . -- python {' '.join(map(str, map(_short, command)))}",
         flush=True,
     )
-    result = None
+    result, repeated = None, False
     with (OUT / f"{name}.log").open("w") as log:
         job = subprocess.Popen(
             [*submit, *command],
@@ -134,9 +135,10 @@ def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, 
         assert job.stdout is not None
         for line in job.stdout:
             log.write(line)
+            repeated |= _REPEATED in line
             if line.startswith("{") and (found := _parse(line)) is not None:
                 result = found
-            elif line.strip() and not _CHATTER.search(line):
+            elif line.strip() and not repeated and not _CHATTER.search(line):
                 print(f"    {line.rstrip()}", flush=True)
     if job.wait() != 0:
         raise ServiceError(f"the job {command[0]} failed, see above; all of its output is in {log.name}")
