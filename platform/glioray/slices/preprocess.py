@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS
@@ -86,13 +88,11 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         raise CaseError(
             case.case_id, "", "every voxel is background", "export the images again or drop the case"
         )
-    inside = brain[box]
-    boxed = np.stack([_normalize(volume[box], inside, config) for volume in volumes])
     label_voxels = (0,) * len(LABELS)
     if case.mask is not None:
-        label_voxels = tuple(np.bincount(case.mask.T.ravel(), minlength=len(LABELS)).tolist())
+        label_voxels = tuple(int(np.count_nonzero(case.mask == label)) for label in range(len(LABELS)))
 
-    stacks = []
+    stacks, fills = [], []
     for plane in config.planes:
         turn = [2 - axis for axis in _AXES[plane]]
         start = [box[axis].start for axis in turn]
@@ -105,8 +105,8 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         shift = [(found - wanted) // 2 for found, wanted in zip(length, size, strict=True)]
         images = np.zeros((size[0], len(volumes), *size[1:]), np.float16)
         source, target = _windows(shift, size, length)
-        turned = boxed.transpose([0, *(1 + axis for axis in turn)])
-        images[target[0], :, target[1], target[2]] = turned[_any_lead(source)].swapaxes(0, 1)
+        # Torch turns and halves in one pass; numpy's own cast to float16 is twenty times slower.
+        fills.append((turn, source, torch.from_numpy(images).transpose(0, 1)[_any_lead(target)]))
         origin = tuple(s + d for s, d in zip(start, shift, strict=True))
         stack = SliceStack(
             case_id=case.case_id,
@@ -119,23 +119,36 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
             label_voxels=label_voxels,
         )
         stacks.append(stack if case.mask is None else replace(stack, mask=stack.cut(case.mask)))
+
+    inside = np.ascontiguousarray(brain[box])
+    values = np.empty(inside.shape, np.float32)
+    for channel, volume in enumerate(volumes):
+        np.copyto(values, volume[box])
+        _normalize(values, inside, config, case.case_id)
+        for turn, source, window in fills:
+            window[channel].copy_(torch.from_numpy(values.transpose(turn)[source]))
     return tuple(stacks)
 
 
 def _normalize(
-    values: NDArray[Any], inside: NDArray[np.bool_], config: PreprocessConfig
-) -> NDArray[np.float16]:
-    """z-scores by the statistics of the brain; background becomes 0."""
-    result = values.astype(np.float32, order="C")
+    values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig, case_id: str
+) -> None:
+    """z-scores by the statistics of the brain, in place; background becomes 0."""
     if config.normalize == "zscore":
-        voxels = result[inside]
-        # float64 accumulators: a million voxels of up to 32767 lose digits in float32.
-        mean, std = float(voxels.mean(dtype=np.float64)), float(voxels.std(dtype=np.float64))
-        result -= mean
-        result *= 1 / std if std > 0 else 0.0
-        np.clip(result, *config.clip, out=result)
-    result *= inside
-    return result.astype(np.float16)
+        voxels = values[inside]
+        # float64 accumulators: a million voxels of up to 32767 lose digits in float32. And numpy's, which do
+        # not depend on the number of threads: a case decodes to the same bits wherever it is decoded.
+        mean = float(voxels.mean(dtype=np.float64))
+        voxels -= mean
+        std = math.sqrt(float(np.einsum("i,i->", voxels, voxels, dtype=np.float64)) / len(voxels))
+        values -= mean
+        values *= 1 / std if std > 0 else 0.0
+        np.clip(values, *config.clip, out=values)
+    values *= inside
+    limit = float(np.finfo(np.float16).max)
+    if config.normalize == "none" and max(-values.min(), values.max()) > limit:
+        found = f"holds values up to {np.abs(values).max():g}; slices hold at most {limit:g} without z-scores"
+        raise CaseError(case_id, "", found, "set preprocess.normalize to zscore")
 
 
 def _bounding_box(brain: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
