@@ -84,11 +84,13 @@ class SampleConfig:
     Attributes:
         foreground_share: share of each batch that is drawn from slices with tumour; None draws all alike.
         empty_share: share of the slices without tumour that is kept at all (evenly spaced along the axis).
+        balance_cases: draw each case equally often, however many of its slices there are.
         steps_per_epoch: optimiser steps an epoch; None for one pass over the kept slices.
     """
 
     foreground_share: float | None = None
     empty_share: float = 1.0
+    balance_cases: bool = False
     steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,26 +105,53 @@ class SampleConfig:
 class AugmentConfig:
     """Augmentation on batches, on the training device, after the deterministic part.
 
-    Every range is multiplied by `strength`; probabilities are per sample.
+    Probabilities (`*_p`, `flip`) are per sample; the ranges of all else are multiplied by `strength`, and 0
+    turns everything off. Intensities are z-scores.
+
+    Attributes:
+        flip: probability of mirroring rows and columns; columns only where they run from left to right.
+        affine_p: of rotation, scaling, stretching and shifting.
+        rotate_deg: largest angle.
+        scale: largest log factor of the size.
+        stretch: largest log factor of rows against columns.
+        shift: largest shift, as a share of the size.
+        intensity_p: of contrast, brightness and tone curve, each per channel.
+        contrast: largest log factor.
+        brightness: largest offset.
+        curve: height of the steps that a smooth random tone curve is made of.
+        gamma_p: of a power law over each channel's range.
+        gamma: largest log exponent.
+        bias: standard deviation of a smooth additive field, as coils leave behind.
+        noise_p: of white noise.
+        noise_std: its largest standard deviation.
+        blur_p: of a 3 x 3 mean, as thick slices leave behind.
+        drop_p: of blanking a whole modality, per channel.
     """
 
     strength: float = 1.0
-    flip: tuple[bool, bool] = (False, True)
+    flip: tuple[float, float] = (0.0, 0.5)
     affine_p: float = 0.3
     rotate_deg: float = 15.0
     scale: float = 0.15
-    brightness: float = 0.1
-    contrast: float = 0.15
+    stretch: float = 0.0
+    shift: float = 0.0
     intensity_p: float = 0.5
+    contrast: float = 0.15
+    brightness: float = 0.1
+    curve: float = 0.0
     gamma_p: float = 0.15
     gamma: float = 0.3
+    bias: float = 0.0
     noise_p: float = 0.15
     noise_std: float = 0.1
+    blur_p: float = 0.0
+    drop_p: float = 0.0
 
     def __post_init__(self) -> None:
         _check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
-        for name in ("affine_p", "intensity_p", "gamma_p", "noise_p"):
+        for name in ("affine_p", "intensity_p", "gamma_p", "noise_p", "blur_p", "drop_p"):
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
+        _check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

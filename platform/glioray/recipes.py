@@ -38,10 +38,28 @@ def unet_small() -> RunConfig:
     return RunConfig(
         recipe="unet_small",
         preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
-        sample=SampleConfig(foreground_share=0.5, steps_per_epoch=100),
-        net=NetConfig(options={"width": 32, "depth": 3, "stem_stride": 2}),
-        loss=_REGION_LOSS,
-        optim=OptimConfig(lr=3e-3, weight_decay=1e-2, ema=0.99),
+        sample=SampleConfig(foreground_share=0.8, balance_cases=True, steps_per_epoch=100),
+        augment=AugmentConfig(
+            flip=(0.2, 0.5),
+            affine_p=0.8,
+            rotate_deg=30.0,
+            scale=0.25,
+            stretch=0.1,
+            shift=0.03,
+            intensity_p=1.0,
+            contrast=0.4,
+            brightness=0.4,
+            curve=0.3,
+            gamma_p=0.0,
+            bias=0.15,
+            blur_p=0.1,
+            drop_p=0.05,
+        ),
+        net=NetConfig(
+            options={"width": 32, "depth": 3, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12}
+        ),
+        loss=LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 3.0}),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, floor=0.001, ema=0.995),
         train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=6),
     )
 

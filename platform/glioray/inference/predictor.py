@@ -64,6 +64,7 @@ class Predictor:
         """(C, S, H, W) probabilities of one plane, averaged over the mirrored copies that the model's rules name."""
         config = self.spec.config
         rows, columns = config.postprocess.mirror
+        columns = columns and stack.plane != "sagittal"  # whose columns run from bottom to top
         flips = [(*r, *c) for r in ([(), (2,)] if rows else [()]) for c in ([(), (3,)] if columns else [()])]
         parts = []
         with torch.inference_mode(), autocast(self.device, config.train.precision):

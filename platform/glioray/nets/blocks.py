@@ -18,7 +18,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (
+            self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        ):
             return super().forward(x)
         from torch.distributed.nn.functional import all_reduce
 
@@ -62,7 +64,7 @@ class ConvBlock(nn.Module):
     """`num_convs` times 3x3 convolution, normalisation, leaky ReLU; (B, C, H, W) to (B, out, H, W).
 
     With `residual` the input is added before the last activation (He et al., arXiv 1512.03385), through a
-    1x1 convolution where the channels differ.
+    1x1 convolution where the channels or, with `stride`, the sizes differ.
     """
 
     def __init__(
@@ -74,13 +76,16 @@ class ConvBlock(nn.Module):
         num_convs: int = 2,
         dropout: float = 0.0,
         residual: bool = False,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for number in range(num_convs):
             source = in_channels if number == 0 else out_channels
             layers += [
-                nn.Conv2d(source, out_channels, 3, padding=1, bias=norm == "none"),
+                nn.Conv2d(
+                    source, out_channels, 3, stride if number == 0 else 1, padding=1, bias=norm == "none"
+                ),
                 build_norm(norm, out_channels),
             ]
             if number < num_convs - 1:
@@ -88,8 +93,8 @@ class ConvBlock(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.skip: nn.Module | None = None
         if residual:
-            same = in_channels == out_channels
-            self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            same = in_channels == out_channels and stride == 1
+            self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         self.last = nn.Sequential(
             nn.LeakyReLU(0.01, inplace=True), nn.Dropout2d(dropout) if dropout else nn.Identity()
         )

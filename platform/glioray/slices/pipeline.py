@@ -136,7 +136,9 @@ def _to_block(stack: SliceStack) -> dict[str, Any]:
 def _from_block(block: dict[str, Any]) -> SliceStack:
     meta = json.loads(str(block["meta"][0]))
     has_mask = meta.pop("has_mask")
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()}
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()
+    }
     return SliceStack(images=block["image"], mask=block["mask"] if has_mask else None, **plain)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,18 +24,24 @@ class Batch:
         images: (B, C, H, W) float32, C = modalities x slices; with neighbours, from the lowest slice up.
         masks: (B, H, W) uint8 internal labels.
         positions: (B,) index of each sample in the epoch's order, over all ranks: what seeds augmentation.
+        lateral: (B,) whether columns run from left to right, so that a mirrored slice is still anatomy.
     """
 
     images: torch.Tensor
     masks: torch.Tensor
     positions: NDArray[np.int64]
+    lateral: NDArray[np.bool_]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; pinned memory is copied while the device computes."""
         if device.type == "cpu":
             return self
         images, masks = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.masks))
-        return Batch(images, masks, self.positions)
+        return replace(self, images=images, masks=masks)
+
+    def pinned(self) -> Batch:
+        """The batch in pinned memory."""
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
 class SliceStore:
@@ -68,6 +74,11 @@ class SliceStore:
         ]
         return np.concatenate(flags)
 
+    def case_numbers(self) -> NDArray[np.int64]:
+        """(len,) which of the store's cases, from 0 on, a slice is of."""
+        _, numbers = np.unique([stack.case_id for stack in self.stacks], return_inverse=True)
+        return np.repeat(numbers, np.diff(self._offsets))
+
     def draw(
         self, indices: Sequence[int] | NDArray[np.int64], positions: NDArray[np.int64] | None = None
     ) -> Batch:
@@ -76,10 +87,12 @@ class SliceStore:
         offsets = self._neighbour_offsets()
         images = torch.empty(len(indices), len(offsets) * modalities, height, width)
         masks = torch.zeros(len(indices), height, width, dtype=torch.uint8)
+        lateral = np.empty(len(indices), bool)
         for row, index in enumerate(indices):
             number = int(np.searchsorted(self._offsets, index, side="right")) - 1
             place = int(index - self._offsets[number])
             stack, mask = self._images[number], self._masks[number]
+            lateral[row] = self.stacks[number].plane != "sagittal"
             for block, offset in enumerate(offsets):
                 target = images[row, block * modalities : (block + 1) * modalities]
                 # Past either end of the brain there is background.
@@ -89,7 +102,7 @@ class SliceStore:
                     target.zero_()
             if mask is not None:
                 masks[row].copy_(mask[place])
-        return Batch(images, masks, np.arange(len(indices)) if positions is None else positions)
+        return Batch(images, masks, np.arange(len(indices)) if positions is None else positions, lateral)
 
     def stack_batches(self, number: int, batch_size: int) -> Iterator[Batch]:
         """All slices of stack `number`, in order."""
@@ -138,15 +151,21 @@ class EpochSampler:
     """
 
     def __init__(
-        self, foreground: NDArray[np.bool_], config: SampleConfig, batch_size: int, seed: int
+        self,
+        foreground: NDArray[np.bool_],
+        case_numbers: NDArray[np.int64],
+        config: SampleConfig,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        """Batches of `batch_size` over all ranks that share this pool of slices."""
+        """Batches of `batch_size` over all ranks that share this pool of slices; see `SliceStore` for the arrays."""
         empty = np.flatnonzero(~foreground)
         kept = empty[
             np.unique(np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int))
         ]
         self._foreground, self._empty = np.flatnonzero(foreground), kept
         self._config, self._batch_size, self._seed = config, batch_size, seed
+        self._case_numbers = case_numbers
         self.num_slices = len(self._foreground) + len(kept)
         if not self.num_slices:
             raise DataError(
@@ -165,21 +184,23 @@ class EpochSampler:
         share = self._config.foreground_share
         if share is None or not len(self._foreground) or not len(self._empty):
             pool = np.concatenate([self._foreground, self._empty])
-            return _cycle(rng, pool, steps * self._batch_size).reshape(steps, self._batch_size)
+            return self._draw(rng, pool, steps * self._batch_size).reshape(steps, self._batch_size)
         num_foreground = round(share * self._batch_size)
         rows = [
-            _cycle(rng, self._foreground, steps * num_foreground).reshape(steps, -1),
-            _cycle(rng, self._empty, steps * (self._batch_size - num_foreground)).reshape(steps, -1),
+            self._draw(rng, self._foreground, steps * num_foreground).reshape(steps, -1),
+            self._draw(rng, self._empty, steps * (self._batch_size - num_foreground)).reshape(steps, -1),
         ]
         # Shuffled within each batch, so that every rank's part holds both kinds.
         return rng.permuted(np.concatenate(rows, axis=1), axis=1)
 
-
-def _cycle(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` entries of a pool: one permutation after another."""
-    if count == 0:
-        return np.empty(0, np.int64)
-    return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
+    def _draw(self, rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """`count` slices of a pool: one permutation after another, or, balanced, each of any case alike."""
+        if self._config.balance_cases:
+            cases = self._case_numbers[pool]
+            weights = 1 / np.bincount(cases)[cases]
+            return rng.choice(pool, count, p=weights / weights.sum())
+        rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
+        return np.concatenate([*rounds, pool[:0]])[:count]
 
 
 class SliceFeed:
@@ -214,9 +235,7 @@ class SliceFeed:
         def batch(step: int) -> Batch:
             positions = step * order.shape[1] + np.arange(order.shape[1])[columns]
             drawn = self.store.draw(order[step, columns], positions)
-            return (
-                Batch(drawn.images.pin_memory(), drawn.masks.pin_memory(), positions) if self.pin else drawn
-            )
+            return drawn.pinned() if self.pin else drawn
 
         if not self.pin:
             yield from map(batch, range(self.num_steps))

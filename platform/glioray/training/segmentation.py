@@ -154,4 +154,6 @@ def _picture(stack: SliceStack, labels: NDArray[np.uint8]) -> Picture:
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
     # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
     shown = (slice(None, None, -1), slice(None, None, -1))
-    return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], stack.cut(labels)[number][shown])
+    return Picture(
+        title, image[shown], np.asarray(stack.mask[number])[shown], stack.cut(labels)[number][shown]
+    )

@@ -207,7 +207,7 @@ def _load_slices(
     config = plan.config
     node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
     seed = config.train.seed + 1_000_003 * ranks.node_rank
-    sampler = EpochSampler(store.foreground(), config.sample, node_batch, seed)
+    sampler = EpochSampler(store.foreground(), store.case_numbers(), config.sample, node_batch, seed)
     part = (ranks.local_rank, ranks.local_world_size)
     num_steps = int(reduce_max(sampler.num_steps))
     return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]

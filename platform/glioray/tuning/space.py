@@ -17,10 +17,11 @@ def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
     never meets its limits does not show where they are.
     """
     lr, width = config.optim.lr, int(config.net.options.get("width", 64))
+    weight = float(config.loss.options.get("ce_weight", 1.0))
     return {
         "optim.lr": FloatDistribution(lr / 10, lr * 10, log=True),
         "optim.weight_decay": FloatDistribution(1e-5, 1e-1, log=True),
-        "loss.options.ce_weight": FloatDistribution(0.3, 3.0, log=True),
+        "loss.options.ce_weight": FloatDistribution(weight / 3, weight * 3, log=True),
         "net.options.width": CategoricalDistribution(sorted({max(4, width * 3 // 4), width, width * 3 // 2})),
         "augment.strength": FloatDistribution(0.0, 1.5),
     }
