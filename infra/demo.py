@@ -25,6 +25,8 @@ MINUTES = 3
 NUM_STEPS = 7
 # What Ray says of itself between the job's own lines; all of it is in the step's log.
 _CHATTER = re.compile(r"\b(INFO|SUCC|ERR|WARNING)\b.{0,20}\b\w+\.py:\d+ -- |^Running entrypoint for job ")
+# Terminal codes, and what Ray adds where it leaves out similar lines.
+_TRIMMED = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\s*\[repeated \d+x across cluster\].*$")
 # Ray repeats the end of a failed job's output behind this.
 _REPEATED = "last available logs"
 _SERVE_DEADLINE_S = 180
@@ -136,10 +138,11 @@ def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, 
         for line in job.stdout:
             log.write(line)
             repeated |= _REPEATED in line
+            line = _TRIMMED.sub("", line.rstrip())
             if line.startswith("{") and (found := _parse(line)) is not None:
                 result = found
-            elif line.strip() and not repeated and not _CHATTER.search(line):
-                print(f"    {line.rstrip()}", flush=True)
+            elif line and not repeated and not _CHATTER.search(line):
+                print(f"    {line}", flush=True)
     if job.wait() != 0:
         raise ServiceError(f"the job {command[0]} failed, see above; all of its output is in {log.name}")
     if result is None:

@@ -114,6 +114,8 @@ def up(*, s3: bool = False) -> dict[str, Service]:
             _add(services, "s3", start_s3(HOME / "s3", ["data", "storage"]), env)
         _add(services, "mlflow", start_mlflow(HOME / "mlflow"), env)
         given = {name: value for name, value in env.items() if name not in _set_by_user()}
+        # Redrawn bars of many workers hide a job's own lines.
+        given["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
         _add(services, "ray", start_ray_head(HOME / "ray", env=given, cwd=ROOT), env)
     finally:
         _save_state(services)
