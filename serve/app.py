@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Serve a registered model over HTTP, and follow its alias.
+
+    python serve/app.py --model models:/glioray-unet@champion --host 127.0.0.1 --port 8000
+
+On the cluster of RAY_ADDRESS the endpoint stays when this ends; without one it is served from this machine until
+it is interrupted. In a Serve config the application is `serve.app:build_app`, whose args are `schemas.Settings`.
+"""
+
+# No `from __future__ import annotations`: Serve reads the class of build_app's argument from its annotation.
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ray
+import requests
+from pydantic import ValidationError
+from ray import serve
+
+import glioray
+from glioray import cli
+from glioray.cluster import WORKER_ENVIRONMENT, connect, log_to_stderr, share_of
+from glioray.errors import GliorayError, UsageError
+from glioray.tracking.client import tracking_uri
+from serve.deployments import make_application
+from serve.schemas import NOTICE, Settings
+
+APPLICATION = "glioray"
+_START_S = 300
+_log = logging.getLogger("glioray.serve")
+
+
+def build_app(args: Settings) -> serve.Application:
+    """The application for `serve run`, `serve deploy` and a RayService."""
+    return make_application(args)
+
+
+def main() -> dict[str, Any]:
+    """Start the endpoint; on a cluster its address and model, on this machine alone it stays until interrupted."""
+    args = _parse()
+    settings = _settings(args)
+    log_to_stderr()
+    on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
+    _join()
+    if settings.num_threads is None:
+        threads = round(settings.cpus) if args.cpus else share_of(settings.replicas).num_threads
+        settings = settings.model_copy(update={"num_threads": max(1, threads)})
+    answer = start(settings, args.host, args.port)
+    if not on_cluster:
+        _stay(answer)
+    return answer
+
+
+def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
+    """Deploy on the Ray that this process has joined, and wait until the endpoint can say how it stands.
+
+    Raises:
+        UsageError: Serve runs here already, for others and at another address.
+        GliorayError: the endpoint does not come up.
+    """
+    endpoint = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    running = serve.status()
+    if running.proxies and not _answers(f"{endpoint}/-/healthz"):
+        others = sorted(set(running.applications) - {APPLICATION})
+        if others:
+            raise UsageError(
+                f"Serve runs on this cluster at another address than {endpoint}, with {', '.join(others)}; a cluster "
+                "has one address for all, so give that one by --host and --port"
+            )
+        _log.info("moving the endpoint to %s", endpoint)
+        serve.shutdown()
+    # Later than the replica's own timeouts, which answer in a sentence.
+    options = {"host": host, "port": port, "request_timeout_s": 2 * settings.timeout_s + 10}
+    serve.start(proxy_location="HeadOnly", http_options=options)
+    target = serve.RunTarget(make_application(settings), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    state = _wait(endpoint, settings)
+    if state["state"] != "ready":
+        _log.info("up, and will segment once there is a model: %s", state["detail"])
+    models = requests.get(f"{endpoint}/v1/models", timeout=10).json()["models"]
+    version = models[0]["version"] if models else None
+    return {"endpoint": endpoint, "model": version, "state": state["state"], "notice": NOTICE}
+
+
+def _parse() -> argparse.Namespace:
+    return cli.parse_flags(
+        (__doc__ or "").splitlines()[0],
+        "model",
+        host={"default": "127.0.0.1", "help": "where to listen; 0.0.0.0 for all (default: %(default)s)"},
+        port={"type": int, "default": 8000, "help": "default: %(default)s"},
+        replicas={"type": int, "default": 1, "metavar": "N", "help": "processes that serve (default: 1)"},
+        cpus={
+            "type": float,
+            "help": "that Ray reserves for a replica (default: 0.5, so that training has room)",
+        },
+        gpus={"type": float, "default": 0, "help": "of a replica (default: 0)"},
+        max_body_mb={"type": float, "default": 400, "help": "largest request in MB (default: %(default)s)"},
+        timeout_s={"type": float, "default": 300, "help": "for a request's body and for its answer, each"},
+        poll_s={"type": float, "default": 15, "help": "seconds between two looks at the alias (default: 15)"},
+    )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    given = {name: value for name, value in vars(args).items() if name not in ("host", "port")}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{flag} is {first['input']}: {first['msg'].lower()}") from error
+    if not 0 < args.port < 65536:
+        raise UsageError(f"--port is {args.port}; expected 1 to 65535")
+    # Replicas start with the environment of their node, which need not know the server that this process means.
+    if settings.model.startswith(("models:", "runs:")):
+        settings = settings.model_copy(update={"tracking_uri": tracking_uri()})
+    return settings
+
+
+def _join() -> None:
+    """`cluster.connect`, with this folder travelling beside the package."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    folders = [str(Path(glioray.__file__).parent), str(Path(__file__).resolve().parent)]
+    runtime_env = {"py_modules": folders, "env_vars": WORKER_ENVIRONMENT}
+    try:
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it or unset RAY_ADDRESS to serve from here"
+        ) from error
+    connect()
+
+
+def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:
+    """What `/readyz` says once the replicas run and have looked for the model."""
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        application = serve.status().applications.get(APPLICATION)
+        status = "NOT_STARTED" if application is None else str(application.status.value)
+        if application is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reason = (application.message.strip() or status).splitlines()[-1]
+            raise GliorayError(
+                f"the endpoint did not start ({reason}); Ray's dashboard has the replica's log"
+            )
+        if status == "RUNNING":
+            try:
+                answer = requests.get(f"{endpoint}/readyz", timeout=10)
+                state: dict[str, Any] = answer.json()
+            except (requests.RequestException, ValueError):
+                state = {}
+            if state.get("state") in ("ready", "waiting"):
+                return state
+        time.sleep(0.5)
+    free = ray.available_resources().get("CPU", 0)
+    raise GliorayError(
+        f"{endpoint} did not answer within {_START_S} s (status {status}); a replica asks for {settings.cpus:g} CPUs and "
+        f"{settings.gpus:g} GPUs, {free:g} CPUs are free, and the port must be reachable from here: see Ray's dashboard"
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _stay(answer: dict[str, Any]) -> NoReturn:
+    """Tell where the endpoint is, and serve until SIGINT or SIGTERM."""
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    os.write(_STDOUT, f"{json.dumps(answer)}\n".encode())
+    _log.info("serving from this machine; Ctrl-C ends it")
+    asked.wait()
+    serve.shutdown()
+    ray.shutdown()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    _STDOUT = os.dup(1)  # run_job sends stdout to stderr until it ends
+    cli.run_job(main)

@@ -1,0 +1,111 @@
+"""From a request's body to the files and fields in it, never holding more than the limit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from glioray.cases.labels import CONVENTIONS, LabelConvention
+from glioray.config import MODALITIES
+
+FILES = (*MODALITIES, "image")
+LABELS_FIELD = "labels"
+DEFAULT_LABELS = "brats-et4"
+_EXPECTED = f"send the files {', '.join(MODALITIES)}, or one 4-D file image"
+_MAX_PARTS = 16
+_MAX_FIELD_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The files of a case by the name of their field, and the convention that its mask shall have."""
+
+    parts: dict[str, bytes]
+    convention: LabelConvention
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """What a request to segment brings.
+
+    Raises:
+        HTTPException: 400 for a broken form, 413 for a large one, 415 for none, 422 for the wrong parts.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        raise HTTPException(
+            415, f"the body is {media_type or 'of no stated type'}; {_EXPECTED} as multipart/form-data"
+        )
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise _too_large(max_bytes)
+    parser = MultiPartParser(
+        request.headers,
+        _counted(request, max_bytes),
+        max_files=_MAX_PARTS,
+        max_fields=_MAX_PARTS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(
+            400, f"the body is not a whole multipart form ({error.message.rstrip('.')}); send it again"
+        ) from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body ended early; send it again") from error
+    try:
+        return Upload(await _files(form), _convention(form))
+    finally:
+        await form.close()
+
+
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    total = 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > max_bytes:
+            raise _too_large(max_bytes)
+        yield chunk
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(
+        413, f"the body is larger than {max_bytes / 1e6:g} MB; compress the files as .nii.gz or crop them"
+    )
+
+
+async def _files(form: FormData) -> dict[str, bytes]:
+    items = form.multi_items()
+    names = [name for name, _ in items]
+    for name, value in items:
+        if name not in (*FILES, LABELS_FIELD):
+            raise _unfit(f"the field '{name[:40]}' is not known; {_EXPECTED}, and {LABELS_FIELD} if you wish")
+        if names.count(name) > 1:
+            raise _unfit(f"the field '{name}' was sent {names.count(name)} times; send it once")
+        if name in FILES and isinstance(value, str):
+            raise _unfit(f"the field '{name}' is text; send it as a file")
+    sent = [name for name in FILES if name in names]
+    if "image" in sent and len(sent) > 1:
+        raise _unfit(f"both image and {', '.join(sent[:-1])} were sent; {_EXPECTED}, not both")
+    missing = [] if "image" in sent else [name for name in MODALITIES if name not in sent]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise _unfit(f"{', '.join(missing)} {verb} missing; {_EXPECTED}")
+    return {name: await value.read() for name, value in items if not isinstance(value, str)}
+
+
+def _convention(form: FormData) -> LabelConvention:
+    name = form.get(LABELS_FIELD, DEFAULT_LABELS)
+    if not isinstance(name, str) or name not in CONVENTIONS:
+        found = f"'{name[:40]}'" if isinstance(name, str) else "a file"
+        raise _unfit(f"{LABELS_FIELD} is {found}; expected one of {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def _unfit(detail: str) -> HTTPException:
+    return HTTPException(422, detail)

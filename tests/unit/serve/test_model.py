@@ -1,0 +1,196 @@
+"""Which model is served, and what the endpoint says about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from serve import watch as watch_module
+from serve.api import make_api
+from serve.app import build_app
+from serve.schemas import Settings
+from serve.watch import ModelWatch
+
+from glioray.errors import ModelError, StorageError, UsageError
+
+ALIAS = "models:/net@champion"
+
+
+class _Registry:
+    """Stands for the registry's two functions: `now` is a version's folder, or what is raised."""
+
+    def __init__(self) -> None:
+        self.now: str | Exception = ModelError("there is no such alias at http://inside:5000")
+        self.packages: dict[str, Path | Exception] = {}
+        self.fetched: list[str] = []
+
+    def resolve_version(self, uri: str, *, tracking_uri: str | None = None) -> str:
+        assert (uri, tracking_uri) == (ALIAS, "http://inside:5000")
+        if isinstance(self.now, Exception):
+            raise self.now
+        return self.now
+
+    def fetch_package(self, uri: str, folder: Path, *, tracking_uri: str | None = None) -> Path:
+        self.fetched.append(uri)
+        package = self.packages[uri]
+        if isinstance(package, Exception):
+            raise package
+        return package
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch, make_package: Callable[[int], Path]) -> _Registry:
+    registry = _Registry()
+    registry.packages = {f"models:/net/{n}": make_package(n) for n in (1, 2)}
+    monkeypatch.setattr(watch_module, "resolve_version", registry.resolve_version)
+    monkeypatch.setattr(watch_module, "fetch_package", registry.fetch_package)
+    return registry
+
+
+@pytest.fixture
+def watch(registry: _Registry) -> ModelWatch:
+    return ModelWatch(ALIAS, poll_s=3600, tracking_uri="http://inside:5000", device="cpu")
+
+
+def _version(watch: ModelWatch) -> str | None:
+    return None if watch.served is None else watch.served.version
+
+
+def test_before_any_champion(watch: ModelWatch) -> None:
+    api = make_api(Settings(model=ALIAS), watch)
+    client = TestClient(api)  # without its lifespan, so that only `refresh` looks
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/readyz").json()["state"] == "loading"
+    watch.refresh()
+    waiting = client.get("/readyz")
+    assert waiting.status_code == 503
+    assert waiting.json()["state"] == "waiting"
+    assert f"there is no '{ALIAS}'" in waiting.json()["detail"]
+    assert client.get("/v1/models").json() == {"models": []}
+    refused = client.post("/v1/segment", files={"t1": b""})
+    assert refused.status_code == 503
+    assert refused.json() == {"detail": waiting.json()["detail"]}
+    assert "inside" not in refused.text
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_promotion_is_followed(watch: ModelWatch, registry: _Registry) -> None:
+    client = TestClient(make_api(Settings(model=ALIAS), watch))
+    registry.now = "models:/net/1"
+    watch.refresh()
+    assert client.get("/readyz").json() == {"state": "ready", "detail": "serving models:/net/1"}
+    first = watch.served
+    registry.now = "models:/net/2"
+    watch.refresh()
+    watch.refresh()
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["uri"], model["version"]) == (ALIAS, "models:/net/2")
+    assert model["recipe"] == "unet_tiny"
+    assert model["modalities"] == ["t1", "t1c", "t2", "flair"]
+    assert model["metrics"] == {"dice_wt": 0.5}
+    assert model["spacing_mm"] == [1.0, 1.0, 1.0]
+    assert model["preprocessing"]["size"] == [96, 96]
+    assert registry.fetched == ["models:/net/1", "models:/net/2"]
+    assert first is not None
+    assert first.version == "models:/net/1"
+
+
+def test_an_outage_keeps_the_model_and_is_told_once(
+    watch: ModelWatch, registry: _Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.now = "models:/net/1"
+    watch.refresh()
+    registry.now = StorageError("the MLflow server does not answer")
+    logging.getLogger("glioray").propagate = True
+    with caplog.at_level(logging.INFO, "glioray.serve"):
+        watch.refresh()
+        watch.refresh()
+    assert _version(watch) == "models:/net/1"
+    assert [r.message for r in caplog.records] == [
+        "the MLflow server does not answer; going on with models:/net/1"
+    ]
+    registry.now = "models:/net/2"
+    watch.refresh()
+    assert _version(watch) == "models:/net/2"
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one(watch: ModelWatch, registry: _Registry) -> None:
+    registry.now = "models:/net/1"
+    watch.refresh()
+    registry.packages["models:/net/3"] = ModelError("broken")
+    registry.now = "models:/net/3"
+    watch.refresh()
+    assert _version(watch) == "models:/net/1"
+
+
+def test_a_first_version_that_cannot_be_loaded_is_named(watch: ModelWatch, registry: _Registry) -> None:
+    registry.packages["models:/net/3"] = ModelError("broken")
+    registry.now = "models:/net/3"
+    watch.refresh()
+    assert (watch.state, _version(watch)) == ("waiting", None)
+    assert "models:/net/3 cannot be loaded" in watch.reason
+
+
+def test_an_alias_that_is_taken_away_withdraws_the_model(watch: ModelWatch, registry: _Registry) -> None:
+    registry.now = "models:/net/1"
+    watch.refresh()
+    registry.now = ModelError("there is no such alias")
+    watch.refresh()
+    assert watch.served is None
+    assert watch.state == "waiting"
+
+
+def test_the_thread_outlives_what_nobody_foresaw(registry: _Registry) -> None:
+    watch = ModelWatch(ALIAS, poll_s=0.01, tracking_uri="http://inside:5000", device="cpu")
+    registry.now = RuntimeError("unforeseen")
+    watch.start()
+    registry.now = "models:/net/1"
+    try:
+        for _ in range(2000):
+            if watch.served is not None:
+                break
+            watch._stop.wait(0.01)
+        assert _version(watch) == "models:/net/1"
+    finally:
+        watch.stop()
+
+
+def test_the_description_needs_nobody_else() -> None:
+    watch = ModelWatch("somewhere", poll_s=3600)
+    client = TestClient(make_api(Settings(), watch))
+    description = client.get("/openapi.json").json()
+    operation = description["paths"]["/v1/segment"]["post"]
+    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(schema["properties"]) == {"t1", "t1c", "t2", "flair", "image", "labels"}
+    assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
+    assert client.get("/docs").status_code == 404
+    assert client.get("/redoc").status_code == 404
+
+
+def test_the_application_takes_its_settings() -> None:
+    application = build_app(Settings(replicas=2, cpus=0.25, gpus=1))
+    deployment = application._bound_deployment
+    assert deployment.num_replicas == 2
+    assert deployment.ray_actor_options["num_cpus"] == 0.25
+    assert deployment.ray_actor_options["num_gpus"] == 1
+    with pytest.raises(ValueError, match="at_once"):
+        Settings.model_validate({"at_once": 3})
+
+
+def test_flags_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve import app
+
+    monkeypatch.setattr("sys.argv", ["app.py", "--model", "folder", "--replicas", "0"])
+    with pytest.raises(UsageError, match="--replicas is 0"):
+        app.main()
+    monkeypatch.setattr("sys.argv", ["app.py", "--model", "folder", "--port", "70000"])
+    with pytest.raises(UsageError, match="--port is 70000"):
+        app.main()
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
+        app.main()
