@@ -15,7 +15,7 @@ class UNet(nn.Module):
     """The paper's contracting and expanding paths with padded convolutions, so that sizes are kept.
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros to
-    a multiple of `divisor` and the result cut back.
+    a multiple of `divisor`, at least two of them, and the result cut back.
 
     Deviations: normalisation and leaky ReLU in place of plain ReLU; `width` and `depth` by argument (the
     paper's are 64 and 4). `stem_stride` 2 folds each 2x2 square of pixels into channels before the first
@@ -96,7 +96,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
+        x = F.pad(x, (0, self._padding(width), 0, self._padding(height)))
         if self.stem_stride > 1:
             x = F.pixel_unshuffle(x, self.stem_stride)
         skips = []
@@ -111,3 +111,8 @@ class UNet(nn.Module):
         if self.stem_stride > 1:
             x = F.pixel_shuffle(x, self.stem_stride)
         return x[..., :height, :width]
+
+    def _padding(self, length: int) -> int:
+        # A deepest level of a single pixel would have nothing for a norm to go by; sym_max leaves exports free.
+        wanted: int = torch.sym_max(length, 2 * self.divisor)
+        return wanted + -wanted % self.divisor - length

@@ -1,0 +1,135 @@
+"""Counts add up, ratios come out of them, and both agree with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from glioray.cases.labels import REGION_LABELS
+from glioray.metrics.segmentation import (
+    NUM_LABELS,
+    confusion,
+    mean_dice,
+    overlap_metrics,
+    region_counts,
+    reported_regions,
+)
+
+REGIONS = {**REGION_LABELS, "ncr": (1,), "ed": (2,), "rc": (4,)}
+
+
+def _masks(seed: int, shape: tuple[int, ...] = (9, 8, 7)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    truth, prediction = rng.integers(0, 5, (2, *shape), dtype=np.uint8)
+    prediction[:4] = truth[:4]
+    return truth, prediction
+
+
+def test_confusion_equals_scikit_learns():
+    truth, prediction = _masks(0)
+    expected = sk.confusion_matrix(truth.ravel(), prediction.ravel(), labels=range(NUM_LABELS))
+    assert np.array_equal(confusion(truth, prediction), expected)
+
+
+def test_counts_add_up_over_slices_and_cases():
+    pairs = [_masks(seed, shape) for seed, shape in enumerate([(9, 8, 7), (4, 4, 4)])]
+    slices = sum(
+        confusion(t, p) for truth, prediction in pairs for t, p in zip(truth, prediction, strict=True)
+    )
+    cases = sum(confusion(*pair) for pair in pairs)
+    joined = confusion(*(np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)))
+    assert np.array_equal(slices, cases)
+    assert np.array_equal(cases, joined)
+
+
+def test_masks_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"truth is \(2, 3\) but prediction is \(3, 2\)"):
+        confusion(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_confusion_takes_other_integers(dtype: type):
+    truth, prediction = _masks(1)
+    assert np.array_equal(
+        confusion(truth.astype(dtype), prediction.astype(dtype)), confusion(truth, prediction)
+    )
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_ratios_equal_scikit_learns(name: str):
+    truth, prediction = _masks(2)
+    labels = REGIONS[name]
+    inside = [np.isin(mask, labels).ravel() for mask in (truth, prediction)]
+    figures = overlap_metrics(confusion(truth, prediction), labels)
+    assert figures == pytest.approx(
+        {
+            "dice": sk.f1_score(*inside),
+            "sensitivity": sk.recall_score(*inside),
+            "specificity": sk.recall_score(*inside, pos_label=False),
+            "precision": sk.precision_score(*inside),
+        }
+    )
+
+
+def test_ratios_by_hand():
+    truth = np.array([[1, 1, 1, 1, 2, 2, 3, 0, 0, 0]], np.uint8)
+    prediction = np.array([[1, 1, 3, 2, 2, 0, 1, 2, 0, 0]], np.uint8)
+    table = confusion(truth, prediction)
+    assert region_counts(table, (1,)) == (2, 1, 2, 5)
+    assert region_counts(table, (1, 3)) == (4, 0, 1, 5)
+    assert region_counts(table, (1, 2, 3)) == (6, 1, 1, 2)
+    assert overlap_metrics(table, (1,)) == pytest.approx(
+        {"dice": 4 / 7, "sensitivity": 1 / 2, "specificity": 5 / 6, "precision": 2 / 3}
+    )
+    assert overlap_metrics(table, (1, 2, 3)) == pytest.approx(
+        {"dice": 6 / 7, "sensitivity": 6 / 7, "specificity": 2 / 3, "precision": 6 / 7}
+    )
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "dice", "sensitivity", "specificity", "precision"),
+    [
+        pytest.param([0, 0], [0, 0], 1, 1, 1, 1, id="empty on both sides"),
+        pytest.param([0, 0], [0, 3], 0, 0, 0.5, 0, id="empty in truth"),
+        pytest.param([0, 3], [0, 0], 0, 0, 1, 0, id="empty in the prediction"),
+        pytest.param([3, 3], [3, 3], 1, 1, 1, 1, id="full on both sides"),
+        pytest.param([3, 0], [0, 3], 0, 0, 0, 0, id="apart"),
+        pytest.param([0, 2], [0, 1], 1, 1, 1, 1, id="other labels do not count"),
+    ],
+)
+def test_ratios_of_empty_regions(
+    truth: list[int],
+    prediction: list[int],
+    dice: float,
+    sensitivity: float,
+    specificity: float,
+    precision: float,
+):
+    table = confusion(np.array(truth, np.uint8), np.array(prediction, np.uint8))
+    figures = overlap_metrics(table, REGION_LABELS["et"])
+    assert figures == {
+        "dice": dice,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "precision": precision,
+    }
+
+
+def test_the_cavity_is_reported_where_there_is_one():
+    plain = confusion(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
+    assert list(reported_regions([plain])) == ["wt", "tc", "et", "ncr", "ed"]
+    in_truth = confusion(np.array([4]), np.array([0]))
+    claimed = confusion(np.array([0]), np.array([4]))
+    for table in (in_truth, claimed):
+        assert reported_regions([plain, table])["rc"] == (4,)
+
+
+def test_mean_dice_is_over_cases_and_not_over_voxels():
+    small = confusion(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0]))  # WT and TC missed, no ET at all
+    large = confusion(np.full(1000, 3), np.full(1000, 3))
+    means = mean_dice([small, large])
+    assert means == pytest.approx(
+        {"dice_wt": 0.5, "dice_tc": 0.5, "dice_et": 1, "dice_ncr": 0.5, "dice_ed": 1, "dice_mean": 2 / 3}
+    )

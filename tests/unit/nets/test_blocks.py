@@ -1,0 +1,63 @@
+"""Blocks against torch's own layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from glioray.nets.blocks import NORMS, ConvBlock, GlobalBatchNorm2d, build_norm
+
+
+def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_one_rank_is_torchs(training: bool):
+    ours, theirs = GlobalBatchNorm2d(5), nn.BatchNorm2d(5)
+    for number in range(3):
+        images = 3 * _noise(4, 5, 6, 7, seed=number) + 2
+        outputs, gradients = [], []
+        for norm in (ours, theirs):
+            given = images.clone().requires_grad_()
+            output = norm.train(training)(given)
+            (output * _noise(*output.shape, seed=9)).sum().backward()
+            outputs.append(output)
+            gradients.append(given.grad)
+        assert torch.equal(*outputs)
+        assert torch.equal(*gradients)
+    for (name, mine), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("channels", [1, 3, 6, 8, 20])
+def test_norms_take_any_number_of_channels(name: str, channels: int):
+    images = 5 * _noise(3, channels, 8, 9) + 7
+    output = build_norm(name, channels)(images)
+    assert output.shape == images.shape
+    if name == "none":
+        assert torch.equal(output, images)
+    else:
+        assert abs(float(output.detach().mean())) < 1e-4
+        assert float(output.detach().std()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_residual_block_without_weights_hands_its_input_on():
+    block = ConvBlock(4, 4, residual=True)
+    plain = ConvBlock(4, 4)
+    for module in (block, plain):
+        nn.init.zeros_(module.layers[-1].weight)  # the last norm's scale
+    images = _noise(2, 4, 9, 9).abs()
+    assert torch.equal(block(images), images)
+    assert not plain(images).any()
+
+
+def test_dropout_drops_whole_channels_in_training_alone():
+    torch.manual_seed(0)
+    block = ConvBlock(2, 64, dropout=0.5)
+    images = _noise(1, 2, 8, 8)
+    dropped = (block(images) == 0).all(dim=(2, 3)).float().mean()
+    assert 0.3 < float(dropped) < 0.7
+    assert not (block.eval()(images) == 0).all(dim=(2, 3)).any()
