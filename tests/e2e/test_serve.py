@@ -1,0 +1,227 @@
+"""The endpoint on a real cluster: MLflow's registry behind it, HTTP before it, nothing installed on the nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import services
+import torch
+
+from glioray.cases.layouts import discover_cases
+from glioray.cases.load import load_case
+from glioray.cases.nifti import encode_volume, read_volume
+from glioray.inference.package import ModelSpec, write_package
+from glioray.inference.predictor import Predictor
+from glioray.recipes import unet_tiny
+from glioray.storage import open_storage
+from glioray.tracking.registry import log_model, register_model, set_champion
+from glioray.tracking.runs import RunLogger
+
+NAME = "serve-e2e"
+MAX_BODY_MB = 12
+DEADLINE_S = 120
+
+
+@dataclass
+class Endpoint:
+    """A started endpoint: its address, the line that `app.py` printed, and what it said before any champion."""
+
+    url: str
+    line: dict[str, Any]
+    before: requests.Response
+    refused: requests.Response
+
+
+@pytest.fixture(scope="module")
+def versions(
+    _mlflow_service: services.Service, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Two untrained models, registered and not promoted: version -> package."""
+    storage = open_storage(phantom_data)
+    case = load_case(storage, discover_cases(storage)[0][0])
+    found = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        spec = ModelSpec(
+            config=unet_tiny(), out_channels=3, spacing_mm=case.spacing_mm, manifest_hash=f"{seed:012}"
+        )
+        net = spec.build().eval()
+        package = tmp_path_factory.mktemp(f"package-{seed}")
+        write_package(package, spec, net.state_dict())
+        logger = RunLogger.open_run(
+            "serve-e2e", f"run-{seed}", kind="train", tracking_uri=_mlflow_service.address
+        )
+        log_model(logger, package, net, torch.zeros(1, 4, 32, 32))
+        logger.finish()
+        uri = register_model(NAME, logger.run_id, {}, tracking_uri=_mlflow_service.address)
+        found[uri] = package
+    return found
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    repo: Path,
+    _ray_head: services.Service,
+    _mlflow_service: services.Service,
+    versions: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Endpoint]:
+    """The endpoint, started while its model has no champion."""
+    elsewhere = tmp_path_factory.mktemp(
+        "elsewhere"
+    )  # so that no node finds the code by its working directory
+    env = {**os.environ, **_ray_head.env, **_mlflow_service.env}
+    port = services.free_port()
+    # fmt: off
+    command = [
+        sys.executable, str(repo / "serve" / "app.py"), "--model", f"models:/{NAME}@champion", "--port", str(port),
+        "--poll-s", "1", "--max-body-mb", str(MAX_BODY_MB),
+    ]
+    # fmt: on
+    try:
+        done = subprocess.run(
+            command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=2 * DEADLINE_S
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        url = f"http://127.0.0.1:{port}"
+        yield Endpoint(
+            url=url,
+            line=json.loads(done.stdout.splitlines()[-1]),
+            before=requests.get(f"{url}/readyz", timeout=30),
+            refused=requests.post(f"{url}/v1/segment", files={"t1": b"x"}, timeout=30),
+        )
+    finally:
+        stop = [sys.executable, "-m", "ray.serve.scripts", "shutdown", "-y", "-a", _ray_head.address]
+        subprocess.run(stop, env=env, capture_output=True, timeout=DEADLINE_S, check=True)
+
+
+@pytest.fixture
+def promote(
+    endpoint: Endpoint, versions: dict[str, Path], _mlflow_service: services.Service
+) -> Callable[[int], str]:
+    """Makes the n-th version the champion, and waits until the endpoint serves it; returns the version."""
+
+    def run(number: int) -> str:
+        uri = list(versions)[number]
+        name, version = uri.removeprefix("models:/").split("/")
+        set_champion(name, version, tracking_uri=_mlflow_service.address)
+        deadline = time.monotonic() + DEADLINE_S
+        while requests.get(f"{endpoint.url}/readyz", timeout=30).json()["detail"] != f"serving {uri}":
+            assert time.monotonic() < deadline, f"{uri} is not served"
+            time.sleep(0.2)
+        return uri
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def phantom(phantom_data: Path) -> dict[str, bytes]:
+    """The four files of a case."""
+    storage = open_storage(phantom_data)
+    return {name: storage.read(key) for name, key in discover_cases(storage)[0][0].images.items()}
+
+
+def _post(endpoint: Endpoint, files: dict[str, bytes], **headers: str) -> requests.Response:
+    return requests.post(f"{endpoint.url}/v1/segment", files=files, headers=headers, timeout=DEADLINE_S)
+
+
+def test_before_any_champion(endpoint: Endpoint) -> None:
+    assert endpoint.line["endpoint"] == endpoint.url
+    assert (endpoint.line["model"], endpoint.line["state"]) == (None, "waiting")
+    assert endpoint.before.status_code == 503
+    assert f"there is no 'models:/{NAME}@champion'" in endpoint.before.json()["detail"]
+    assert endpoint.refused.status_code == 503
+    assert requests.get(f"{endpoint.url}/healthz", timeout=30).json() == {"status": "ok"}
+
+
+def test_a_promotion_is_served_without_a_restart(
+    endpoint: Endpoint,
+    promote: Callable[[int], str],
+    versions: dict[str, Path],
+    phantom: dict[str, bytes],
+    phantom_data: Path,
+) -> None:
+    storage = open_storage(phantom_data)
+    case = load_case(storage, discover_cases(storage)[0][0])
+    masks = []
+    for number in (0, 1):
+        uri = promote(number)
+        (model,) = requests.get(f"{endpoint.url}/v1/models", timeout=30).json()["models"]
+        assert (model["version"], model["recipe"]) == (uri, "unet_tiny")
+        answer = _post(endpoint, phantom, Accept="application/json")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["X-Glioray-Model"] == uri
+        assert "not for clinical decisions" in answer.json()["notice"]
+        mask = Predictor.load(versions[uri], device="cpu").predict(case)
+        masks.append(mask)
+        # Another number of threads adds up in another order: a few voxels on the border may differ.
+        assert answer.json()["voxels"]["wt"] == pytest.approx(np.count_nonzero(mask), rel=0.01, abs=20)
+    assert (masks[0] != masks[1]).mean() > 0.01
+
+
+def test_the_mask_lies_on_the_grid_of_what_was_sent(
+    endpoint: Endpoint, promote: Callable[[int], str], phantom: dict[str, bytes]
+) -> None:
+    promote(0)
+    volumes = {name: read_volume(data, name=name) for name, data in phantom.items()}
+    affine, shape = volumes["t1"].affine, volumes["t1"].shape
+    four = _post(endpoint, phantom)
+    assert four.status_code == 200, four.text
+    mask = read_volume(four.content, name="mask")
+    np.testing.assert_array_equal(mask.affine, affine)
+    assert mask.shape == shape
+    assert mask.array.any()
+
+    image = np.stack([volumes[name].array for name in ("flair", "t1", "t1c", "t2")], axis=-1)
+    one = read_volume(_post(endpoint, {"image": encode_volume(image, affine)}).content, name="mask")
+    np.testing.assert_array_equal(one.affine, affine)
+    np.testing.assert_array_equal(one.array, mask.array)
+
+    # Axes permuted, the first one flipped: the same places in the scanner, stored otherwise.
+    turned_affine = affine[:, [1, 2, 0, 3]].copy()
+    turned_affine[:, 3] += turned_affine[:, 0] * (shape[1] - 1)
+    turned_affine[:, 0] *= -1
+    turned = {
+        name: encode_volume(volume.array.transpose(1, 2, 0)[::-1], turned_affine)
+        for name, volume in volumes.items()
+    }
+    answer = read_volume(_post(endpoint, turned).content, name="mask")
+    np.testing.assert_allclose(answer.affine, turned_affine, atol=1e-5)
+    np.testing.assert_array_equal(answer.array, mask.array.transpose(1, 2, 0)[::-1])
+
+
+def test_refusals_come_through_http(
+    endpoint: Endpoint, promote: Callable[[int], str], phantom: dict[str, bytes]
+) -> None:
+    promote(0)
+    missing = _post(endpoint, {name: data for name, data in phantom.items() if name != "t2"})
+    assert missing.status_code == 422
+    assert missing.json()["detail"].startswith("t2 is missing")
+    damaged = _post(endpoint, {**phantom, "flair": phantom["flair"][:5000]})
+    assert damaged.status_code == 422
+    assert damaged.json()["detail"].startswith("flair ")
+    large = _post(endpoint, {**phantom, "t1": bytes(int(MAX_BODY_MB * 1.5e6))})
+    assert large.status_code == 413
+
+    def pieces() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="t1"; filename="t1"\r\n\r\n'
+        for _ in range(int(MAX_BODY_MB * 1.5)):
+            yield bytes(10**6)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    unknown_length = requests.post(
+        f"{endpoint.url}/v1/segment", data=pieces(), headers=headers, timeout=DEADLINE_S
+    )
+    assert unknown_length.status_code == 413
+    assert _post(endpoint, phantom).status_code == 200
