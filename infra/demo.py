@@ -29,7 +29,7 @@ _CHATTER = re.compile(r"\b(INFO|SUCC|ERR|WARNING)\b.{0,20}\b\w+\.py:\d+ -- |^Run
 _TRIMMED = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\s*\[repeated \d+x across cluster\].*$")
 # Ray repeats the end of a failed job's output behind this.
 _REPEATED = "last available logs"
-_SERVE_DEADLINE_S = 180
+_SERVE_DEADLINE_S = 60
 
 
 def run_demo() -> None:
@@ -159,40 +159,39 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _serve(env: Mapping[str, str], champion: str, clock: _Clock) -> str:
-    """The address of the endpoint, which answers; started unless the same version is served already."""
+    """The address of the endpoint that serves `champion`; started unless it does already."""
     path = OUT / "serve.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    version = {"model": champion, "ray": env["RAY_ADDRESS"]}
-    if earlier.get("version") == version and _ready(earlier["endpoint"]):
+    # An endpoint lives in its cluster, and follows the alias by itself.
+    runs = earlier.get("ray") == env["RAY_ADDRESS"]
+    if runs and _served(earlier["endpoint"]) == champion:
         clock.note("reused: it is served already", earlier["endpoint"])
         return str(earlier["endpoint"])
-    port = free_port()
+    port = int(earlier["endpoint"].rpartition(":")[2]) if runs else free_port()
     endpoint = f"http://{LOOPBACK}:{port}"
+    command = ["serve/app.py", "--host", LOOPBACK, "--port", str(port)]
+    print(f"    $ python {' '.join(command)}", flush=True)
     with (OUT / "serve.log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, "serve/app.py", "--host", LOOPBACK, "--port", str(port)],
-            cwd=ROOT,
-            env=dict(env),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode != 0:
-        raise ServiceError(f"serve/app.py ended with status {done.returncode}; its log is {log.name}")
+        app = subprocess.run([sys.executable, *command], cwd=ROOT, env=dict(env), stdout=log, stderr=log)
+    if app.returncode != 0:
+        raise ServiceError(f"serve/app.py ended with status {app.returncode}; its log is {log.name}")
     deadline = time.monotonic() + _SERVE_DEADLINE_S
-    while not _ready(endpoint):
+    while (served := _served(endpoint)) != champion:
         if time.monotonic() > deadline:
-            raise ServiceError(f"{endpoint}/readyz did not answer in {_SERVE_DEADLINE_S} s; see {log.name}")
+            raise ServiceError(f"{endpoint} serves {served} and not {champion}; its log is {log.name}")
         time.sleep(0.5)
-    path.write_text(json.dumps({"endpoint": endpoint, "version": version}))
+    path.write_text(json.dumps({"endpoint": endpoint, "ray": env["RAY_ADDRESS"]}))
     clock.note("ready", endpoint)
     return endpoint
 
 
-def _ready(endpoint: str) -> bool:
+def _served(endpoint: str) -> str | None:
+    """The version that an endpoint serves, or None where it does not answer or has none yet."""
     try:
-        return requests.get(f"{endpoint}/readyz", timeout=5).ok
-    except requests.RequestException:
-        return False
+        models = requests.get(f"{endpoint}/v1/models", timeout=5).json()["models"]
+    except (requests.RequestException, ValueError, KeyError):
+        return None
+    return str(models[0]["version"]) if models else None
 
 
 def _segment(endpoint: str, case_id: str, clock: _Clock) -> Path:

@@ -30,7 +30,7 @@ PHANTOM = HOME / "phantom"
 NUM_PHANTOMS = 10
 # What the services tell their clients, in groups: (variables by which a user points elsewhere, all that are set
 # where he points nowhere). Half of one address and half of another would send a token to the wrong place.
-GROUPS = (
+GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"),
         (
