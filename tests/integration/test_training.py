@@ -1,0 +1,186 @@
+"""Training and searching on Ray: two ranks, a rank that dies, sweeps that fail in part and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from glioray.cases.manifest import Manifest
+from glioray.cluster import evaluate_cases, predict_cases, run_training
+from glioray.config import override
+from glioray.errors import DataError, UsageError
+from glioray.recipes import build_recipe
+from glioray.slices.cache import CacheConfig
+from glioray.slices.pipeline import index_data
+from glioray.tracking.registry import fetch_package
+from glioray.training.session import RunPlan
+from glioray.tuning.search import SweepPlan, run_sweep
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def manifest(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return index_data(str(phantom_data), str(tmp_path_factory.mktemp("manifests")))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheConfig:
+    return CacheConfig(folder=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: str) -> RunPlan:
+    config = override(
+        build_recipe("unet_tiny"),
+        **{"train.max_epochs": 2, "sample.steps_per_epoch": 4, "train.precision": "fp32", "net.options.width": 4},
+    )
+    return RunPlan(
+        config=config,
+        manifest=manifest,
+        storage=str(tmp_path / "run"),
+        run_name=tmp_path.name,
+        tracking_uri=mlflow_server,
+        experiment="integration",
+        cache=cache,
+    )
+
+
+def with_settings(plan: RunPlan, **settings: object) -> RunPlan:
+    return dataclasses.replace(plan, config=override(plan.config, **settings))
+
+
+def test_two_ranks_learn_what_one_rank_learns(plan: RunPlan, tmp_path: Path, mlflow_server: str):
+    two = with_settings(plan, **{"train.num_workers": 2})
+    result = run_training(two)
+    one = run_training(dataclasses.replace(plan, storage=str(tmp_path / "one"), run_name=f"{plan.run_name}-one"))
+    for name in ("train_loss", "train_grad_norm", "dice_wt", "dice_mean"):
+        assert result["metrics"][name] == pytest.approx(one["metrics"][name], rel=2e-3, abs=2e-3), name
+
+    client = MlflowClient(mlflow_server)
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.num_workers"] == "2"
+    assert run.data.tags["glioray.manifest_hash"] == plan.manifest.hash
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "dice_mean")] == [1, 2]
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"learning_curves.png", "overlays", "model", "validation_cases.json"} <= files
+    overlays = [item.path for item in client.list_artifacts(run.info.run_id, "overlays")]
+    assert overlays == ["overlays/epoch_0001.png", "overlays/epoch_0002.png"]
+
+    # The same name again is the same run, which is over: nothing is trained twice.
+    again = run_training(two)
+    assert again["run_id"] == result["run_id"]
+    assert again["metrics"] == result["metrics"]
+    # Longer, it goes on from there.
+    longer = run_training(with_settings(two, **{"train.max_epochs": 3}))
+    assert longer["run_id"] == result["run_id"]
+    assert longer["metrics"]["epoch"] == 3
+    with pytest.raises(UsageError, match="other settings"):
+        run_training(with_settings(two, **{"optim.lr": 0.5}))
+
+
+def test_a_rank_that_dies_is_replaced_and_the_run_goes_on(plan: RunPlan, mlflow_server: str):
+    plan = with_settings(plan, **{"train.max_epochs": 60, "train.num_validations": 30})
+    killed: list[int] = []
+
+    def kill_after_first_checkpoint() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if (Path(plan.storage) / "latest.json").exists():
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_after_first_checkpoint)
+    killer.start()
+    result = run_training(plan)
+    killer.join()
+    assert killed, "no worker was found to kill"
+    assert result["metrics"]["epoch"] == 60
+    assert result["metrics"]["num_slices"] == 60 * 4 * plan.config.train.batch_size
+    runs = MlflowClient(mlflow_server).search_runs(
+        [MlflowClient(mlflow_server).get_experiment_by_name("integration").experiment_id],
+        filter_string=f"attributes.run_name = '{plan.run_name}'",
+    )
+    assert [run.info.run_id for run in runs] == [result["run_id"]]
+
+
+def test_no_validation_cases_is_no_obstacle_to_training(plan: RunPlan):
+    every = tuple(entry.case_id for entry in plan.manifest.select("labelled"))
+    manifest = dataclasses.replace(plan.manifest, splits={"train": every, "val": (), "test": ()})
+    result = run_training(dataclasses.replace(plan, manifest=manifest))
+    assert result["metrics"]["epoch"] == 2
+    assert not any(name.startswith("dice") for name in result["metrics"])
+
+
+def test_what_goes_wrong_on_a_worker_reaches_the_user_in_its_own_words(plan: RunPlan):
+    manifest = dataclasses.replace(plan.manifest, splits={"train": (), "val": (), "test": ()})
+    with pytest.raises(DataError, match="no labelled case is left"):
+        run_training(dataclasses.replace(plan, manifest=manifest))
+    with pytest.raises(UsageError, match="64 workers were asked for"):
+        run_training(with_settings(plan, **{"train.batch_size": 64, "train.num_workers": 64}))
+
+
+def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(plan: RunPlan, mlflow_server: str):
+    base = dataclasses.replace(plan, kind="sweep")
+    sweep = SweepPlan(base=base, num_trials=3, num_concurrent=2, model_name=f"m-{plan.run_name}")
+    result = run_sweep(sweep)
+    assert len(result["trials"]) == 3
+    objectives = [row["objective"] for row in result["trials"]]
+    assert objectives == sorted(objectives, reverse=True)
+    assert result["model"] == f"models:/m-{plan.run_name}/1"
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("integration")
+    children = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+    )
+    assert len(children) == 3
+    assert {child.info.status for child in children} <= {"FINISHED", "KILLED", "FAILED"}
+    assert result["winner"]["run_id"] in {child.info.run_id for child in children}
+    files = {item.path for item in client.list_artifacts(result["run_id"])}
+    assert {"trials.json", "trials.md", "trials.png"} <= files
+
+    again = run_sweep(sweep)
+    assert again["run_id"] == result["run_id"]
+    assert [row["trial"] for row in again["trials"]] == [row["trial"] for row in result["trials"]]
+    assert again["model"] == result["model"]
+
+
+def test_a_trial_of_several_ranks_goes_through_ray_train(plan: RunPlan):
+    base = with_settings(dataclasses.replace(plan, kind="sweep"), **{"train.num_workers": 2, "train.max_epochs": 1})
+    result = run_sweep(SweepPlan(base=base, num_trials=1, num_concurrent=1, model_name=f"n-{plan.run_name}"))
+    assert result["trials"][0]["state"] == "complete"
+    assert result["metrics"]["num_slices"] == 4 * base.config.train.batch_size
+
+
+def test_evaluation_and_prediction_of_a_run_s_folder(plan: RunPlan, tmp_path: Path, phantom_data: Path):
+    run_training(plan)
+    package = fetch_package(plan.storage, tmp_path / "package")
+    entries = plan.manifest.select("val")
+    cases, failed = evaluate_cases(package, plan.manifest.data, entries)
+    assert failed == {}
+    assert set(cases) == {entry.case_id for entry in entries}
+    # Validation during the training judged the same model on the same cases.
+    recorded = json.loads((package / "model.json").read_text())["val_cases"]
+    for case_id, figures in cases.items():
+        for region, dice in recorded[case_id].items():
+            assert figures[region]["dice"] == pytest.approx(dice, abs=1e-3)
+
+    files = [entry.files for entry in plan.manifest.select("all")[:2]]
+    lost = dataclasses.replace(files[1], images={**files[1].images, "t2": "not/there.nii.gz"})
+    masks, failed = predict_cases(package, str(phantom_data), [files[0], lost], str(tmp_path / "masks"))
+    assert set(masks) == {files[0].case_id}
+    assert Path(masks[files[0].case_id]).is_file()
+    assert "not/there.nii.gz" in failed[lost.case_id]
