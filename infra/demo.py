@@ -19,7 +19,8 @@ from local import HOME, NUM_PHANTOMS, PHANTOM, ROOT, client_env, make_phantoms, 
 from processes import LOOPBACK, Service, ServiceError, free_port, make_folder
 
 OUT = HOME / "demo"
-RUN_NAME = "demo"
+RECIPE = "unet_small"
+EXPERIMENT = "demo"
 NUM_TRIALS = 3
 MINUTES = 3
 NUM_STEPS = 7
@@ -40,6 +41,7 @@ def run_demo() -> None:
     """
     clock = _Clock()
     make_folder(OUT)
+    sys.path.insert(0, str(ROOT / "platform"))
 
     clock.step(f"{NUM_PHANTOMS} phantom cases")
     clock.note("written" if make_phantoms() else "reused: they are there", PHANTOM)
@@ -49,7 +51,7 @@ def run_demo() -> None:
     env = client_env(services)
 
     clock.step(f"tune a U-Net: {NUM_TRIALS} trials, {MINUTES} minutes of training at most")
-    tuned = _once("tune", lambda: _tune(env), clock)
+    tuned = _tune(env, clock)
     clock.note(_scores(tuned["metrics"]), tuned["model"])
 
     clock.step("promote the winner to `champion`")
@@ -90,24 +92,25 @@ class _Clock:
         print("    " + "  ".join(str(_short(part)) for part in parts), flush=True)
 
 
-def _tune(env: Mapping[str, str]) -> dict[str, Any]:
-    # fmt: off
-    flags = [
-        "--data", str(PHANTOM), "--recipe", "unet_small", "--trials", str(NUM_TRIALS), "--minutes", str(MINUTES),
-        "--run-name", RUN_NAME, "--experiment", RUN_NAME,
-    ]
-    # fmt: on
-    return _submit("tune", ["jobs/tune_unet.py", *flags], env)
+def _tune(env: Mapping[str, str], clock: _Clock) -> dict[str, Any]:
+    """The search's result: what an earlier demo left for the same recipe, or else that of a new one."""
+    from glioray.config import fingerprint
+    from glioray.recipes import build_recipe
 
-
-def _once(name: str, run: Any, clock: _Clock) -> dict[str, Any]:
-    """The result that an earlier demo left, or else the one that `run` gives, which is left for the next."""
-    path = OUT / f"{name}.json"
+    # A recipe that has changed since is another run.
+    run_name = f"demo-{fingerprint(build_recipe(RECIPE))}"
+    path = OUT / f"{run_name}.json"
     if path.exists():
         clock.note(f"reused: the result of an earlier demo; remove {_short(path)} to run it again")
         result: dict[str, Any] = json.loads(path.read_text())
         return result
-    result = run()
+    # fmt: off
+    flags = [
+        "--data", str(PHANTOM), "--recipe", RECIPE, "--trials", str(NUM_TRIALS), "--minutes", str(MINUTES),
+        "--run-name", run_name, "--experiment", EXPERIMENT,
+    ]
+    # fmt: on
+    result = _submit("tune", ["jobs/tune_unet.py", *flags], env)
     path.write_text(json.dumps(result, indent=2))
     return result
 
@@ -178,7 +181,7 @@ def _serve(env: Mapping[str, str], champion: str, clock: _Clock) -> str:
     deadline = time.monotonic() + _SERVE_DEADLINE_S
     while (served := _served(endpoint)) != champion:
         if time.monotonic() > deadline:
-            raise ServiceError(f"{endpoint} serves {served} and not {champion}; its log is {log.name}")
+            raise ServiceError(f"{endpoint} serves {served} and not {champion}; {log.name} says why")
         time.sleep(0.5)
     path.write_text(json.dumps({"endpoint": endpoint, "ray": env["RAY_ADDRESS"]}))
     clock.note("ready", endpoint)
@@ -215,8 +218,6 @@ def _segment(endpoint: str, case_id: str, clock: _Clock) -> Path:
 def _draw(case_id: str, mask: Path) -> Path:
     """A PNG of three axial slices with much tumour: image, truth and answer."""
     import numpy as np
-
-    sys.path.insert(0, str(ROOT / "platform"))
     from glioray.cases.labels import to_internal
     from glioray.cases.layouts import discover_cases
     from glioray.cases.load import load_case
