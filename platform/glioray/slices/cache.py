@@ -9,6 +9,7 @@ unlinked, so a run that still reads an evicted entry is not disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -70,7 +71,11 @@ class SliceCache:
         return (self._path(entry) / "meta.json").is_file()
 
     def get(self, entry: CaseEntry) -> tuple[SliceStack, ...] | None:
-        """The case's stacks, their arrays mapped read-only; None when it is not there (or was evicted this moment)."""
+        """The case's stacks, their arrays mapped read-only; None when it is not there (or was evicted this moment).
+
+        Raises:
+            StorageError: the entry is damaged or may not be read.
+        """
         path = self._path(entry)
         try:
             stacks = tuple(
@@ -85,9 +90,15 @@ class SliceCache:
                 )
                 for meta in json.loads((path / "meta.json").read_text())
             )
-            os.utime(path)
-        except FileNotFoundError:
+            # What somebody else wrote may be read, but its time not set.
+            with contextlib.suppress(PermissionError):
+                os.utime(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise StorageError(
+                f"the entry '{path}' of the slice cache cannot be read ({error}); delete it, and it is made again"
+            ) from error
         return stacks
 
     def put(self, entry: CaseEntry, stacks: Sequence[SliceStack]) -> None:

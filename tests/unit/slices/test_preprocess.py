@@ -89,7 +89,7 @@ def test_without_normalisation_the_stored_numbers_stay(make_case: MakeCase) -> N
     np.testing.assert_array_equal(in_case(stack), (case.images * brain).astype(np.float16))
     large = make_case(dtype="float32")
     large.images[3, 20, 24, 15] = -70000
-    with pytest.raises(CaseError, match="holds values up to 70000; slices hold at most 65504 .* zscore"):
+    with pytest.raises(CaseError, match=r"holds values up to 70000; slices hold at most 65504 .* zscore"):
         preprocess(large, config)
 
 
