@@ -44,6 +44,7 @@ def tell(
     *,
     more_is_better: bool,
     target: float,
+    helped: Sequence[str] = (),
     **extra: Any,
 ) -> None:
     """Print a table of medians and spreads, and one JSON line with the ratio of ours to the best rival.
@@ -54,20 +55,28 @@ def tell(
         unit: of the measurements.
         more_is_better: slices/s rather than seconds.
         target: the ratio to reach.
+        helped: rivals that were given a part of ours; the ratio to the best of them is told too.
         extra: further values for the JSON line.
     """
     medians = {name: statistics.median(values) for name, values in figures.items()}
     pick = max if more_is_better else min
-    rival = pick((name for name in medians if name != ours), key=medians.__getitem__)
-    quotient = medians[ours] / medians[rival]
-    ratio = quotient if more_is_better else 1 / quotient
+    rival = pick((name for name in medians if name not in (ours, *helped)), key=medians.__getitem__)
+
+    def ratio_to(name: str) -> float:
+        quotient = medians[ours] / medians[name]
+        return round(quotient if more_is_better else 1 / quotient, 2)
+
     width = max(map(len, figures))
     print(
         f"{'':{width}}  {'median':>10}  {'least':>10}  {'most':>10}  {unit}, {len(figures[ours])} measurements"
     )
     for name, values in figures.items():
         print(f"{name:{width}}  {medians[name]:10.4g}  {min(values):10.4g}  {max(values):10.4g}")
-    print(f"{ours} is {ratio:.2f} times as fast as {rival}; the target is {target:g}")
+    print(f"{ours} is {ratio_to(rival)} times as fast as {rival}; the target is {target:g}")
+    if helped:
+        best = pick(helped, key=medians.__getitem__)
+        extra["ratio_helped"] = ratio_to(best)
+        print(f"and {extra['ratio_helped']} times as fast as {best}")
     command = " ".join(
         ["python", *(os.path.relpath(part) if part == sys.argv[0] else part for part in sys.argv)]
     )
@@ -78,7 +87,7 @@ def tell(
         "medians": {name: float(f"{value:.4g}") for name, value in medians.items()},
         "measurements": len(figures[ours]),
         "rival": rival,
-        "ratio": round(ratio, 2),
+        "ratio": ratio_to(rival),
         "target": target,
         **extra,
     }
