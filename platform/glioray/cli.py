@@ -112,6 +112,8 @@ def run_job(main: Callable[[], dict[str, Any]]) -> NoReturn:
     Exits with 0; 1 when the job failed, 2 when it was asked for what cannot be. A result may name its own
     under "exit_code", which is then left out of the JSON.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        main()  # argparse prints to stdout, where help is looked for, and exits
     with _stdout_kept() as answer:
         try:
             result = main()

@@ -1,0 +1,177 @@
+"""The jobs as a user runs them: submitted to a cluster without glioray, data in S3, and their contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import services
+
+from glioray.storage import open_storage
+
+JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote")
+
+
+def run_job(repo: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=repo,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def last_json(output: str) -> dict[str, Any]:
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    assert lines, output[-3000:]
+    value: dict[str, Any] = json.loads(lines[-1])
+    return value
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_is_executable_and_explains_itself(repo: Path, job: str):
+    assert os.access(repo / "jobs" / f"{job}.py", os.X_OK)
+    done = run_job(repo, f"jobs/{job}.py", "--help")
+    assert done.returncode == 0
+    assert "--dry-run" in done.stdout
+    done = run_job(repo, f"jobs/{job}.py", "--no-such-flag")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["train_unet.py", "--data", "/tmp", "--recipe", "nnunet"], "the recipes are unet_tiny"),
+        (["train_unet.py", "--data", "/tmp", "--set", "optim.lr=-1"], "optim.lr is -1.0; expected above 0"),
+        (["train_unet.py", "--data", "/tmp", "--workers", "3", "--dry-run"], "a multiple of the 3 workers"),
+        (["tune_unet.py", "--data", "/tmp", "--trials", "0"], "--trials is 0; expected at least 1"),
+        (["train_unet.py"], "give --data with a folder or s3://bucket/prefix"),
+        (["prepare.py", "--data", "gs://bucket"], "use a folder, file:// or s3://bucket/prefix"),
+        (["predict.py", "--data", "/tmp"], "give --out"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_sentence(repo: Path, tmp_path: Path, command: list[str], sentence: str):
+    done = run_job(repo, f"jobs/{command[0]}", *command[1:], env={"HOME": str(tmp_path)})
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_folders_that_hold_nothing_end_with_one(repo: Path, tmp_path: Path):
+    done = run_job(repo, "jobs/prepare.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "holds no case" in done.stderr
+    done = run_job(repo, "jobs/prepare.py", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "is not a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
+    repo: Path,
+    tmp_path: Path,
+    phantom_data: Path,
+    bucket: str,
+    mlflow_server: str,
+    ray_cluster: services.Service,
+):
+    data, out = open_storage(f"s3://{bucket}/brats"), f"s3://{bucket}/out"
+    for path in sorted(phantom_data.rglob("*.nii.gz")):
+        data.write(path.relative_to(phantom_data).as_posix(), path.read_bytes())
+    # A case that was cut off on its way into the bucket.
+    whole = next(iter(data.list())).key
+    bad = whole.replace("BraTS2021_90000", "BraTS2021_99999")
+    for item in list(data.list("BraTS2021_90000/")):
+        data.write(item.key.replace("BraTS2021_90000", "BraTS2021_99999"), data.read(item.key))
+    data.write(bad, data.read(whole)[:2000])
+
+    variables = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))}
+    variables |= {"GLIORAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    runtime_env = json.dumps({"env_vars": variables})
+
+    def submit(*command: str, code: int = 0) -> tuple[dict[str, Any], str]:
+        done = run_job(
+            repo, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".",
+            "--runtime-env-json", runtime_env, "--", "python", *command,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
+        return last_json(done.stdout), done.stdout
+
+    prepared, report = submit("jobs/prepare.py", "--data", data.uri, "--out", f"{out}/manifest", code=1)
+    assert prepared["num_cases"] == 6
+    assert len(prepared["problems"]) == 1
+    assert "BraTS2021_99999" in prepared["problems"][0]
+    assert "Traceback" not in report
+
+    shared = ["--storage", f"s3://{bucket}/runs"]
+    tuned, log = submit(
+        "jobs/tune_unet.py", "--data", prepared["manifest"], *shared, "--recipe", "unet_tiny", "--trials", "2",
+        "--concurrent", "2", "--max-epochs", "1", "--run-name", "sweep", "--name", bucket,
+        "--set", "sample.steps_per_epoch=6",
+    )  # fmt: skip
+    assert tuned["model"] == f"models:/{bucket}/1"
+    assert set(tuned) >= {"run_id", "model", "metrics", "num_slices", "slices_per_s", "trials"}
+    assert {"dice_wt", "dice_tc", "dice_et"} <= set(tuned["metrics"])
+    assert "| rank | trial |" in log
+
+    promoted, _ = submit("jobs/promote.py", "--model", tuned["model"], *shared)
+    assert promoted["promoted"] is True
+    again, _ = submit("jobs/promote.py", "--model", tuned["model"], *shared)
+    assert again["promoted"] is False
+
+    champion = f"models:/{bucket}@champion"
+    judged, _ = submit("jobs/evaluate.py", "--model", champion, "--data", prepared["manifest"], *shared, "--out", out)
+    assert set(judged["cases"]) == {"BraTS2021_90005"}
+    assert set(judged["mean"]["wt"]) >= {"dice", "hd95_mm", "sensitivity", "specificity", "precision"}
+    figures = json.loads(open_storage(out).read("evaluation.json"))
+    assert figures["cases"] == judged["cases"]
+    assert open_storage(out).read("evaluation.csv").decode().startswith("case,region,dice")
+
+    predicted, _ = submit("jobs/predict.py", "--model", champion, "--data", data.uri, *shared, "--out", f"{out}/masks", code=1)
+    assert len(predicted["masks"]) == 6
+    assert set(predicted["failed"]) == {"BraTS2021_99999"}
+    (tmp_path / "mask.nii.gz").write_bytes(open_storage(f"{out}/masks").read("BraTS2021_90001_seg.nii.gz"))
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    image = nib.load(next((phantom_data / "BraTS2021_90001").glob("*_t1.nii.gz")))
+    assert mask.shape == image.shape
+    assert np.array_equal(mask.affine, image.affine)
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 4}
+
+
+def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_path: Path, phantom_data: Path):
+    env = {"HOME": str(tmp_path), "GLIORAY_CACHE": str(tmp_path / "cache")}
+    storage = str(tmp_path / "runs")
+    done = run_job(
+        repo, "jobs/train_unet.py", "--data", str(phantom_data), "--storage", storage, "--recipe", "unet_tiny",
+        "--run-name", "alone", "--max-epochs", "1", "--set", "sample.steps_per_epoch=4", env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    assert answer["model"] == f"runs:/{answer['run_id']}/model"
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    done = run_job(
+        repo, "jobs/evaluate.py", "--data", str(phantom_data), "--storage", storage, "--model", answer["model"], env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(json.loads(done.stdout)["cases"]) == {"BraTS2021_90005"}
+    # What it was trained on may not judge it unless one insists.
+    train = str(tmp_path / "train")
+    os.makedirs(train)
+    (Path(train) / "BraTS2021_90000").symlink_to(phantom_data / "BraTS2021_90000")
+    done = run_job(
+        repo, "jobs/evaluate.py", "--data", train, "--storage", storage, "--model", storage + "/alone", env=env
+    )
+    assert done.returncode == 1
+    assert "was trained on every patient" in done.stderr
+    assert "Traceback" not in done.stderr
