@@ -1,0 +1,199 @@
+"""Augmentation varies what it should, alike for every batch that a sample comes in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from glioray.config import AugmentConfig
+from glioray.slices.augment import Augment
+from glioray.slices.store import Batch
+
+ALL = AugmentConfig(
+    flip=(0.5, 0.5),
+    affine_p=0.6,
+    stretch=0.1,
+    shift=0.05,
+    curve=0.3,
+    gamma_p=0.5,
+    bias=0.2,
+    noise_p=0.5,
+    blur_p=0.4,
+    drop_p=0.2,
+)
+NOTHING = AugmentConfig(flip=(0.0, 0.0), affine_p=0, intensity_p=0, gamma_p=0, noise_p=0)
+
+
+def batch_of(count: int = 16, *, lateral: bool = True) -> Batch:
+    """Brains of noise in a background of 0, with a tumour off the centre."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(48) - 22, torch.arange(64) - 30, indexing="ij")
+    brain = (rows / 17) ** 2 + (columns / 22) ** 2 < 1
+    images = torch.randn(count, 4, 48, 64, generator=generator) * brain
+    masks = (((rows - 4) / 8) ** 2 + ((columns + 7) / 10) ** 2 < 1).to(torch.uint8).repeat(count, 1, 1)
+    masks[:, 22:28, 20:25] = 3
+    return Batch(images, masks, np.arange(100, 100 + count), np.full(count, lateral))
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.images[rows], batch.masks[rows], batch.positions[rows], batch.lateral[rows])
+
+
+def test_an_epoch_is_varied_alike_whenever_it_comes() -> None:
+    augment, batch = Augment(ALL, seed=1), batch_of()
+    first = augment(batch, 3)
+    augment(batch, 4)
+    for one, other in zip(first, Augment(ALL, seed=1)(batch, 3), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(first[0], augment(batch, 4)[0])
+    assert not torch.equal(first[0], Augment(ALL, seed=2)(batch, 3)[0])
+
+
+def test_the_input_is_not_written_to() -> None:
+    batch = batch_of()
+    images, masks = batch.images.clone(), batch.masks.clone()
+    varied, moved = Augment(ALL, seed=1)(batch, 0)
+    assert torch.equal(batch.images, images)
+    assert torch.equal(batch.masks, masks)
+    assert varied.data_ptr() != batch.images.data_ptr()
+    assert moved.data_ptr() != batch.masks.data_ptr()
+
+
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_a_sample_is_varied_alike_in_every_split_of_the_batch(width: int) -> None:
+    """One by one, on four ranks, on two: as on one rank."""
+    augment, batch = Augment(ALL, seed=1), batch_of()
+    images, masks = augment(batch, 2)
+    parts = [augment(part_of(batch, slice(low, low + width)), 2) for low in range(0, 16, width)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), images, rtol=0, atol=1e-5)
+    assert torch.equal(torch.cat([part[1] for part in parts]), masks)
+
+
+def test_samples_are_varied_each_in_its_own_way() -> None:
+    batch = batch_of()
+    same = Batch(
+        batch.images[:1].repeat(16, 1, 1, 1), batch.masks[:1].repeat(16, 1, 1), batch.positions, batch.lateral
+    )
+    images, _ = Augment(ALL, seed=1)(same, 0)
+    assert len({image.numpy().tobytes() for image in images}) == 16
+
+
+def test_the_background_stays_0_and_values_finite() -> None:
+    config = dataclasses.replace(ALL, strength=2.0, affine_p=0.0, flip=(0.0, 0.0))
+    batch = batch_of()
+    images, _ = Augment(config, seed=1)(batch, 0)
+    assert not images[batch.images == 0].any()
+    assert torch.isfinite(images).all()
+    moved, _ = Augment(dataclasses.replace(ALL, strength=2.0), seed=1)(batch, 0)
+    assert (moved == 0).float().mean() > 0.3
+    assert torch.isfinite(moved).all()
+
+
+def test_an_image_of_nothing_stays_one() -> None:
+    batch = batch_of()
+    empty = Batch(
+        torch.zeros_like(batch.images), torch.zeros_like(batch.masks), batch.positions, batch.lateral
+    )
+    images, masks = Augment(ALL, seed=1)(empty, 0)
+    assert not images.any()
+    assert not masks.any()
+
+
+def test_strength_0_is_the_identity() -> None:
+    batch = batch_of()
+    images, masks = Augment(dataclasses.replace(ALL, strength=0.0), seed=1)(batch, 0)
+    assert torch.equal(images, batch.images)
+    assert torch.equal(masks, batch.masks)
+
+
+def test_with_every_probability_at_0_nothing_changes() -> None:
+    batch = batch_of()
+    images, masks = Augment(NOTHING, seed=1)(batch, 0)
+    assert torch.equal(images, batch.images)
+    assert torch.equal(masks, batch.masks)
+
+
+def test_masks_stay_labels_and_follow_the_image() -> None:
+    """The mask drawn into the image is found again where the mask has gone, but for rounding at its edge."""
+    batch = batch_of()
+    drawn = Batch(
+        batch.masks[:, None].repeat(1, 4, 1, 1).float(), batch.masks, batch.positions, batch.lateral
+    )
+    config = dataclasses.replace(
+        NOTHING, flip=(0.5, 0.5), affine_p=1.0, stretch=0.1, shift=0.1, rotate_deg=40
+    )
+    images, masks = Augment(config, seed=1)(drawn, 0)
+    assert masks.dtype == torch.uint8
+    assert set(masks.unique().tolist()) == {0, 1, 3}
+    for image, mask, before in zip(images[:, 0], masks, batch.masks, strict=True):
+        tumour = mask > 0
+        assert not torch.equal(mask, before)
+        assert ((image > 0.5) != tumour).sum() < 0.1 * tumour.sum()
+
+
+@pytest.mark.parametrize(("flip", "axis"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
+def test_a_flip_mirrors_image_and_mask(flip: tuple[float, float], axis: int) -> None:
+    batch = batch_of()
+    images, masks = Augment(dataclasses.replace(NOTHING, flip=flip), seed=1)(batch, 0)
+    assert torch.equal(images, batch.images.flip(2 + axis))
+    assert torch.equal(masks, batch.masks.flip(1 + axis))
+
+
+def test_columns_are_mirrored_only_where_they_run_from_left_to_right() -> None:
+    batch = batch_of(lateral=False)
+    images, masks = Augment(dataclasses.replace(NOTHING, flip=(0.0, 1.0)), seed=1)(batch, 0)
+    assert torch.equal(images, batch.images)
+    assert torch.equal(masks, batch.masks)
+
+
+def test_a_flip_comes_as_often_as_it_should() -> None:
+    batch = batch_of(16)
+    augment = Augment(dataclasses.replace(NOTHING, flip=(0.0, 0.25)), seed=1)
+    flipped = [
+        not torch.equal(mask, batch.masks[0]) for epoch in range(40) for mask in augment(batch, epoch)[1]
+    ]
+    # 640 draws: five standard deviations are 0.086.
+    assert abs(np.mean(flipped) - 0.25) < 0.086
+
+
+def test_a_rotation_keeps_pixels_square() -> None:
+    """A disc that is turned in an image that is not square stays that disc."""
+    rows, columns = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(96) - 47.5, indexing="ij")
+    disc = (rows**2 + columns**2 < 20**2).float()
+    batch = Batch(
+        disc.repeat(8, 1, 1, 1), disc.to(torch.uint8).repeat(8, 1, 1), np.arange(8), np.full(8, True)
+    )
+    config = dataclasses.replace(NOTHING, affine_p=1.0, rotate_deg=90, scale=0.0)
+    _, masks = Augment(config, seed=1)(batch, 0)
+    assert ((masks != batch.masks).sum(dim=(1, 2)) < 0.05 * disc.sum()).all()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"intensity_p": 1.0, "contrast": 0.3, "brightness": 0.0},
+        {"intensity_p": 1.0, "contrast": 0.0, "brightness": 0.3},
+        {"intensity_p": 1.0, "contrast": 0.0, "brightness": 0.0, "curve": 0.5},
+        {"gamma_p": 1.0},
+        {"bias": 0.3},
+        {"noise_p": 1.0},
+        {"blur_p": 1.0},
+    ],
+    ids=lambda setting: next(reversed(setting)),
+)
+def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[str, float]) -> None:
+    batch = batch_of()
+    images, masks = Augment(dataclasses.replace(NOTHING, **setting), seed=1)(batch, 0)
+    assert torch.equal(masks, batch.masks)
+    changed = (images != batch.images).flatten(1).any(dim=1)
+    assert changed.all()
+    assert not images[batch.images == 0].any()
+
+
+def test_a_dropped_modality_is_blank_and_the_others_are_as_they_were() -> None:
+    batch = batch_of()
+    images, _ = Augment(dataclasses.replace(NOTHING, drop_p=0.5), seed=1)(batch, 0)
+    dropped = ~images.flatten(2).any(dim=2)
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert torch.equal(images[~dropped], batch.images[~dropped])

@@ -1,0 +1,186 @@
+"""What a step draws: the right pixels, in an order that depends on nothing but seed and epoch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glioray.cases.manifest import CaseEntry
+from glioray.config import PreprocessConfig, SampleConfig
+from glioray.errors import DataError
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack
+from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
+
+MakeStack = Callable[..., SliceStack]
+CONFIG = PreprocessConfig(size=(32, 48))
+
+
+@pytest.fixture
+def stacks(make_stack: MakeStack) -> list[SliceStack]:
+    """Of three cases, one in two planes, one without a mask, out of order: 35 slices."""
+    return [
+        make_stack("B", 7),
+        make_stack("A", 10, plane="sagittal"),
+        make_stack("C", 5, with_mask=False),
+        make_stack("A", 13),
+    ]
+
+
+@pytest.fixture
+def store(stacks: list[SliceStack]) -> SliceStore:
+    return SliceStore(stacks, CONFIG)
+
+
+def sampler_of(store: SliceStore, config: SampleConfig, batch_size: int = 8, seed: int = 0) -> EpochSampler:
+    return EpochSampler(store.foreground(), store.case_numbers(), config, batch_size, seed)
+
+
+def test_a_draw_equals_plain_indexing(store: SliceStore, stacks: list[SliceStack]) -> None:
+    """Slices are numbered through the stacks in the order of case and plane."""
+    ordered = [stacks[3], stacks[1], stacks[0], stacks[2]]
+    images = np.concatenate([stack.images for stack in ordered]).astype(np.float32)
+    masks = np.concatenate(
+        [np.zeros((5, 32, 48), np.uint8) if stack.mask is None else stack.mask for stack in ordered]
+    )
+    assert len(store) == 35
+    for indices in (np.arange(35), np.array([34, 0, 12, 13, 13, 22, 23, 29, 30]), [7]):
+        batch = store.draw(indices)
+        assert (batch.images.dtype, batch.masks.dtype) == (torch.float32, torch.uint8)
+        np.testing.assert_array_equal(batch.images, images[indices])
+        np.testing.assert_array_equal(batch.masks, masks[indices])
+        np.testing.assert_array_equal(batch.positions, np.arange(len(indices)))
+        # Rows of a sagittal slice do not run from left to right.
+        np.testing.assert_array_equal(batch.lateral, [not 13 <= index < 23 for index in indices])
+    np.testing.assert_array_equal(store.foreground(), masks.any(axis=(1, 2)))
+    np.testing.assert_array_equal(store.case_numbers(), [0] * 23 + [1] * 7 + [2] * 5)
+
+
+@pytest.mark.parametrize(("reach", "step"), [(1, 1), (2, 1), (1, 3), (4, 8)])
+def test_neighbours_past_the_ends_of_the_brain_are_background(
+    stacks: list[SliceStack], reach: int, step: int
+) -> None:
+    """And never the slices of the next case or plane."""
+    store = SliceStore(stacks, PreprocessConfig(size=(32, 48), neighbours=reach, neighbour_step=step))
+    batch, row = store.draw(np.arange(35)), 0
+    for stack in (stacks[3], stacks[1], stacks[0], stacks[2]):
+        pad = reach * step
+        padded = np.pad(stack.images.astype(np.float32), ((pad, pad), (0, 0), (0, 0), (0, 0)))
+        for place in range(len(stack.images)):
+            expected = np.concatenate([padded[place + pad + k * step] for k in range(-reach, reach + 1)])
+            np.testing.assert_array_equal(batch.images[row], expected)
+            row += 1
+
+
+def test_mapped_slices_are_drawn_without_a_warning_and_stay_as_they_are(
+    tmp_path: Path, stacks: list[SliceStack], make_entry: Callable[..., CaseEntry]
+) -> None:
+    cache, entry = SliceCache(CacheConfig(folder=str(tmp_path)), CONFIG), make_entry("A")
+    cache.put(entry, [stacks[3]])
+    mapped = SliceStore(cache.get(entry) or (), CONFIG)
+    assert mapped.warm(1 << 30) == stacks[3].images.nbytes
+    assert mapped.warm(stacks[3].images.nbytes - 1) == 0
+    batch = mapped.draw([3, 5])
+    np.testing.assert_array_equal(batch.images, stacks[3].images[[3, 5]])
+    batch.images.zero_()
+    batch.masks.zero_()
+    np.testing.assert_array_equal(mapped.draw([3, 5]).images, stacks[3].images[[3, 5]])
+
+
+def test_a_stack_is_walked_in_order(store: SliceStore, stacks: list[SliceStack]) -> None:
+    batches = list(store.stack_batches(1, 4))
+    assert [len(batch.images) for batch in batches] == [4, 4, 2]
+    np.testing.assert_array_equal(torch.cat([batch.images for batch in batches]), stacks[1].images)
+
+
+def test_without_cases_there_is_nothing_to_draw() -> None:
+    with pytest.raises(DataError, match="no case to draw slices from"):
+        SliceStore([], CONFIG)
+
+
+def test_every_slice_comes_once_an_epoch(store: SliceStore) -> None:
+    sampler = sampler_of(store, SampleConfig())
+    assert (sampler.num_slices, sampler.num_steps) == (35, 5)
+    for epoch in range(3):
+        order = sampler.epoch(epoch)
+        assert order.shape == (5, 8)
+        assert sorted(order.ravel()[:35].tolist()) == list(range(35))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(store: SliceStore) -> None:
+    config = SampleConfig(foreground_share=0.5)
+    one, again = (sampler_of(store, config, seed=3) for _ in range(2))
+    orders = [one.epoch(epoch) for epoch in range(4)]
+    for epoch in (3, 1, 0, 2):
+        np.testing.assert_array_equal(again.epoch(epoch), orders[epoch])
+    assert len({order.tobytes() for order in orders}) == 4
+    assert sampler_of(store, config, seed=4).epoch(0).tobytes() != orders[0].tobytes()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_each_batch_has_its_share_of_tumour(store: SliceStore, share: float, expected: int) -> None:
+    sampler, foreground = sampler_of(store, SampleConfig(foreground_share=share)), store.foreground()
+    order = np.concatenate([sampler.epoch(epoch) for epoch in range(4)])
+    assert (foreground[order].sum(axis=1) == expected).all()
+    # Over the epochs all of the drawn kind's slices have come.
+    wanted = ({*np.flatnonzero(foreground)} if share else set()) | (
+        {*np.flatnonzero(~foreground)} if share < 1 else set()
+    )
+    assert {*order.ravel()} == wanted
+
+
+def test_of_the_empty_slices_a_share_is_kept(store: SliceStore) -> None:
+    foreground = store.foreground()
+    num_foreground = int(foreground.sum())
+    for share in (0.0, 0.3, 1.0):
+        sampler = sampler_of(store, SampleConfig(empty_share=share), batch_size=1)
+        drawn = sampler.epoch(0).ravel()
+        assert sampler.num_slices == len(drawn) == num_foreground + round(share * (35 - num_foreground))
+        assert set(np.flatnonzero(foreground)) <= set(drawn.tolist())
+        np.testing.assert_array_equal(np.sort(drawn), np.sort(sampler.epoch(1).ravel()))
+
+
+def test_balanced_cases_come_equally_often(make_stack: MakeStack) -> None:
+    store = SliceStore([make_stack("A", 5), make_stack("B", 50), make_stack("C", 20)], CONFIG)
+    config = SampleConfig(balance_cases=True, steps_per_epoch=500)
+    counts = np.bincount(store.case_numbers()[sampler_of(store, config).epoch(0).ravel()])
+    # 4000 draws with a share of 1/3: five standard deviations are 149.
+    np.testing.assert_allclose(counts, 4000 / 3, atol=149)
+    plain = SampleConfig(steps_per_epoch=500)
+    counts = np.bincount(store.case_numbers()[sampler_of(store, plain).epoch(0).ravel()])
+    np.testing.assert_allclose(counts / 4000, np.array([5, 50, 20]) / 75, atol=0.01)
+
+
+def test_steps_that_are_asked_for_go_on_past_one_pass(store: SliceStore) -> None:
+    sampler = sampler_of(store, SampleConfig(steps_per_epoch=12))
+    order = sampler.epoch(0).ravel()
+    assert len(order) == 96
+    assert (np.bincount(order, minlength=35) >= 2).all()
+    assert sampler.epoch(0, 3).shape == (3, 8)
+
+
+def test_without_any_slice_there_is_nothing_to_train_on(make_stack: MakeStack) -> None:
+    store = SliceStore([make_stack("A", with_mask=False)], CONFIG)
+    with pytest.raises(DataError, match="no slice is left to train on"):
+        sampler_of(store, SampleConfig(empty_share=0))
+
+
+@pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(foreground_share=0.5, balance_cases=True)])
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_ranks_parts_make_up_the_global_batch(
+    store: SliceStore, config: SampleConfig, count: int
+) -> None:
+    sampler = sampler_of(store, config)
+    alone = SliceFeed(store, sampler, (0, 1), sampler.num_steps)
+    ranks = [SliceFeed(store, sampler, (rank, count), sampler.num_steps) for rank in range(count)]
+    for epoch in range(2):
+        seen = []
+        for whole, *parts in zip(alone.epoch(epoch), *(rank.epoch(epoch) for rank in ranks), strict=True):
+            assert [len(part.images) for part in parts] == [8 // count] * count
+            np.testing.assert_array_equal(torch.cat([part.images for part in parts]), whole.images)
+            np.testing.assert_array_equal(torch.cat([part.masks for part in parts]), whole.masks)
+            np.testing.assert_array_equal(np.concatenate([part.positions for part in parts]), whole.positions)
+            seen.append(whole.positions)
+        np.testing.assert_array_equal(np.concatenate(seen), np.arange(8 * sampler.num_steps))
