@@ -139,8 +139,9 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
                     study_name=base.run_name,
                     seed=base.config.train.seed,
                 ),
-                # By share of the run, which every trial reports, whether epochs or minutes end it.
-                scheduler=ASHAScheduler(time_attr="percent", max_t=100, grace_period=30, reduction_factor=3),
+                # By share of the run, which every trial reports, whether epochs or minutes end it; one that is at its
+                # end is left to end by itself.
+                scheduler=ASHAScheduler(time_attr="percent", max_t=101, grace_period=30, reduction_factor=3),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
