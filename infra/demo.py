@@ -218,6 +218,7 @@ def _segment(endpoint: str, case_id: str, clock: _Clock) -> Path:
 def _draw(case_id: str, mask: Path) -> Path:
     """A PNG of three axial slices with much tumour: image, truth and answer."""
     import numpy as np
+
     from glioray.cases.labels import to_internal
     from glioray.cases.layouts import discover_cases
     from glioray.cases.load import load_case
