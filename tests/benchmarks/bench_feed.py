@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ def main() -> None:
     from glioray.cluster import connect, share_of
     from glioray.slices.pipeline import index_data
 
+    # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
+    quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
     with tempfile.TemporaryDirectory(prefix="glioray-feed-") as scratch:
         connect()
         try:
@@ -69,11 +72,7 @@ def main() -> None:
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=1, resources_per_worker=share_of(1).resources()
                 ),
-                run_config=ray.train.RunConfig(
-                    name="feed",
-                    storage_path=scratch,
-                    logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-                ),
+                run_config=ray.train.RunConfig(name="feed", storage_path=scratch, **quiet),
             ).fit()
         finally:
             ray.shutdown()
@@ -107,7 +106,7 @@ def _worker(settings: dict[str, Any]) -> None:
         for suffix, environment in (("", plain), (_SAME_ALLOCATOR, dict(os.environ))):
             ask = stack.enter_context(_monai(settings["data"], settings["entries"], environment))
             for loader, name in _LOADERS.items():
-                ways[f"MONAI CacheDataset, {name}{suffix}"] = lambda ask=ask, loader=loader: ask(loader)
+                ways[f"MONAI CacheDataset, {name}{suffix}"] = partial(ask, loader)
         figures: dict[str, list[float]] = {name: [] for name in ways}
         # The first epoch of each is not measured: pages are touched and worker processes begin.
         for number in range(1 + settings["epochs"]):
@@ -159,18 +158,19 @@ def _monai(
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        if process.stdin is None or process.stdout is None or process.stdout.readline() != "ready\n":
+        questions, answers = process.stdin, process.stdout
+        if questions is None or answers is None or answers.readline() != "ready\n":
             raise RuntimeError("the rival's process did not start; its log is above")
 
         def ask(loader: str) -> float:
-            print(loader, file=process.stdin, flush=True)
-            answer = json.loads(process.stdout.readline())
+            print(loader, file=questions, flush=True)
+            answer = json.loads(answers.readline())
             if answer["kinds"] != ["torch.float32", "torch.uint8"] or answer["shape"] != [4, 160, 192]:
                 raise TypeError(f"MONAI delivers {answer['kinds']} of {answer['shape']}")
             return float(answer["rate"])
 
         yield ask
-        process.stdin.close()
+        questions.close()
 
 
 if __name__ == "__main__":

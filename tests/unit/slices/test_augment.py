@@ -1,6 +1,7 @@
 """Augmentation varies what it should, alike for every batch that a sample comes in."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_a_rotation_keeps_pixels_square() -> None:
     ],
     ids=lambda setting: next(reversed(setting)),
 )
-def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[str, float]) -> None:
+def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[str, Any]) -> None:
     batch = batch_of()
     images, masks = Augment(dataclasses.replace(NOTHING, **setting), seed=1)(batch, 0)
     assert torch.equal(masks, batch.masks)
