@@ -93,7 +93,8 @@ def fit(
         return max(by_step, from_first(time.monotonic() - began) / (60 * config.minutes))
 
     judged = done = progress()
-    while done < 1:
+    # However short the time: one step, so that there is a model.
+    while done < 1 or step == 0:
         epoch += 1
         epoch_began, rows = time.monotonic(), []
         for batch in feed.epoch(epoch):
