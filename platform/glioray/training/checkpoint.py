@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,15 @@ def load_state(storage: Storage) -> dict[str, Any] | None:
         return None
     data = storage.read(f"{folder}/{STATE_FILE}")
     try:
+        # What is no archive, torch would take for a format of old.
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            raise ValueError("not an archive")
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # Torch's own words run to a page, and advise to unpickle what should not be.
         raise ModelError(
-            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged ({error}); delete the run's latest.json to "
-            "start over, or choose another --run-name"
+            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged or no checkpoint ({len(data)} bytes); delete "
+            "the run's latest.json to start over, or choose another --run-name"
         ) from error
     return state
 
