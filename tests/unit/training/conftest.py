@@ -1,0 +1,98 @@
+"""Four tiny phantoms, prepared in this process, and plans of runs on them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from glioray.cases.layouts import discover_cases
+from glioray.cases.manifest import Manifest, build_manifest, check_case
+from glioray.cases.phantom import write_phantoms
+from glioray.config import (
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PreprocessConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    override,
+)
+from glioray.slices.cache import CacheConfig
+from glioray.storage import open_storage
+from glioray.training.session import RunPlan
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def runs() -> ModuleType:
+    """The script `runs.py` beside this file: it trains in this process as it does in ranks of its own."""
+    spec = importlib.util.spec_from_file_location("training_runs", Path(__file__).with_name("runs.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Three cases to train on and one to validate on."""
+    storage = open_storage(tmp_path_factory.mktemp("cases"))
+    write_phantoms(storage, num_cases=4, shape=(48, 48, 24))
+    found, _ = discover_cases(storage)
+    return build_manifest(
+        storage.uri, [check_case(storage, files) for files in found], ratios=(0.75, 0.25, 0)
+    )
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheConfig:
+    """One slice cache for all of these tests."""
+    return CacheConfig(folder=str(tmp_path_factory.mktemp("slices")))
+
+
+CONFIG = RunConfig(
+    recipe="test",
+    preprocess=PreprocessConfig(size=(48, 48)),
+    sample=SampleConfig(foreground_share=0.5, steps_per_epoch=3),
+    net=NetConfig(options={"width": 4, "depth": 2}),
+    loss=LossConfig(name="region_dice_bce"),
+    optim=OptimConfig(lr=1e-2, ema=0.9),
+    train=TrainConfig(batch_size=4, max_epochs=4, num_validations=2, precision="fp32"),
+)
+
+
+@pytest.fixture(scope="session")
+def make_plan(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, cache: CacheConfig
+) -> Callable[..., RunPlan]:
+    """Plans, each in a folder of its own; settings override those of a run of four epochs of three steps."""
+
+    def make(**settings: Any) -> RunPlan:
+        return RunPlan(
+            config=override(CONFIG, **settings),
+            manifest=manifest,
+            storage=str(tmp_path_factory.mktemp("run")),
+            run_name="run",
+            tracking_uri="",
+            experiment="",
+            cache=cache,
+        )
+
+    return make

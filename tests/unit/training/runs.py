@@ -1,0 +1,171 @@
+"""Runs without Ray and MLflow, in this process or, as a script, on one of several ranks.
+
+    python runs.py FOLDER RANK WORLD_SIZE
+
+reads the pickled plans `FOLDER/plans.pickle`, meets the other ranks over a file there, does what `on_rank` does and
+leaves what came out as `FOLDER/rank-RANK.pt`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.load import load_case
+from glioray.cases.manifest import CaseEntry
+from glioray.config import PreprocessConfig
+from glioray.losses import build_loss
+from glioray.nets.blocks import GlobalBatchNorm2d
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.slices.store import Batch, SliceFeed
+from glioray.storage import Storage, open_storage
+from glioray.training import session
+from glioray.training.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
+from glioray.training.loop import fit
+from glioray.training.segmentation import SegmentationTask
+
+CPU = torch.device("cpu")
+
+
+def decode(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
+    """A case's slices, fresh from its files."""
+    assert entry.convention is not None
+    case = load_case(open_storage(data), entry.files, convention=CONVENTIONS[entry.convention])
+    return preprocess(case, config)
+
+
+def fill(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
+    """Brings cases into the cache without Ray."""
+    there = SliceCache(cache, config)
+    for entry in entries:
+        if not there.has(entry):
+            there.put(entry, decode(data, entry, config))
+
+
+class Recorded(SegmentationTask):
+    """A task that keeps each step's figures and the weights after it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rows: list[dict[str, float]] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        self.rows.append(super().train_step(batch, epoch, progress))
+        self.weights.append({name: t.detach().clone() for name, t in self.net.state_dict().items()})
+        return self.rows[-1]
+
+
+def build(
+    plan: session.RunPlan, ranks: Ranks | None = None, task: type[SegmentationTask] = Recorded
+) -> tuple[Any, SliceFeed]:
+    """A task and its feed, put together as a session does."""
+    ranks = ranks or Ranks()
+    feed, val_stacks = session._load_slices(plan, ranks, fill, CPU)
+    return task(plan.config, session._first_spec(plan), val_stacks, ranks, CPU), feed
+
+
+def train(
+    plan: session.RunPlan,
+    ranks: Ranks | None = None,
+    task: type[SegmentationTask] = Recorded,
+    storage: Storage | None = None,
+) -> tuple[Any, dict[str, float]]:
+    """The task after its run, and the run's figures."""
+    ranks = ranks or Ranks()
+    built, feed = build(plan, ranks, task)
+    reports: list[dict[str, float]] = []
+    metrics = fit(
+        built, feed, plan.config.train, storage or open_storage(plan.storage), ranks, reports.append
+    )
+    assert not reports or reports[-1] == metrics
+    return built, metrics
+
+
+def batch_norm(ranks: Ranks) -> dict[str, Any]:
+    """Two steps of a batch norm in training on this rank's part of a batch of 8, and one in evaluation."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalBatchNorm2d(4), nn.Conv2d(4, 2, 3))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    ddp = nn.parallel.DistributedDataParallel(net) if ranks.world_size > 1 else net
+    width = 8 // ranks.world_size
+    mine = slice(ranks.rank * width, (ranks.rank + 1) * width)
+    outputs, gradients = [], []
+    for _ in range(2):
+        images = (3 * torch.randn(8, 3, 9, 9, generator=generator) + 2)[mine].requires_grad_()
+        output = ddp(images)
+        ddp.zero_grad()
+        output.square().mean().backward()
+        outputs.append(output.detach())
+        # A rank's mean is over its own part: its images' gradient is that of `world_size` times the whole's.
+        gradients.append(images.grad / ranks.world_size)
+    weights = [parameter.grad for parameter in net.parameters()]
+    buffers = {name: tensor.clone() for name, tensor in net[1].named_buffers()}
+    with torch.no_grad():
+        judged = ddp.eval()(torch.randn(2, 3, 9, 9, generator=generator) + ranks.rank)
+    return {"outputs": outputs, "images": gradients, "weights": weights, "buffers": buffers, "judged": judged}
+
+
+def loss_gradients(ranks: Ranks, name: str, channels: int) -> dict[str, Any]:
+    """A loss of this rank's part of a batch of 4, and the gradient of one convolution under it."""
+    generator = torch.Generator().manual_seed(1)
+    net = nn.Conv2d(4, channels, 1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images = torch.randn(4, 4, 8, 8, generator=generator) * torch.arange(1, 5).view(4, 1, 1, 1)
+    masks = torch.randint(0, 4, (4, 8, 8), generator=generator, dtype=torch.uint8)
+    masks[:2] = 0  # one rank without any tumour
+    ddp = nn.parallel.DistributedDataParallel(net) if ranks.world_size > 1 else net
+    width = 4 // ranks.world_size
+    mine = slice(ranks.rank * width, (ranks.rank + 1) * width)
+    loss = build_loss(name, reduce=reduce_sum)(ddp(images[mine]), masks[mine])
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": [parameter.grad for parameter in net.parameters()]}
+
+
+def on_rank(ranks: Ranks, plans: dict[str, session.RunPlan]) -> dict[str, Any]:
+    """All that is compared between one rank and two."""
+    runs = {}
+    for name, plan in plans.items():
+        task, metrics = train(plan, ranks)
+        runs[name] = {
+            "rows": task.rows,
+            "weights": task.weights,
+            "metrics": metrics,
+            "cases": task.spec.val_cases,
+        }
+    agreed = [reduce_max(float(ranks.rank)), from_first(ranks.rank + 5.0), gather(ranks.rank)]
+    return {
+        "runs": runs,
+        "batch_norm": batch_norm(ranks),
+        "losses": {
+            "dice_ce": loss_gradients(ranks, "dice_ce", 4),
+            "region_dice_bce": loss_gradients(ranks, "region_dice_bce", 3),
+        },
+        "agreed": agreed,
+    }
+
+
+def main(folder: Path, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    plans = pickle.loads((folder / "plans.pickle").read_bytes())
+    ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
+    torch.save(on_rank(ranks, plans), folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

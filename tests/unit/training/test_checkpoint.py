@@ -1,0 +1,171 @@
+"""A checkpoint is there as a whole or not at all, and reading one runs nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glioray.config import NetConfig, RunConfig
+from glioray.errors import ModelError, StorageError
+from glioray.inference.package import ModelSpec, read_package
+from glioray.storage import FileStorage, Storage, open_storage
+from glioray.training.checkpoint import (
+    LATEST,
+    STATE_FILE,
+    Checkpoint,
+    fetch_model,
+    latest_folder,
+    load_state,
+    save_checkpoint,
+)
+
+
+def _checkpoint(step: int) -> Checkpoint:
+    net = NetConfig(options={"width": 2, "depth": 1})
+    spec = ModelSpec(
+        config=RunConfig(recipe="test", net=net),
+        out_channels=4,
+        spacing_mm=(1.0, 1.0, 1.0),
+        manifest_hash="m",
+        metrics={"dice_mean": step / 100},
+    )
+    torch.manual_seed(step)
+    weights = spec.build().state_dict()
+    return Checkpoint(step=step, spec=spec, weights=weights, state={"step": step, "t": torch.arange(step)})
+
+
+class Failing(FileStorage):
+    """A folder whose n-th write, or deletion, from now on fails."""
+
+    def __init__(self, uri: str, *, write: int | None = None, delete: int | None = None) -> None:
+        super().__init__(uri)
+        self.left = {"write": write, "delete": delete}
+
+    def _count(self, verb: str) -> None:
+        left = self.left[verb]
+        if left is not None:
+            self.left[verb] = left - 1
+            if left == 0:
+                raise StorageError("the disk is full; free some space")
+
+    def write(self, key: str, data: bytes) -> None:
+        self._count("write")
+        super().write(key, data)
+
+    def delete(self, key: str) -> None:
+        self._count("delete")
+        super().delete(key)
+
+
+def _assert_in_force(storage: Storage, step: int, folder: Path) -> None:
+    state = load_state(storage)
+    assert state is not None
+    assert state["step"] == step
+    assert torch.equal(state["t"], torch.arange(step))
+    spec, net = read_package(fetch_model(storage, folder))
+    assert spec == _checkpoint(step).spec
+    for name, tensor in _checkpoint(step).weights.items():
+        assert torch.equal(net.state_dict()[name], tensor), name
+
+
+def test_a_run_without_checkpoints(tmp_path: Path):
+    storage = open_storage(tmp_path)
+    assert load_state(storage) is None
+    assert latest_folder(storage) is None
+    with pytest.raises(ModelError, match=r"has no latest.json: the run saved no checkpoint; look at its log"):
+        fetch_model(storage, tmp_path / "model")
+
+
+def test_there_and_back(tmp_path: Path):
+    storage = open_storage(tmp_path / "run")
+    uri = save_checkpoint(storage, _checkpoint(7))
+    assert uri == f"{storage.uri}/checkpoints/step-0000000007"
+    assert json.loads(storage.read(LATEST)) == {
+        "checkpoint": "checkpoints/step-0000000007",
+        "step": 7,
+        "metrics": {"dice_mean": 0.07},
+    }
+    _assert_in_force(storage, 7, tmp_path / "model")
+
+
+def test_the_one_before_is_dropped(tmp_path: Path):
+    storage = open_storage(tmp_path / "run")
+    for step in (7, 14):
+        save_checkpoint(storage, _checkpoint(step))
+    _assert_in_force(storage, 14, tmp_path / "model")
+    assert {item.key.split("/")[1] for item in storage.list("checkpoints/")} == {"step-0000000014"}
+
+
+def test_a_crash_at_any_write_leaves_the_one_before_in_force(tmp_path: Path):
+    for number in count():
+        storage = open_storage(tmp_path / str(number))
+        save_checkpoint(storage, _checkpoint(7))
+        try:
+            save_checkpoint(Failing(storage.uri, write=number), _checkpoint(14))
+        except StorageError:
+            _assert_in_force(storage, 7, tmp_path / "model")
+            # The run is started again and gets there at last; nothing of the failed attempt stays.
+            save_checkpoint(storage, _checkpoint(21))
+            _assert_in_force(storage, 21, tmp_path / "model")
+            assert {item.key.split("/")[1] for item in storage.list("checkpoints/")} == {"step-0000000021"}
+        else:
+            break
+    assert number == 4  # state, weights, description and pointer were each the one that failed
+
+
+def test_a_crash_while_cleaning_up_leaves_the_new_one_in_force(tmp_path: Path):
+    for number in count():
+        storage = open_storage(tmp_path / str(number))
+        save_checkpoint(storage, _checkpoint(7))
+        try:
+            save_checkpoint(Failing(storage.uri, delete=number), _checkpoint(14))
+        except StorageError:
+            _assert_in_force(storage, 14, tmp_path / "model")
+        else:
+            break
+    assert number == 3
+
+
+def test_a_truncated_state_is_told(tmp_path: Path):
+    storage = open_storage(tmp_path)
+    save_checkpoint(storage, _checkpoint(7))
+    key = f"{latest_folder(storage)}/{STATE_FILE}"
+    whole = storage.read(key)
+    for length in (0, 1, 3, 64, len(whole) // 2, len(whole) - 1):
+        storage.write(key, whole[:length])
+        with pytest.raises(
+            ModelError, match=r"state.pt' is damaged .*; delete the run's latest.json to start over"
+        ):
+            load_state(storage)
+    storage.write(key, whole)
+    assert load_state(storage) is not None
+
+
+class _Hostile:
+    """What an unpickler that trusts its input would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, pickle.dump], ids=["torch", "pickle"])
+def test_reading_a_checkpoint_runs_no_code(tmp_path: Path, save: Any):
+    storage, trace = open_storage(tmp_path / "run"), tmp_path / "trace"
+    save_checkpoint(storage, _checkpoint(7))
+    buffer = io.BytesIO()
+    save({"step": 7, "t": _Hostile(trace)}, buffer)
+    storage.write(f"{latest_folder(storage)}/{STATE_FILE}", buffer.getvalue())
+    with pytest.raises(ModelError, match=r"is damaged or no checkpoint .*; delete") as caught:
+        load_state(storage)
+    assert "weights_only" not in str(caught.value)  # torch's advice would run it
+    assert not trace.exists()

@@ -1,0 +1,309 @@
+"""The loop on a real task: resumed equals uninterrupted, cached equals decoded, and how a run may end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from glioray.config import override
+from glioray.errors import TrainingError, UsageError
+from glioray.inference.package import read_package
+from glioray.inference.predictor import Predictor, autocast, gains_by_bf16
+from glioray.metrics.segmentation import mean_dice
+from glioray.slices.store import Batch, SliceStore
+from glioray.storage import open_storage
+from glioray.training.checkpoint import fetch_model, load_state
+from glioray.training.collectives import Ranks
+from glioray.training.loop import check_finite, fit
+from glioray.training.segmentation import counts_in_case
+from glioray.training.session import RunPlan, claim_run
+
+Plans = Callable[..., RunPlan]
+
+
+class Killed(Exception):  # noqa: N818  (it is what happens to a process, no error of ours)
+    """The process is gone."""
+
+
+def _killed_at(step: int, runs: ModuleType) -> type:
+    class Task(runs.Recorded):  # type: ignore[misc]
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+            if len(self.rows) == step:
+                raise Killed
+            return super().train_step(batch, epoch, progress)  # type: ignore[no-any-return]
+
+    return Task
+
+
+def _assert_same(found: Any, expected: Any, where: str = "") -> None:
+    """Bitwise, through dicts and lists."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            _assert_same(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            _assert_same(*pair, f"{where}[{number}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def _lasting(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without its clocks."""
+    metrics = {k: v for k, v in state["metrics"].items() if k not in ("minutes", "slices_per_s")}
+    return {**state, "metrics": metrics, "spent_s": 0.0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
+def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precision: str):
+    # Dropout draws from the global generator: with the rest in place, it shows that this too goes on where it was.
+    settings = {"train.precision": precision, "net.options.dropout": 0.3, "net.options.norm": "batch"}
+    uninterrupted, plan = make_plan(**settings), make_plan(**settings)
+    whole, whole_metrics = runs.train(uninterrupted)
+    with pytest.raises(Killed):
+        # Saved after the second of four epochs, dead in the midst of the third.
+        runs.train(plan, task=_killed_at(8, runs))
+    saved = load_state(open_storage(plan.storage))
+    assert saved is not None
+    assert saved["step"] == 6
+    torch.manual_seed(99)  # another process has other numbers up its sleeve
+    resumed, metrics = runs.train(plan)
+    assert len(resumed.rows) == 6
+    assert resumed.rows == whole.rows[6:]
+    states = [load_state(open_storage(p)) for p in (uninterrupted.storage, plan.storage)]
+    assert all(state is not None for state in states)
+    first, second = (_lasting(state) for state in states if state is not None)
+    _assert_same(second, first)
+    assert second["step"] == 12
+    assert metrics.keys() == whole_metrics.keys()
+    assert resumed.spec.val_cases == whole.spec.val_cases
+
+
+def test_a_run_that_is_over_only_gives_its_figures_again(runs: ModuleType, make_plan: Plans):
+    plan = make_plan(**{"train.max_epochs": 1})
+    _, metrics = runs.train(plan)
+    task, again = runs.train(plan)
+    assert task.rows == []
+    assert again == metrics
+
+
+def test_a_run_may_be_made_longer(runs: ModuleType, make_plan: Plans):
+    plan = make_plan(**{"train.max_epochs": 1})
+    first, _ = runs.train(plan)
+    longer = dataclasses.replace(plan, config=override(plan.config, **{"train.max_epochs": 3}))
+    task, metrics = runs.train(longer)
+    assert len(task.rows) == 6
+    assert (metrics["epoch"], metrics["step"], metrics["num_slices"]) == (3, 9, 36)
+    assert not torch.equal(task.net.head.weight, first.net.head.weight)
+
+
+def test_validations_come_evenly_and_the_last_one_always(runs: ModuleType, make_plan: Plans):
+    for num_validations, epochs in ((1, [5]), (2, [3, 5]), (5, [1, 2, 3, 4, 5]), (50, [1, 2, 3, 4, 5])):
+        plan = make_plan(**{"train.max_epochs": 5, "train.num_validations": num_validations})
+        task, feed = runs.build(plan)
+        seen: list[float] = []
+        storage = open_storage(plan.storage)
+        metrics = fit(
+            task, feed, plan.config.train, storage, Ranks(), lambda m, seen=seen: seen.append(m["epoch"])
+        )
+        assert seen == epochs
+        assert metrics["progress"] == 1
+        assert 0 <= metrics["dice_mean"] <= 1
+
+
+def test_training_learns(runs: ModuleType, make_plan: Plans):
+    settings = {"augment.strength": 0.0, "optim.lr": 0.03, "net.options.width": 8}
+    task, metrics = runs.train(make_plan(**settings, **{"train.max_epochs": 20, "train.num_validations": 1}))
+    losses = [row["loss"] for row in task.rows]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert metrics["train_loss"] == pytest.approx(sum(losses[-3:]) / 3)
+
+
+def test_cached_equals_decoded(runs: ModuleType, make_plan: Plans):
+    plan = make_plan(**{"train.max_epochs": 2, "preprocess.planes": ["axial", "sagittal"]})
+    cached, _ = runs.train(plan)
+    task, feed = runs.build(plan)
+    assert all(getattr(stack.images, "_mmap", None) is not None for stack in feed.store.stacks)
+    config = plan.config.preprocess
+    entries = {name: plan.manifest.select(name) for name in ("train", "val")}
+    fresh = {
+        name: [runs.decode(plan.manifest.data, entry, config) for entry in found]
+        for name, found in entries.items()
+    }
+    feed.store = SliceStore([stack for case in fresh["train"] for stack in case], config)
+    task.val_cases = fresh["val"]
+    storage = open_storage(make_plan().storage)
+    fit(task, feed, plan.config.train, storage, Ranks(), lambda metrics: None)
+    assert task.rows == cached.rows
+    _assert_same(task.weights, cached.weights)
+    assert task.spec.val_cases == cached.spec.val_cases
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 0.003])
+def test_minutes_end_a_run_with_a_valid_checkpoint(
+    runs: ModuleType, make_plan: Plans, minutes: float, tmp_path: Path
+):
+    plan = make_plan(**{"train.max_epochs": 1000, "train.minutes": minutes})
+    task, metrics = runs.train(plan)
+    assert 1 <= len(task.rows) < 3000
+    assert metrics["step"] == len(task.rows)
+    assert metrics["progress"] == 1
+    spec, _ = read_package(fetch_model(open_storage(plan.storage), tmp_path))
+    assert spec.metrics == metrics
+    state = load_state(open_storage(plan.storage))
+    assert state is not None
+    assert state["step"] == len(task.rows)
+    again, same = runs.train(plan)  # its minutes are spent
+    assert again.rows == []
+    assert same == metrics
+
+
+class _Poisoned:
+    """A feed whose batches hold a NaN from some step on."""
+
+    def __init__(self, feed: Any, step: int) -> None:
+        self.feed, self.num_steps, self.step = feed, feed.num_steps, step
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        for number, batch in enumerate(self.feed.epoch(epoch)):
+            if (epoch - 1) * self.num_steps + number >= self.step:
+                batch.images[0, 0, 20, 20] = float("nan")
+            yield batch
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
+    runs: ModuleType, make_plan: Plans, tmp_path: Path
+):
+    plan = make_plan()
+    task, feed = runs.build(plan)
+    storage = open_storage(plan.storage)
+    with pytest.raises(
+        TrainingError, match="became nan: the run diverged; lower the learning rate or turn on"
+    ):
+        fit(task, _Poisoned(feed, 7), plan.config.train, storage, Ranks(), lambda metrics: None)
+    assert len(task.rows) == 7
+    assert all(torch.isfinite(tensor).all() for tensor in task.net.state_dict().values())
+    state = load_state(storage)
+    assert state is not None
+    assert state["step"] == 6
+    read_package(fetch_model(storage, tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_check_finite(value: float):
+    assert check_finite("the loss", 1.5) == 1.5
+    with pytest.raises(TrainingError, match=r"^the loss became -?(nan|inf): the run diverged; lower"):
+        check_finite("the loss", value)
+
+
+def test_the_checkpoint_is_the_model_that_validation_judged(
+    runs: ModuleType, make_plan: Plans, tmp_path: Path
+):
+    plan = make_plan()
+    task, _ = runs.train(plan)
+    package = fetch_model(open_storage(plan.storage), tmp_path)
+    spec, net = read_package(package)
+    for name, tensor in task.average.weights.items():
+        assert torch.equal(net.state_dict()[name], tensor), name
+    assert not torch.equal(net.head.weight, task.net.head.weight)
+    (stacks,) = task.val_cases
+    labels = Predictor.load(package, "cpu").predict_stacks(stacks)
+    dice = mean_dice([counts_in_case(stacks[0], labels)])
+    assert dice["dice_mean"] == spec.metrics["dice_mean"]
+    (val,) = plan.manifest.select("val")
+    assert list(spec.val_cases) == [val.case_id]
+    assert spec.train_patients == tuple(sorted(e.patient_id for e in plan.manifest.select("train")))
+
+
+def test_pictures_are_the_same_slices_every_time(runs: ModuleType, make_plan: Plans):
+    task, _ = runs.build(make_plan())
+    task.validate()
+    first = task.pictures
+    task.train_step(next(runs.build(make_plan())[1].epoch(1)), 1, 0.5)
+    task.validate()
+    assert [p.title for p in task.pictures] == [p.title for p in first]
+    for before, after in zip(first, task.pictures, strict=True):
+        assert (before.image == after.image).all()
+        assert (before.truth == after.truth).all()
+        assert before.truth.any()
+        assert before.image.shape == before.truth.shape == before.prediction.shape == (48, 48)
+
+
+def test_gradients_are_clipped_to_the_limit_and_not_without_one(runs: ModuleType, make_plan: Plans):
+    for limit in (0.0, 1e-3):
+        task, feed = runs.build(make_plan(**{"optim.grad_clip": limit, "optim.ema": 0.0}))
+        figures = task.train_step(next(feed.epoch(1)), 1, 0.5)
+        assert figures["grad_norm"] > 0.01
+        left = torch.cat([p.grad.flatten() for p in task.net.parameters()]).norm()
+        assert float(left) == pytest.approx(limit or figures["grad_norm"], rel=1e-3)
+
+
+def test_seeds_make_the_weights_and_the_order(runs: ModuleType, make_plan: Plans):
+    def first_step(seed: int) -> float:
+        task, feed = runs.build(make_plan(**{"train.seed": seed}))
+        return float(task.train_step(next(feed.epoch(1)), 1, 0.0)["loss"])
+
+    assert first_step(3) == first_step(3)
+    assert first_step(3) != first_step(4)
+
+
+def test_autocast_goes_by_the_precision():
+    cpu = torch.device("cpu")
+    x = torch.randn(1, 4, 8, 8)
+    net = torch.nn.Conv2d(4, 4, 3)
+    auto = torch.bfloat16 if gains_by_bf16(cpu) else torch.float32
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", auto)):
+        with autocast(cpu, precision):
+            assert net(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"optim.lr": 3e-3}, "settings"),
+        ({"train.seed": 1}, "settings"),
+        ({"train.batch_size": 8}, "settings"),
+        ({"preprocess.neighbours": 1}, "settings"),
+        ({"augment.strength": 0.5}, "settings"),
+    ],
+    ids=str,
+)
+def test_a_name_is_not_taken_over_by_other_settings(make_plan: Plans, settings: dict[str, Any], changed: str):
+    plan = make_plan()
+    storage = open_storage(plan.storage)
+    claim_run(storage, plan)
+    claim_run(storage, plan)
+    other = dataclasses.replace(plan, config=override(plan.config, **settings))
+    with pytest.raises(
+        UsageError, match=f"the run 'run' is there already with other {changed}; choose another"
+    ):
+        claim_run(storage, other)
+
+
+def test_a_name_is_not_taken_over_by_other_data(make_plan: Plans):
+    plan = make_plan()
+    storage = open_storage(plan.storage)
+    claim_run(storage, plan)
+    with pytest.raises(UsageError, match="is there already with other data;"):
+        claim_run(storage, dataclasses.replace(plan, manifest=plan.manifest.with_fold(1)))
+    both = dataclasses.replace(plan, config=override(plan.config, **{"optim.lr": 1.0}))
+    with pytest.raises(UsageError, match="with other settings and other data;"):
+        claim_run(storage, dataclasses.replace(both, manifest=plan.manifest.with_fold(1)))
+
+
+def test_a_run_goes_on_for_longer_and_on_other_ranks_under_its_name(make_plan: Plans):
+    plan = make_plan()
+    storage = open_storage(plan.storage)
+    claim_run(storage, plan)
+    for settings in ({"train.max_epochs": 9}, {"train.minutes": 3.0}, {"train.num_workers": 2}):
+        claim_run(storage, dataclasses.replace(plan, config=override(plan.config, **settings)))

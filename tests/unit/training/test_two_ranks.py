@@ -1,0 +1,131 @@
+"""Two ranks are one rank with the same global batch: real processes that meet over gloo.
+
+Everything is compared after one start of the two processes, which takes most of the seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import glioray
+from glioray.training.collectives import Ranks
+from glioray.training.session import RunPlan
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "instance": {"optim.lr": 1e-3},
+    "batch": {"optim.lr": 1e-3, "net.options.norm": "batch"},
+    "classes": {
+        "optim.lr": 1e-3,
+        "loss.name": "dice_ce",
+        "net.options.norm": "group",
+        "sample.foreground_share": None,
+    },
+}
+# Adam divides by what may be rounding alone: a share of the rate is what floats allow, and grows with the steps.
+WEIGHTS_ATOL = {"instance": 1e-6, "batch": 1e-4, "classes": 1e-5}
+Made = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def one(runs: ModuleType, make_plan: Callable[..., RunPlan]) -> Made:
+    """What one rank makes of the whole batch."""
+    made: Made = runs.on_rank(Ranks(), {name: make_plan(**settings) for name, settings in SETTINGS.items()})
+    return made
+
+
+@pytest.fixture(scope="module")
+def two(
+    runs: ModuleType, make_plan: Callable[..., RunPlan], tmp_path_factory: pytest.TempPathFactory
+) -> list[Made]:
+    """What each of two ranks makes of its half."""
+    folder = tmp_path_factory.mktemp("ranks")
+    plans = {name: make_plan(**settings, **{"train.num_workers": 2}) for name, settings in SETTINGS.items()}
+    (folder / "plans.pickle").write_bytes(pickle.dumps(plans))
+    env = {**os.environ, "PYTHONPATH": str(Path(glioray.__file__).parents[1])}
+    processes = [
+        subprocess.Popen([sys.executable, str(runs.__file__), str(folder), str(rank), "2"], env=env)
+        for rank in (0, 1)
+    ]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_is_the_same(one: Made, two: list[Made], name: str):
+    whole, halves = one["runs"][name], [made["runs"][name] for made in two]
+    assert len(whole["rows"]) == 12
+    for step, row in enumerate(whole["rows"]):
+        rows = [half["rows"][step] for half in halves]
+        assert sum(r["loss"] for r in rows) / 2 == pytest.approx(row["loss"], rel=1e-5), step
+        for figures in rows:
+            assert figures["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-3), step
+            assert figures["lr"] == row["lr"]
+    for step, weights in enumerate(whole["weights"]):
+        for key, tensor in weights.items():
+            first, second = (half["weights"][step][key] for half in halves)
+            if "running" not in key:
+                assert torch.equal(first, second), (step, key)
+            atol = WEIGHTS_ATOL[name] * (step + 1)
+            torch.testing.assert_close(first, tensor, rtol=1e-3, atol=atol, msg=f"{step} {key}")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_halves_are_really_halves(two: list[Made], name: str):
+    first, second = ([row["loss"] for row in made["runs"][name]["rows"]] for made in two)
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_validation_is_the_same_on_every_rank(one: Made, two: list[Made], name: str):
+    made = [two[0]["runs"][name], two[1]["runs"][name]]
+    clocks = ("minutes", "slices_per_s")
+    figures = [{k: v for k, v in run["metrics"].items() if k not in clocks} for run in made]
+    assert figures[0] == figures[1]
+    assert made[0]["cases"] == made[1]["cases"]
+    whole = one["runs"][name]["metrics"]
+    assert whole.keys() == made[0]["metrics"].keys()
+    for key in [key for key in whole if key.startswith(("dice_", "train_loss"))]:
+        assert figures[0][key] == pytest.approx(whole[key], abs=2e-3), key
+    assert figures[0]["num_slices"] == whole["num_slices"] == 48
+
+
+def test_global_batch_norm(one: Made, two: list[Made]):
+    whole, halves = one["batch_norm"], [made["batch_norm"] for made in two]
+    for name in ("outputs", "images"):
+        for step in (0, 1):
+            joined = torch.cat([half[name][step] for half in halves])
+            torch.testing.assert_close(joined, whole[name][step], rtol=1e-4, atol=1e-5)
+    for half in halves:
+        torch.testing.assert_close(half["buffers"], whole["buffers"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(half["weights"], whole["weights"], rtol=1e-4, atol=1e-4)
+    # In evaluation a rank is by itself: only the first was given what the one rank was.
+    torch.testing.assert_close(halves[0]["judged"], whole["judged"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(halves[1]["judged"], whole["judged"], atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "region_dice_bce"])
+def test_losses_and_their_gradients(one: Made, two: list[Made], name: str):
+    whole, halves = one["losses"][name], [made["losses"][name] for made in two]
+    mean = sum(half["loss"] for half in halves) / 2
+    torch.testing.assert_close(mean, whole["loss"], rtol=1e-5, atol=1e-6)
+    for half in halves:
+        torch.testing.assert_close(half["gradients"], whole["gradients"], rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_agree(one: Made, two: list[Made]):
+    assert one["agreed"] == [0.0, 5.0, [0]]
+    assert [made["agreed"] for made in two] == [[1.0, 5.0, [0, 1]]] * 2
