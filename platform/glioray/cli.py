@@ -33,7 +33,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--recipe": {
         "metavar": "NAME",
-        "help": f"one of {', '.join(RECIPES)} (default: GLIORAY_RECIPE or unet_small)",
+        "help": f"one of {', '.join(RECIPES)} (default: unet_small)",
     },
     "--run-name": {"metavar": "NAME", "help": "names the run; the same name goes on with it"},
     "--workers": {
@@ -153,7 +153,9 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     Raises:
         UsageError: a recipe, a setting or a value that cannot be.
     """
-    config = build_recipe(args.recipe or os.environ.get("GLIORAY_RECIPE") or "unet_small")
+    # GLIORAY_RECIPE goes with GLIORAY_DATA: whoever brings data of their own gets the usual default.
+    default = "unet_small" if args.data else os.environ.get("GLIORAY_RECIPE") or "unet_small"
+    config = build_recipe(args.recipe or default)
     config = override(
         config,
         **{"train.max_epochs": args.max_epochs, "train.seed": args.seed, "train.num_workers": args.workers},

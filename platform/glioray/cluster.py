@@ -18,6 +18,7 @@ import ray
 import ray.data
 import ray.train
 import torch
+from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
 from ray.train.torch import TorchTrainer
 
 import glioray
@@ -117,29 +118,43 @@ def check_shared(uri: str, flag: str) -> None:
 
 
 def share_of(num_workers: int) -> Share:
-    """An equal share of the cluster for each of `num_workers`, with half a CPU a node kept for Ray Data.
+    """An equal share of what is free on the cluster for each of `num_workers`.
+
+    Half a CPU a node is kept for Ray Data, which decodes beside the workers. Where others hold so much that the
+    workers find no room now, the share is one of the whole cluster, and Ray waits for them.
 
     Raises:
         UsageError: the cluster is too small; Ray itself would wait for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [node.get("CPU", 0.0) for node in nodes if node.get("CPU", 0.0) >= 1]
-    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if num_gpus and num_workers > num_gpus:
-        raise UsageError(
-            f"{num_workers} workers were asked for but the cluster has {num_gpus:g} GPUs; ask for fewer"
-        )
-    if num_workers > sum(cpus):
-        raise UsageError(
-            f"{num_workers} workers were asked for but the cluster has {sum(cpus):g} CPUs; ask for fewer"
-        )
-    # The smallest share at which every worker finds room, in quarters of a CPU.
-    for quarters in range(int(4 * max(cpus)), 0, -1):
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    cpus = [node.get("CPU", 0.0) for node in nodes.values()]
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
+    for found, kind in ((num_gpus or num_workers, "GPUs"), (sum(cpus), "CPUs")):
+        if num_workers > found:
+            raise UsageError(
+                f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
+            )
+    threads = max(1, min(int(sum(cpus)) // num_workers, int(max(cpus))))
+    num_cpus = _largest_share(num_workers, [free.get("CPU", 0.0) for free in free_resources().values()])
+    if num_cpus is None:
+        num_cpus = _largest_share(num_workers, cpus)
+        _log.info("others hold the cluster's CPUs: %d worker(s) wait for %s each", num_workers, num_cpus)
+    if num_cpus is None:
+        raise UsageError(f"{num_workers} workers do not fit the cluster's {sum(cpus):g} CPUs; ask for fewer")
+    return Share(num_cpus=num_cpus, num_gpus=1.0 if num_gpus else 0.0, num_threads=threads)
+
+
+def _largest_share(num_workers: int, cpus: list[float]) -> float | None:
+    """The most CPUs, in quarters, that each worker can have on nodes of so many; None where they do not fit."""
+    for quarters in range(int(4 * max(cpus, default=0)), 0, -1):
         share = quarters / 4
-        if sum(int((node - 2 * TASK_CPUS) / share) for node in cpus) >= num_workers:
-            threads = max(1, round(share + 2 * TASK_CPUS / max(1, num_workers / len(cpus))))
-            return Share(num_cpus=share, num_gpus=1.0 if num_gpus else 0.0, num_threads=threads)
-    raise UsageError(f"{num_workers} workers do not fit the cluster's {sum(cpus):g} CPUs; ask for fewer")
+        # The epsilon: what is free is a sum of fractions.
+        if (
+            sum(int((node - 2 * TASK_CPUS + 1e-6) / share) for node in cpus if node >= 2 * TASK_CPUS)
+            >= num_workers
+        ):
+            return share
+    return None
 
 
 def run_training(
