@@ -60,7 +60,9 @@ def test_every_job_is_executable_and_explains_itself(repo: Path, job: str):
         (["predict.py", "--data", "/tmp"], "give --out"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_sentence(repo: Path, tmp_path: Path, command: list[str], sentence: str):
+def test_what_cannot_be_is_said_in_one_sentence(
+    repo: Path, tmp_path: Path, command: list[str], sentence: str
+):
     done = run_job(repo, f"jobs/{command[0]}", *command[1:], env={"HOME": str(tmp_path)})
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
@@ -72,7 +74,9 @@ def test_folders_that_hold_nothing_end_with_one(repo: Path, tmp_path: Path):
     done = run_job(repo, "jobs/prepare.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "holds no case" in done.stderr
-    done = run_job(repo, "jobs/prepare.py", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    done = run_job(
+        repo, "jobs/prepare.py", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")
+    )
     assert done.returncode == 1
     assert "is not a folder" in done.stderr
     assert "Traceback" not in done.stderr
@@ -131,14 +135,18 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     assert again["promoted"] is False
 
     champion = f"models:/{bucket}@champion"
-    judged, _ = submit("jobs/evaluate.py", "--model", champion, "--data", prepared["manifest"], *shared, "--out", out)
+    judged, _ = submit(
+        "jobs/evaluate.py", "--model", champion, "--data", prepared["manifest"], *shared, "--out", out
+    )
     assert set(judged["cases"]) == {"BraTS2021_90005"}
     assert set(judged["mean"]["wt"]) >= {"dice", "hd95_mm", "sensitivity", "specificity", "precision"}
     figures = json.loads(open_storage(out).read("evaluation.json"))
     assert figures["cases"] == judged["cases"]
     assert open_storage(out).read("evaluation.csv").decode().startswith("case,region,dice")
 
-    predicted, _ = submit("jobs/predict.py", "--model", champion, "--data", data.uri, *shared, "--out", f"{out}/masks", code=1)
+    predicted, _ = submit(
+        "jobs/predict.py", "--model", champion, "--data", data.uri, *shared, "--out", f"{out}/masks", code=1
+    )
     assert len(predicted["masks"]) == 6
     assert set(predicted["failed"]) == {"BraTS2021_99999"}
     (tmp_path / "mask.nii.gz").write_bytes(open_storage(f"{out}/masks").read("BraTS2021_90001_seg.nii.gz"))
@@ -161,7 +169,15 @@ def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_pat
     assert answer["model"] == f"runs:/{answer['run_id']}/model"
     assert (tmp_path / "runs" / "mlflow.db").is_file()
     done = run_job(
-        repo, "jobs/evaluate.py", "--data", str(phantom_data), "--storage", storage, "--model", answer["model"], env=env
+        repo,
+        "jobs/evaluate.py",
+        "--data",
+        str(phantom_data),
+        "--storage",
+        storage,
+        "--model",
+        answer["model"],
+        env=env,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(json.loads(done.stdout)["cases"]) == {"BraTS2021_90005"}
@@ -170,7 +186,15 @@ def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_pat
     os.makedirs(train)
     (Path(train) / "BraTS2021_90000").symlink_to(phantom_data / "BraTS2021_90000")
     done = run_job(
-        repo, "jobs/evaluate.py", "--data", train, "--storage", storage, "--model", storage + "/alone", env=env
+        repo,
+        "jobs/evaluate.py",
+        "--data",
+        train,
+        "--storage",
+        storage,
+        "--model",
+        storage + "/alone",
+        env=env,
     )
     assert done.returncode == 1
     assert "was trained on every patient" in done.stderr

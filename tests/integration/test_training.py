@@ -40,7 +40,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheConfig:
 def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: str) -> RunPlan:
     config = override(
         build_recipe("unet_tiny"),
-        **{"train.max_epochs": 2, "sample.steps_per_epoch": 4, "train.precision": "fp32", "net.options.width": 4},
+        **{
+            "train.max_epochs": 2,
+            "sample.steps_per_epoch": 4,
+            "train.precision": "fp32",
+            "net.options.width": 4,
+        },
     )
     return RunPlan(
         config=config,
@@ -60,7 +65,9 @@ def with_settings(plan: RunPlan, **settings: object) -> RunPlan:
 def test_two_ranks_learn_what_one_rank_learns(plan: RunPlan, tmp_path: Path, mlflow_server: str):
     two = with_settings(plan, **{"train.num_workers": 2})
     result = run_training(two)
-    one = run_training(dataclasses.replace(plan, storage=str(tmp_path / "one"), run_name=f"{plan.run_name}-one"))
+    one = run_training(
+        dataclasses.replace(plan, storage=str(tmp_path / "one"), run_name=f"{plan.run_name}-one")
+    )
     for name in ("train_loss", "train_grad_norm", "dice_wt", "dice_mean"):
         assert result["metrics"][name] == pytest.approx(one["metrics"][name], rel=2e-3, abs=2e-3), name
 
@@ -132,7 +139,9 @@ def test_what_goes_wrong_on_a_worker_reaches_the_user_in_its_own_words(plan: Run
         run_training(with_settings(plan, **{"train.batch_size": 64, "train.num_workers": 64}))
 
 
-def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(plan: RunPlan, mlflow_server: str):
+def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(
+    plan: RunPlan, mlflow_server: str
+):
     base = dataclasses.replace(plan, kind="sweep")
     sweep = SweepPlan(base=base, num_trials=3, num_concurrent=2, model_name=f"m-{plan.run_name}")
     result = run_sweep(sweep)
@@ -159,7 +168,9 @@ def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(pla
 
 
 def test_a_trial_of_several_ranks_goes_through_ray_train(plan: RunPlan):
-    base = with_settings(dataclasses.replace(plan, kind="sweep"), **{"train.num_workers": 2, "train.max_epochs": 1})
+    base = with_settings(
+        dataclasses.replace(plan, kind="sweep"), **{"train.num_workers": 2, "train.max_epochs": 1}
+    )
     result = run_sweep(SweepPlan(base=base, num_trials=1, num_concurrent=1, model_name=f"n-{plan.run_name}"))
     assert result["trials"][0]["state"] == "complete"
     assert result["metrics"]["num_slices"] == 4 * base.config.train.batch_size
