@@ -289,7 +289,7 @@ def check_counts(args: argparse.Namespace) -> None:
 def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
     """A model's package in a local folder, and its description."""
     package = fetch_package(uri, folder)
-    return package, parse_spec((package / SPEC_FILE).read_text())
+    return package, parse_spec((package / SPEC_FILE).read_bytes())
 
 
 def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:

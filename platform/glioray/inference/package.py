@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from glioray.config import RunConfig, from_dict, to_dict
-from glioray.errors import ModelError
+from glioray.errors import ModelError, UsageError
 from glioray.nets import build_net
 
 WEIGHTS_FILE = "model.safetensors"
@@ -56,11 +56,11 @@ class ModelSpec:
         return build_net(net.name, in_channels=channels, out_channels=self.out_channels, **net.options)
 
 
-def parse_spec(text: str) -> ModelSpec:
+def parse_spec(text: str | bytes) -> ModelSpec:
     """The spec of `to_json`'s text.
 
     Raises:
-        ModelError: it is not JSON, or not of this format.
+        ModelError: it is not JSON, not of this format, or lacks or adds a setting.
     """
     try:
         values: dict[str, Any] = json.loads(text)
@@ -71,7 +71,13 @@ def parse_spec(text: str) -> ModelSpec:
         ) from error
     if found != FORMAT:
         raise ModelError(f"{SPEC_FILE} has the format '{found}'; this version of glioray reads '{FORMAT}'")
-    return from_dict(ModelSpec, values)
+    try:
+        return from_dict(ModelSpec, values)
+    except (UsageError, TypeError) as error:
+        raise ModelError(
+            f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or export "
+            "the model again"
+        ) from error
 
 
 def write_package(folder: Path, spec: ModelSpec, weights: dict[str, torch.Tensor]) -> None:
@@ -95,7 +101,7 @@ def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
         ModelError: a file is missing or damaged, or the weights do not fit the network.
     """
     try:
-        spec = parse_spec((folder / SPEC_FILE).read_text())
+        spec = parse_spec((folder / SPEC_FILE).read_bytes())
         weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
     except OSError as error:
         raise ModelError(
@@ -105,7 +111,12 @@ def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
         raise ModelError(
             f"'{folder / WEIGHTS_FILE}' is damaged ({error}); fetch or export the model again"
         ) from error
-    net = spec.build()
+    try:
+        net = spec.build()
+    except ValueError as error:
+        raise ModelError(
+            f"the model in '{folder}' cannot be built ({error}); use the version of glioray that wrote it"
+        ) from error
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
