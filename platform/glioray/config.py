@@ -335,7 +335,11 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 
 def override(config: RunConfig, **settings: Any) -> RunConfig:
-    """A copy with dotted settings replaced, `override(c, **{"train.seed": 3})`; a None value keeps what is there."""
+    """A copy with dotted settings replaced, `override(c, **{"train.seed": 3})`; a None value keeps what is there.
+
+    Raises:
+        UsageError: a name that is not a setting, or a value that cannot be.
+    """
     values = to_dict(config)
     for path, value in settings.items():
         if value is None:
@@ -344,6 +348,8 @@ def override(config: RunConfig, **settings: Any) -> RunConfig:
         node = values
         for name in parents:
             node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"'{path}' is not a setting; '{name}' is {node!r} and has none below it")
         node[last] = value
     return from_dict(RunConfig, values)
 
