@@ -359,6 +359,9 @@ def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]
 def training_answer(result: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The result of a training job: `run_id`, `model`, `metrics`, `num_slices`, `slices_per_s` and the rest."""
     figures = result["metrics"]
+    if "checkpoint" in more and os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
+        # A runs:/ URI in a file that other commands would have to be told of; the run's folder explains itself.
+        result = {**result, "model": more["checkpoint"]}
     return {
         **result,
         "num_slices": int(figures["num_slices"]),

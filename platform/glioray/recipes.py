@@ -59,7 +59,7 @@ def unet_small() -> RunConfig:
             options={"width": 32, "depth": 3, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12}
         ),
         loss=LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 3.0}),
-        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, floor=0.001, ema=0.995),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, floor=0.001, ema=0.998),
         train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=6),
     )
 

@@ -166,7 +166,7 @@ def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
-    assert answer["model"] == f"runs:/{answer['run_id']}/model"
+    assert answer["model"] == answer["checkpoint"] == f"{storage}/alone"
     assert (tmp_path / "runs" / "mlflow.db").is_file()
     done = run_job(
         repo,

@@ -14,18 +14,14 @@ def decode_labels(
 ) -> NDArray[np.uint8]:
     """(C, X, Y, Z) probabilities to (X, Y, Z) internal labels.
 
-    Under "classes" the likeliest class; under "regions" each region by its threshold, from the outermost
-    in, an inner region reaching no further than the one around it.
+    Under "classes" the likeliest class. Under "regions" WT is painted first, TC over it, ET over both, each by
+    its threshold: the inner region is believed where they disagree (as in nnU-Net's region-based training).
     """
     if target == "classes":
         return probs.argmax(0).astype(np.uint8)
-    whole = probs[0] > thresholds[0]
-    core = whole & (probs[1] > thresholds[1])
-    enhancing = core & (probs[2] > thresholds[2])
-    labels = np.zeros(whole.shape, np.uint8)
-    labels[whole] = 2
-    labels[core] = 1
-    labels[enhancing] = 3
+    labels = np.zeros(probs.shape[1:], np.uint8)
+    for region, threshold, label in zip(probs, thresholds, (2, 1, 3), strict=True):
+        labels[region > threshold] = label
     return labels
 
 

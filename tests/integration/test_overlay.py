@@ -1,0 +1,99 @@
+"""Masks overlay exactly: the same case stored in other axis orders and obliquely gets the same mask in its own grid."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from glioray.cases.layouts import discover_cases
+from glioray.cluster import predict_cases
+from glioray.inference.package import ModelSpec, write_package
+from glioray.recipes import build_recipe
+from glioray.storage import open_storage
+
+ORDERS = ("LPS", "RAS", "PIR", "ASL")
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A network that has learned nothing: its answers are odd, and the same for the same voxels."""
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        config=build_recipe("unet_tiny"), out_channels=3, spacing_mm=(1.5, 1.5, 1.5), manifest_hash="none"
+    )
+    write_package(tmp_path / "package", spec, spec.build().state_dict())
+    return tmp_path / "package"
+
+
+def reordered(image: nib.Nifti1Image, order: str) -> nib.Nifti1Image:
+    transform = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(order)
+    )
+    return image.as_reoriented(transform)
+
+
+def turned(image: nib.Nifti1Image, degrees: float) -> nib.Nifti1Image:
+    """The same voxels, lying obliquely in the scanner."""
+    angle = math.radians(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    affine = turn @ image.affine
+    return nib.Nifti1Image(np.asarray(image.dataobj), affine, image.header)
+
+
+def write_copies(source: Path, case_id: str, target: Path) -> None:
+    for order in ORDERS:
+        for oblique in (False, True):
+            name = f"{order}{'x' if oblique else ''}"
+            folder = target / name
+            folder.mkdir(parents=True)
+            for modality in MODALITIES:
+                image = nib.load(source / f"{case_id}_{modality}.nii.gz")
+                image = reordered(turned(image, 17.0) if oblique else image, order)
+                image.set_sform(image.affine, 1)
+                image.set_qform(image.affine, 1)
+                nib.save(image, folder / f"{name}_{modality}.nii.gz")
+
+
+def check(package: Path, data: Path, out: Path) -> None:
+    cases, problems = discover_cases(open_storage(data))
+    assert problems == []
+    assert len(cases) == 2 * len(ORDERS)
+    masks, failed = predict_cases(package, str(data), cases, str(out))
+    assert failed == {}
+    answers = []
+    for case_id, path in masks.items():
+        mask, image = nib.load(path), nib.load(data / case_id / f"{case_id}_t1.nii.gz")
+        assert mask.shape == image.shape
+        assert np.array_equal(mask.affine, image.affine)
+        if not case_id.endswith("x"):
+            answers.append(np.asarray(reordered(mask, "RAS").dataobj))
+        else:
+            # Turned back, the oblique copy has the other's axes.
+            straight = nib.Nifti1Image(np.asarray(mask.dataobj), turned(mask, -17.0).affine)
+            answers.append(np.asarray(reordered(straight, "RAS").dataobj))
+    assert answers[0].any(), "an empty mask would overlay anyhow"
+    for answer in answers[1:]:
+        assert np.array_equal(answer, answers[0])
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_copies_of_a_phantom_get_the_same_mask(package: Path, phantom_data: Path, tmp_path: Path):
+    write_copies(phantom_data / "BraTS2021_90001", "BraTS2021_90001", tmp_path / "data")
+    check(package, tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("ray_local")
+def test_copies_of_a_real_case_get_the_same_mask(package: Path, real_data: Path, tmp_path: Path):
+    case_id = "BraTS2021_00006"
+    write_copies(real_data / "brats2021" / case_id, case_id, tmp_path / "data")
+    check(package, tmp_path / "data", tmp_path / "out")
+    shutil.rmtree(tmp_path / "data")
