@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -21,15 +20,15 @@ ORDERS = ("LPS", "RAS", "PIR", "ASL")
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
+def write_untrained(folder: Path, image: Path) -> Path:
     """A network that has learned nothing: its answers are odd, and the same for the same voxels."""
     torch.manual_seed(0)
+    x, y, z = (float(edge) for edge in nib.load(image).header.get_zooms())
     spec = ModelSpec(
-        config=build_recipe("unet_tiny"), out_channels=3, spacing_mm=(1.5, 1.5, 1.5), manifest_hash="none"
+        config=build_recipe("unet_tiny"), out_channels=3, spacing_mm=(x, y, z), manifest_hash="none"
     )
-    write_package(tmp_path / "package", spec, spec.build().state_dict())
-    return tmp_path / "package"
+    write_package(folder, spec, spec.build().state_dict())
+    return folder
 
 
 def reordered(image: nib.Nifti1Image, order: str) -> nib.Nifti1Image:
@@ -62,7 +61,10 @@ def write_copies(source: Path, case_id: str, target: Path) -> None:
                 nib.save(image, folder / f"{name}_{modality}.nii.gz")
 
 
-def check(package: Path, data: Path, out: Path) -> None:
+def check(source: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_copies(source, source.name, data)
+    package = write_untrained(tmp_path / "package", source / f"{source.name}_t1.nii.gz")
     cases, problems = discover_cases(open_storage(data))
     assert problems == []
     assert len(cases) == 2 * len(ORDERS)
@@ -85,15 +87,11 @@ def check(package: Path, data: Path, out: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_copies_of_a_phantom_get_the_same_mask(package: Path, phantom_data: Path, tmp_path: Path):
-    write_copies(phantom_data / "BraTS2021_90001", "BraTS2021_90001", tmp_path / "data")
-    check(package, tmp_path / "data", tmp_path / "out")
+def test_copies_of_a_phantom_get_the_same_mask(phantom_data: Path, tmp_path: Path):
+    check(phantom_data / "BraTS2021_90001", tmp_path)
 
 
 @pytest.mark.real
 @pytest.mark.usefixtures("ray_local")
-def test_copies_of_a_real_case_get_the_same_mask(package: Path, real_data: Path, tmp_path: Path):
-    case_id = "BraTS2021_00006"
-    write_copies(real_data / "brats2021" / case_id, case_id, tmp_path / "data")
-    check(package, tmp_path / "data", tmp_path / "out")
-    shutil.rmtree(tmp_path / "data")
+def test_copies_of_a_real_case_get_the_same_mask(real_data: Path, tmp_path: Path):
+    check(real_data / "brats2021" / "BraTS2021_00006", tmp_path)

@@ -24,26 +24,26 @@ def test_classes_take_the_likeliest():
     assert labels.ravel().tolist() == [0, 3, 1]
 
 
-def test_regions_are_nested():
+def test_the_inner_region_is_believed():
     probs = _volume(
         (0.9, 0.9, 0.9),  # in all three
         (0.9, 0.9, 0.1),  # core without enhancement
         (0.9, 0.1, 0.1),  # oedema
-        (0.1, 0.9, 0.9),  # a core outside of any tumour is none
-        (0.9, 0.1, 0.9),  # an enhancement outside of any core is none
+        (0.1, 0.9, 0.1),  # a core makes a tumour
+        (0.1, 0.1, 0.9),  # an enhancement makes a core
         (0.5, 0.5, 0.5),  # not above the threshold
     )
     labels = decode_labels(probs, "regions", HALF)
     assert labels.dtype == np.uint8
-    assert labels.ravel().tolist() == [3, 1, 2, 0, 2, 0]
+    assert labels.ravel().tolist() == [3, 1, 2, 1, 3, 0]
 
 
 def test_every_region_has_its_threshold():
     probs = _volume((0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (0.7, 0.7, 0.7), (0.9, 0.9, 0.9))
     for thresholds, expected in (
         ((0.2, 0.4, 0.8), [2, 1, 1, 3]),
-        ((0.4, 0.6, 0.2), [0, 2, 3, 3]),
-        ((0.8, 0.2, 0.2), [0, 0, 0, 3]),
+        ((0.4, 0.2, 0.8), [1, 1, 1, 3]),
+        ((0.6, 0.8, 0.8), [0, 0, 2, 3]),
     ):
         assert decode_labels(probs, "regions", thresholds).ravel().tolist() == expected
 
