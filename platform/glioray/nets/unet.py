@@ -64,6 +64,8 @@ class UNet(nn.Module):
                 f"width {width}, depth {depth}, stem_stride {stem_stride}: expected width from 1, depth 1 to 7, "
                 "stem_stride 1, 2 or 4"
             )
+        if prior is not None and not 0 < prior < 1:
+            raise ValueError(f"prior {prior}: expected a probability between 0 and 1")
         widths = [min(width << level, max_width) for level in range(depth + 1)]
         self.stem_stride, self.lean = stem_stride, lean
         self.divisor = stem_stride << depth
