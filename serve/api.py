@@ -130,7 +130,7 @@ class _Desk:
         if served is None:
             raise HTTPException(503, self.watch.reason, _RETRY_AFTER)
         if not self.places.acquire(blocking=False):
-            found = f"{self.settings.max_pending} cases are being segmented or wait for it"
+            found = f"as many cases are being segmented as fit ({self.settings.max_pending})"
             raise HTTPException(429, f"{found}; try again in some seconds", _RETRY_AFTER)
         try:
             async with asyncio.timeout(self.settings.timeout_s):

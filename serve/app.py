@@ -51,8 +51,9 @@ def main() -> dict[str, Any]:
     args = _parse()
     settings = _settings(args)
     log_to_stderr()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
-    _join()
+    _join(on_cluster)
     if settings.num_threads is None:
         threads = round(settings.cpus) if args.cpus else share_of(settings.replicas).num_threads
         settings = settings.model_copy(update={"num_threads": max(1, threads)})
@@ -82,7 +83,7 @@ def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
         serve.shutdown()
     # Later than the replica's own timeouts, which answer in a sentence.
     options = {"host": host, "port": port, "request_timeout_s": 2 * settings.timeout_s + 10}
-    serve.start(proxy_location="HeadOnly", http_options=options)
+    serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
     target = serve.RunTarget(make_application(settings), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     state = _wait(endpoint, settings)
@@ -102,7 +103,7 @@ def _parse() -> argparse.Namespace:
         replicas={"type": int, "default": 1, "metavar": "N", "help": "processes that serve (default: 1)"},
         cpus={
             "type": float,
-            "help": "that Ray reserves for a replica (default: 0.5, so that training has room)",
+            "help": "that Ray reserves for a replica (default: 0.25, so that training has room)",
         },
         gpus={"type": float, "default": 0, "help": "of a replica (default: 0)"},
         max_body_mb={"type": float, "default": 400, "help": "largest request in MB (default: %(default)s)"},
@@ -128,18 +129,22 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _join() -> None:
-    """`cluster.connect`, with this folder travelling beside the package."""
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    folders = [str(Path(glioray.__file__).parent), str(Path(__file__).resolve().parent)]
+def _join(on_cluster: bool) -> None:
+    """`cluster.connect`, with this folder beside the package wherever a replica runs."""
+    here = Path(__file__).resolve().parent
+    if not on_cluster:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
+        connect()
+        return
+    folders = [str(Path(glioray.__file__).parent), str(here)]
     runtime_env = {"py_modules": folders, "env_vars": WORKER_ENVIRONMENT}
     try:
-        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
+        ray.init(os.environ["RAY_ADDRESS"], runtime_env=runtime_env, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it or unset RAY_ADDRESS to serve from here"
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start it or unset "
+            "RAY_ADDRESS to serve from this machine"
         ) from error
-    connect()
 
 
 def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Tiny untrained models and a client of the routes."""
+"""Tiny untrained models, heads to segment, and a client of the routes."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +19,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import starlette.testclient  # noqa: F401
 
+from fastapi.testclient import TestClient
+from serve.api import make_api
+from serve.schemas import NOTICE, Settings
+from serve.watch import ModelWatch
+
+from glioray.cases.nifti import encode_volume
 from glioray.inference.package import ModelSpec, write_package
 from glioray.recipes import unet_tiny
+
+SHAPE = (40, 44, 36)
+AFFINE = np.array([[0.0, 1, 0, -20], [-1, 0, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])
+MODALITIES = ("t1", "t1c", "t2", "flair")
 
 
 @pytest.fixture
@@ -39,3 +51,64 @@ def make_package(tmp_path: Path) -> Callable[[int], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_head() -> Callable[[int], np.ndarray]:
+    """Makes a ball of noise in air, int16, out of a seed."""
+
+    def make(seed: int) -> np.ndarray:
+        grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+        inside = sum(g**2 for g in grid) < 0.8
+        noise = np.random.default_rng(seed).integers(100, 900, SHAPE)
+        return np.where(inside, noise, 0).astype(np.int16)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def files(make_head: Callable[[int], np.ndarray]) -> dict[str, bytes]:
+    """The four files of a case."""
+    return {name: encode_volume(make_head(i), AFFINE) for i, name in enumerate(MODALITIES)}
+
+
+@pytest.fixture
+def watch(make_package: Callable[[int], Path]) -> ModelWatch:
+    """Serves a package."""
+    watch = ModelWatch(str(make_package(0)), poll_s=3600, device="cpu")
+    watch.refresh()
+    assert watch.served is not None
+    return watch
+
+
+@pytest.fixture
+def make_client(watch: ModelWatch) -> Callable[..., TestClient]:
+    """Makes a client of an endpoint with settings."""
+
+    def make(**settings: Any) -> TestClient:
+        return TestClient(make_api(Settings(**settings), watch), raise_server_exceptions=False)
+
+    return make
+
+
+@pytest.fixture
+def client(make_client: Callable[..., TestClient]) -> Iterator[TestClient]:
+    """A client of an endpoint."""
+    with make_client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def detail_of() -> Callable[[Any, int], str]:
+    """Checks that an answer is a refusal of that status and form; returns its sentence."""
+
+    def check(answer: Any, status: int) -> str:
+        assert answer.status_code == status, answer.text
+        assert list(answer.json()) == ["detail"]
+        detail = answer.json()["detail"]
+        assert isinstance(detail, str)
+        assert "\n" not in detail
+        assert answer.headers["x-glioray-notice"] == NOTICE
+        return detail
+
+    return check
