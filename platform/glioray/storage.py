@@ -122,7 +122,7 @@ class FileStorage:
         if not self.root.is_dir():
             raise StorageError(f"'{self.root}' is not a folder; check the path")
         start = self.root / _checked_prefix(prefix).rpartition("/")[0]
-        paths = (Path(folder) / name for folder, _, names in os.walk(start) for name in names)
+        paths = (folder / name for folder, names in _walk(start) for name in names)
         found = (
             (path.relative_to(self.root).as_posix(), path) for path in paths if not _is_temporary(path.name)
         )
@@ -172,6 +172,18 @@ class FileStorage:
             raise StorageError(
                 f"'{self.uri}/{key}' cannot be {verb} ({found}); check the path, the rights and the space"
             ) from error
+
+
+def _walk(start: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders below `start` with their files, links followed (data sets are often put together by links)."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(start, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up
+            below.clear()
+            continue
+        seen.add(real)
+        yield Path(folder), names
 
 
 def _is_temporary(name: str) -> bool:

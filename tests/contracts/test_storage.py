@@ -275,3 +275,13 @@ def test_a_uri_without_a_name_cannot_be_split(uri: str) -> None:
 def test_joins_with_single_slashes() -> None:
     assert join_uri("s3://bucket/", "/a/", "b") == "s3://bucket/a/b"
     assert join_uri("/data", "", "a") == "/data/a"
+
+
+def test_a_folder_s_links_are_followed_but_not_in_circles(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.bin").write_bytes(b"a")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "linked" / "back").symlink_to(root)
+    assert [item.key for item in open_storage(root).list()] == ["linked/a.bin"]
