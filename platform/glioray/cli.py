@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
+import torch
 
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
-from glioray.config import RunConfig, override, to_dict
+from glioray.config import RunConfig, to_dict, with_settings
 from glioray.errors import DataError, GliorayError, UsageError
 from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
+from glioray.losses import build_loss
+from glioray.nets import build_net
 from glioray.recipes import RECIPES, build_recipe
 from glioray.slices.pipeline import index_data
 from glioray.storage import is_local, join_uri, open_storage
@@ -156,23 +159,37 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     # GLIORAY_RECIPE goes with GLIORAY_DATA: whoever brings data of their own gets the usual default.
     default = "unet_small" if args.data else os.environ.get("GLIORAY_RECIPE") or "unet_small"
     config = build_recipe(args.recipe or default)
-    config = override(
-        config,
-        **{"train.max_epochs": args.max_epochs, "train.seed": args.seed, "train.num_workers": args.workers},
-    )
-    if args.minutes is not None or args.max_epochs is not None:
+    settings: dict[str, Any] = {
+        "train.max_epochs": args.max_epochs,
+        "train.seed": args.seed,
+        "train.num_workers": args.workers,
+        "train.minutes": args.minutes,
+    }
+    settings = {path: value for path, value in settings.items() if value is not None}
+    if args.max_epochs is not None:
         # Asked for epochs alone, a run is not cut short by the recipe's minutes.
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, minutes=args.minutes))
+        settings.setdefault("train.minutes", None)
     for item in args.set:
         key, equals, text = item.partition("=")
         if not equals:
             raise UsageError(f"--set {item} has no '='; write it as optim.lr=0.001")
         try:
-            value = json.loads(text)
+            settings[key] = json.loads(text)
         except ValueError:
-            value = text
-        config = override(config, **{key: value})
+            settings[key] = text
+    config = with_settings(config, settings)
+    _check_buildable(config)
     return config
+
+
+def _check_buildable(config: RunConfig) -> None:
+    """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
+    try:
+        with torch.device("meta"):
+            build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
+        build_loss(config.loss.name, **config.loss.options)
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set net.name, net.options, loss.name and loss.options") from error
 
 
 def data_uri(args: argparse.Namespace) -> str:

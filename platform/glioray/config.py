@@ -11,6 +11,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -335,15 +336,18 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 
 def override(config: RunConfig, **settings: Any) -> RunConfig:
-    """A copy with dotted settings replaced, `override(c, **{"train.seed": 3})`; a None value keeps what is there.
+    """`with_settings`, where a None value keeps what is there: `override(c, **{"train.seed": 3})`."""
+    return with_settings(config, {path: value for path, value in settings.items() if value is not None})
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A copy with dotted settings replaced, all at once: some are only possible together.
 
     Raises:
         UsageError: a name that is not a setting, or a value that cannot be.
     """
     values = to_dict(config)
     for path, value in settings.items():
-        if value is None:
-            continue
         *parents, last = path.split(".")
         node = values
         for name in parents:

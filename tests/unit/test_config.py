@@ -23,6 +23,7 @@ from glioray.config import (
     from_dict,
     override,
     to_dict,
+    with_settings,
 )
 from glioray.errors import UsageError
 from glioray.recipes import RECIPES
@@ -161,6 +162,16 @@ def test_override_of_what_is_not_there(path: str, sentence: str):
     with pytest.raises(UsageError) as caught:
         override(CONFIG, **{path: 1})
     assert str(caught.value).startswith(sentence)
+
+
+def test_with_settings_sets_none_too_and_all_at_once():
+    share = override(CONFIG, **{"sample.foreground_share": 0.5})
+    assert with_settings(share, {"sample.foreground_share": None}) == CONFIG
+    together = {"train.num_workers": 3, "train.batch_size": 6}
+    for settings in (together, dict(reversed(together.items()))):
+        assert with_settings(CONFIG, settings).train.num_workers == 3
+    with pytest.raises(UsageError, match=r"train.batch_size is 16; expected a multiple of the 3 workers"):
+        with_settings(CONFIG, {"train.num_workers": 3})
 
 
 def test_fingerprints_name_values():

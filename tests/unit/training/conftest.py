@@ -23,7 +23,7 @@ from glioray.config import (
     RunConfig,
     SampleConfig,
     TrainConfig,
-    override,
+    with_settings,
 )
 from glioray.slices.cache import CacheConfig
 from glioray.storage import open_storage
@@ -86,7 +86,7 @@ def make_plan(
 
     def make(**settings: Any) -> RunPlan:
         return RunPlan(
-            config=override(CONFIG, **settings),
+            config=with_settings(CONFIG, settings),
             manifest=manifest,
             storage=str(tmp_path_factory.mktemp("run")),
             run_name="run",
