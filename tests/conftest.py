@@ -6,10 +6,12 @@ Servers start once a session, on free loopback ports, and end with it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -41,6 +43,21 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 Path(os.environ["RAY_TMPDIR"]).mkdir()
+
+
+def pytest_configure() -> None:
+    _end_on_term()
+
+
+def _end_on_term() -> None:
+    """A time limit's TERM ends the session as Ctrl-C does, so that its servers end with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 _NUM_CPUS = 4
 _OBJECT_STORE_BYTES = 200 << 20
 
@@ -125,6 +142,8 @@ def ray_local() -> Iterator[None]:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}},
     )
+    # Ray has put its own in place, which ends one test and no session.
+    _end_on_term()
     yield
     ray.shutdown()
 
