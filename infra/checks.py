@@ -18,7 +18,7 @@ def run_checks(pytest_args: list[str]) -> int:
         "format": ["ruff", "format", "--check"],
         "lint": ["ruff", "check"],
         "types": ["mypy"],
-        "types of infra": [
+        "types of infra and serve": [
             "mypy",
             "-p",
             "processes",
@@ -30,6 +30,8 @@ def run_checks(pytest_args: list[str]) -> int:
             "demo",
             "-p",
             "checks",
+            "-p",
+            "serve",
         ],
         "import rules": ["lint-imports", "--no-logo"],
         "tests": ["pytest", *pytest_args],
@@ -38,7 +40,7 @@ def run_checks(pytest_args: list[str]) -> int:
         **os.environ,
         "PATH": os.pathsep.join([str(bin_folder), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": str(ROOT / "platform"),
-        "MYPYPATH": os.pathsep.join([str(ROOT / "infra"), str(ROOT / "platform")]),
+        "MYPYPATH": os.pathsep.join([str(ROOT), str(ROOT / "infra"), str(ROOT / "platform")]),
     }
     failed = []
     for name, (tool, *args) in checks.items():

@@ -28,9 +28,8 @@ import requests
 from pydantic import ValidationError
 from ray import serve
 
-import glioray
 from glioray import cli
-from glioray.cluster import WORKER_ENVIRONMENT, connect, log_to_stderr, share_of
+from glioray.cluster import connect, log_to_stderr, share_of
 from glioray.errors import GliorayError, UsageError
 from glioray.tracking.client import tracking_uri
 from serve.deployments import make_application
@@ -53,7 +52,7 @@ def main() -> dict[str, Any]:
     log_to_stderr()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
-    _join(on_cluster)
+    connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
     if settings.num_threads is None:
         threads = round(settings.cpus) if args.cpus else share_of(settings.replicas).num_threads
         settings = settings.model_copy(update={"num_threads": max(1, threads)})
@@ -127,24 +126,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     if settings.model.startswith(("models:", "runs:")):
         settings = settings.model_copy(update={"tracking_uri": tracking_uri()})
     return settings
-
-
-def _join(on_cluster: bool) -> None:
-    """`cluster.connect`, with this folder beside the package wherever a replica runs."""
-    here = Path(__file__).resolve().parent
-    if not on_cluster:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
-        connect()
-        return
-    folders = [str(Path(glioray.__file__).parent), str(here)]
-    runtime_env = {"py_modules": folders, "env_vars": WORKER_ENVIRONMENT}
-    try:
-        ray.init(os.environ["RAY_ADDRESS"], runtime_env=runtime_env, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start it or unset "
-            "RAY_ADDRESS to serve from this machine"
-        ) from error
 
 
 def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:

@@ -63,11 +63,11 @@ class Share:
         return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
 
 
-def connect() -> None:
+def connect(*modules: Path) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray in this process's own name.
 
-    The package travels with the job, so that a cluster need not have it installed. Credentials do not: nodes
-    have their own, and a job's environment can be read on Ray's dashboard.
+    The package travels with the job, with further folders of Python files, so that a cluster need not have it
+    installed. Credentials do not: nodes have their own, and a job's environment can be read on Ray's dashboard.
 
     Raises:
         UsageError: no cluster answers at the address.
@@ -77,7 +77,7 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_cluster = address != "local"
     runtime_env = {
-        "py_modules": [str(Path(glioray.__file__).parent)],
+        "py_modules": [str(Path(glioray.__file__).parent), *map(str, modules)],
         "env_vars": {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()},
     }
     try:

@@ -36,69 +36,59 @@ def soft_dice(probs: Tensor, targets: Tensor, *, batch: bool, reduce: Reduce | N
     return (2 * overlap + 1) / (total + 1)
 
 
-class DiceCELoss(nn.Module):
+class _DiceAndPixelLoss(nn.Module):
+    """`dice_weight` (1 - mean soft Dice) + `ce_weight` a loss a pixel; what both are of is the subclass's."""
+
+    def __init__(
+        self,
+        *,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        batch_dice: bool = True,
+        reduce: Reduce | None = None,
+    ) -> None:
+        super().__init__()
+        self.dice_weight, self.ce_weight, self.batch_dice, self.reduce = (
+            dice_weight,
+            ce_weight,
+            batch_dice,
+            reduce,
+        )
+
+    def compare(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pixel loss, and the probabilities and targets, both (B, C, H, W), that the Dice is of."""
+        raise AssertionError("a subclass says what is compared")
+
+    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
+        pixel_loss, probs, targets = self.compare(logits.float(), masks)
+        loss = self.ce_weight * pixel_loss
+        if self.dice_weight:
+            dice = soft_dice(probs, targets, batch=self.batch_dice, reduce=self.reduce)
+            loss = loss + self.dice_weight * (1 - dice.mean())
+        return loss
+
+
+class DiceCELoss(_DiceAndPixelLoss):
     """`dice_weight` (1 - mean soft Dice of the tumour labels) + `ce_weight` cross-entropy.
 
     Takes logits (B, K, H, W) for background and K - 1 labels, and masks (B, H, W); gives a scalar. Labels
     from K on count as background.
     """
 
-    def __init__(
-        self,
-        *,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        batch_dice: bool = True,
-        reduce: Reduce | None = None,
-    ) -> None:
-        super().__init__()
-        self.dice_weight, self.ce_weight, self.batch_dice, self.reduce = (
-            dice_weight,
-            ce_weight,
-            batch_dice,
-            reduce,
-        )
-
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        logits = logits.float()
+    def compare(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_classes = logits.shape[1]
         labels = torch.where(masks < num_classes, masks, 0).long()
-        loss = self.ce_weight * F.cross_entropy(logits, labels)
-        if self.dice_weight:
-            targets = F.one_hot(labels, num_classes).movedim(-1, 1)[:, 1:].float()
-            dice = soft_dice(logits.softmax(1)[:, 1:], targets, batch=self.batch_dice, reduce=self.reduce)
-            loss = loss + self.dice_weight * (1 - dice.mean())
-        return loss
+        targets = F.one_hot(labels, num_classes).movedim(-1, 1)[:, 1:].float()
+        return F.cross_entropy(logits, labels), logits.softmax(1)[:, 1:], targets
 
 
-class RegionDiceBCELoss(nn.Module):
+class RegionDiceBCELoss(_DiceAndPixelLoss):
     """`dice_weight` (1 - mean soft Dice of WT, TC, ET) + `ce_weight` binary cross-entropy.
 
     Takes logits (B, 3, H, W) and masks (B, H, W); gives a scalar. Reference: the region-wise training of
     the BraTS winners (Isensee et al. 2020, arXiv 2011.00848).
     """
 
-    def __init__(
-        self,
-        *,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        batch_dice: bool = True,
-        reduce: Reduce | None = None,
-    ) -> None:
-        super().__init__()
-        self.dice_weight, self.ce_weight, self.batch_dice, self.reduce = (
-            dice_weight,
-            ce_weight,
-            batch_dice,
-            reduce,
-        )
-
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        logits = logits.float()
+    def compare(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         targets = region_targets(masks)
-        loss = self.ce_weight * F.binary_cross_entropy_with_logits(logits, targets)
-        if self.dice_weight:
-            dice = soft_dice(logits.sigmoid(), targets, batch=self.batch_dice, reduce=self.reduce)
-            loss = loss + self.dice_weight * (1 - dice.mean())
-        return loss
+        return F.binary_cross_entropy_with_logits(logits, targets), logits.sigmoid(), targets
