@@ -298,7 +298,9 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
             cli.open_data(str(tmp_path), "", fold=fold)
     assert capsys.readouterr().err == ""
     replace(manifest, cases=(), splits={}, folds=()).save(open_storage(tmp_path))
-    with pytest.raises(DataError, match=r"none of the cases in .* can be used; the problems are listed above"):
+    with pytest.raises(
+        DataError, match=r"none of the cases in .* can be used; the problems are listed above"
+    ):
         cli.open_data(str(tmp_path), "")
 
 

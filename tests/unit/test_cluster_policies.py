@@ -1,0 +1,182 @@
+"""What is decided about a cluster, on tables of nodes that Ray would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from glioray import cluster
+from glioray.cluster import Share, check_shared, default_concurrency, share_of
+from glioray.errors import CaseError, DataError, GliorayError, TrainingError, UsageError
+
+Nodes = Callable[..., None]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    """Sets the cluster: a dict of resources a node, and what of them is free."""
+
+    def set_nodes(
+        *resources: dict[str, float], dead: int = 0, free: list[dict[str, float]] | None = None
+    ) -> None:
+        table = [
+            {"NodeID": f"n{number}", "Alive": number < len(resources), "Resources": found}
+            for number, found in enumerate([*resources, *([{"CPU": 64.0, "GPU": 8.0}] * dead)])
+        ]
+        left = {f"n{number}": found for number, found in enumerate(resources if free is None else free)}
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: table)
+        monkeypatch.setattr(cluster, "free_resources", lambda: left)
+        total = {
+            name: sum(found.get(name, 0.0) for found in resources)
+            for name in ("CPU", "GPU")
+            if any(name in found for found in resources)
+        }
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
+
+    return set_nodes
+
+
+def _places(share: float, cpus: list[float]) -> int:
+    """How many workers of a share find room beside half a CPU a node for decoding."""
+    return sum(int((found - 0.5) / share) for found in cpus)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "num_workers", "num_cpus", "num_threads"),
+    [
+        ([1.0], 1, 0.5, 1),
+        ([2.0], 1, 1.5, 2),
+        ([2.0], 2, 0.75, 1),
+        ([4.0], 2, 1.75, 2),
+        ([4.0, 4.0], 2, 3.5, 4),
+        ([16.0], 3, 5.0, 5),
+        ([8.0, 2.0], 4, 1.75, 2),
+    ],
+)
+def test_shares_fill_the_cluster(
+    nodes: Nodes, cpus: list[float], num_workers: int, num_cpus: float, num_threads: int
+):
+    nodes(*({"CPU": found} for found in cpus))
+    share = share_of(num_workers)
+    assert share == Share(num_cpus=num_cpus, num_gpus=0.0, num_threads=num_threads)
+    assert _places(num_cpus, cpus) >= num_workers > _places(num_cpus + 0.25, cpus)
+    assert share.resources() == {"CPU": num_cpus}
+
+
+def test_nodes_that_are_gone_do_not_count(nodes: Nodes):
+    nodes({"CPU": 2.0}, dead=3)
+    assert share_of(2) == Share(num_cpus=0.75, num_gpus=0.0, num_threads=1)
+    with pytest.raises(
+        UsageError, match=r"3 workers were asked for but the cluster has 2 CPUs; ask for fewer"
+    ):
+        share_of(3)
+
+
+def test_a_gpu_each_where_there_are_any(nodes: Nodes):
+    nodes({"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0})
+    share = share_of(8)
+    assert share == Share(num_cpus=3.75, num_gpus=1.0, num_threads=4)
+    assert share.resources() == {"CPU": 3.75, "GPU": 1.0}
+    with pytest.raises(
+        UsageError, match=r"9 workers were asked for but the cluster has 8 GPUs; ask for fewer"
+    ):
+        share_of(9)
+
+
+def test_the_share_is_of_what_is_free(nodes: Nodes):
+    nodes({"CPU": 4.0}, free=[{"CPU": 2.0}])
+    assert share_of(1).num_cpus == 1.5
+    # Where no worker would find room now, they wait for their share of the whole.
+    nodes({"CPU": 4.0}, free=[{}])
+    assert share_of(1).num_cpus == 3.5
+
+
+def test_a_cluster_without_nodes_is_told(nodes: Nodes):
+    nodes({"CPU": 0.0})
+    with pytest.raises(
+        UsageError, match=r"1 workers were asked for but the cluster has 0 CPUs; ask for fewer"
+    ):
+        share_of(1)
+
+
+def test_trials_at_once(nodes: Nodes):
+    for resources, num_workers, expected in (
+        ({"CPU": 2.0}, 1, 2),
+        ({"CPU": 2.0}, 2, 1),
+        ({"CPU": 2.0}, 4, 1),
+        ({"CPU": 64.0, "GPU": 8.0}, 1, 8),
+        ({"CPU": 64.0, "GPU": 8.0}, 4, 2),
+    ):
+        nodes(resources)
+        assert default_concurrency(num_workers) == expected
+
+
+def test_folders_are_for_one_node_or_a_mount(nodes: Nodes, monkeypatch: pytest.MonkeyPatch):
+    nodes({"CPU": 2.0}, dead=1)
+    check_shared("/runs", "--storage")
+    nodes({"CPU": 2.0}, {"CPU": 2.0})
+    check_shared("s3://bucket/runs", "--storage")
+    with pytest.raises(
+        UsageError, match=r"--storage is the folder '/runs' but the cluster has 2 nodes; use s3://"
+    ):
+        check_shared("/runs", "--storage")
+    monkeypatch.setenv("GLIORAY_SHARED_FILESYSTEM", "1")
+    check_shared("/runs", "--storage")
+
+
+class _WrapperError(Exception):
+    """As Ray's own: a cause under one of several names."""
+
+    def __init__(self, text: str = "wrapped", **fields: object) -> None:
+        super().__init__(text)
+        self.__dict__.update(fields)
+
+
+def _chained(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+OURS = DataError("nothing to train on; check the split")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OURS,
+        _chained(_WrapperError(), OURS),
+        _WrapperError(cause=OURS),
+        _WrapperError(_base_exc=OURS),
+        _WrapperError(worker_failures={0: ValueError("other"), 1: _WrapperError(cause=OURS)}),
+        _chained(
+            _WrapperError(worker_failures={0: _chained(_WrapperError(), _WrapperError(cause=OURS))}),
+            ValueError("other"),
+        ),
+    ],
+    ids=["itself", "cause", "rays cause", "base", "a worker", "deep"],
+)
+def test_the_cause_is_our_own_error(raised: Exception):
+    assert cluster._cause(raised) is OURS
+
+
+def test_errors_with_several_arguments_stay_what_they_are():
+    error = CaseError("a", "a.nii", "is cut short", "copy it again")
+    found = cluster._cause(_WrapperError(cause=error))
+    assert found is error
+    assert str(found) == "case a: a.nii: is cut short; copy it again"
+
+
+def test_what_is_none_of_ours_is_told_by_its_last_line():
+    deep = RuntimeError("CUDA error\nout of memory")
+    found = cluster._cause(_chained(_WrapperError("a page of Ray"), deep))
+    assert type(found) is TrainingError
+    assert str(found) == "training failed on a worker (RuntimeError: out of memory); its log is above"
+    assert "(MemoryError: MemoryError)" in str(cluster._cause(MemoryError()))
+
+
+def test_a_ring_of_causes_ends():
+    first, second = _WrapperError("first"), _WrapperError("second")
+    first.__cause__, second.__cause__ = second, first
+    found: GliorayError = cluster._cause(first)
+    assert "_WrapperError: second" in str(found)
