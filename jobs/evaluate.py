@@ -16,9 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import connect, evaluate_cases, log_to_stderr
+from glioray.batch import evaluate_cases
+from glioray.cluster import connect, log_to_stderr
 from glioray.errors import DataError
 from glioray.inference.evaluate import figures_csv, mean_figures
+from glioray.sources import open_data, open_model, select_cases
 from glioray.storage import join_uri, open_storage
 
 SPLIT = {
@@ -33,13 +35,13 @@ def main() -> dict[str, object]:
     data, storage = cli.data_uri(args), cli.storage_uri(args)
     cli.tracking_address(storage)
     with tempfile.TemporaryDirectory() as folder:
-        package, spec, resolved = cli.open_model(args, Path(folder))
+        package, spec, resolved = open_model(args, Path(folder))
         if args.dry_run:
             return cli.answer_dry_run(spec.config, model=resolved)
         log_to_stderr()
         connect()
-        manifest = cli.open_data(data, storage)
-        entries = cli.select_cases(manifest, spec, args.split)
+        manifest = open_data(data, storage)
+        entries = select_cases(manifest, spec, args.split)
         cases, failed = evaluate_cases(package, manifest.data, entries)
     if not cases:
         raise DataError(f"none of the {len(failed)} cases could be judged; the reasons are above")

@@ -13,10 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
+from glioray.batch import predict_cases
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.layouts import RECOGNISED, discover_cases
-from glioray.cluster import check_shared, connect, log_to_stderr, predict_cases
+from glioray.cluster import check_shared, connect, log_to_stderr
 from glioray.errors import DataError
+from glioray.sources import open_model
 from glioray.storage import open_storage
 
 LABELS = {
@@ -33,7 +35,7 @@ def main() -> dict[str, object]:
     if not cases:
         raise DataError(f"'{data}' holds no case; {RECOGNISED}")
     with tempfile.TemporaryDirectory() as folder:
-        package, spec, resolved = cli.open_model(args, Path(folder))
+        package, spec, resolved = open_model(args, Path(folder))
         if args.dry_run:
             return cli.answer_dry_run(spec.config, model=resolved, num_cases=len(cases))
         log_to_stderr()

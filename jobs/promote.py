@@ -16,9 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import connect, evaluate_cases, log_to_stderr
+from glioray.batch import evaluate_cases
+from glioray.cluster import connect, log_to_stderr
 from glioray.errors import UsageError
 from glioray.inference.evaluate import mean_region_dice
+from glioray.sources import open_data, open_package, registered_version, unseen_by_all
 from glioray.tracking.registry import champion, set_champion
 
 
@@ -26,7 +28,7 @@ def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], "model data storage name dry-run")
     storage = cli.storage_uri(args)
     cli.tracking_address(storage)
-    name, version = cli.registered_version(args)
+    name, version = registered_version(args)
     present = champion(name)
     answer = {"name": name, "candidate": f"models:/{name}/{version}", "promoted": False}
     answer["champion"] = None if present is None else f"models:/{name}/{present}"
@@ -35,14 +37,14 @@ def main() -> dict[str, object]:
     log_to_stderr()
     with tempfile.TemporaryDirectory() as folder:
         packages = {
-            role: cli.open_package(uri, Path(folder) / role)
+            role: open_package(uri, Path(folder) / role)
             for role, uri in (("candidate", answer["candidate"]), ("champion", answer["champion"]))
             if uri is not None
         }
         if args.data:
             connect()
-            manifest = cli.open_data(cli.data_uri(args), storage)
-            entries = cli.unseen_by_all(manifest, [spec for _, spec in packages.values()])
+            manifest = open_data(cli.data_uri(args), storage)
+            entries = unseen_by_all(manifest, [spec for _, spec in packages.values()])
             cases = {
                 role: evaluate_cases(path, manifest.data, entries)[0] for role, (path, _) in packages.items()
             }

@@ -12,9 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import check_shared, connect, log_to_stderr, run_training
-from glioray.storage import join_uri
-from glioray.training.session import RunPlan
+from glioray.cluster import run_training
+from glioray.sources import plan_run
 
 FLAGS = "data storage recipe run-name workers max-epochs minutes seed experiment fold set dry-run"
 
@@ -24,24 +23,9 @@ def main() -> dict[str, object]:
     config = cli.resolve_config(args)
     if args.dry_run:
         return cli.answer_dry_run(config)
-    log_to_stderr()
-    data, storage = cli.data_uri(args), cli.storage_uri(args)
-    tracking_uri = cli.tracking_address(storage)
-    name = cli.default_run_name(args, config)
-    connect()
-    check_shared(storage, "--storage")
-    manifest = cli.open_data(data, storage, seed=config.train.seed, fold=args.fold)
-    result = run_training(
-        RunPlan(
-            config=config,
-            manifest=manifest,
-            storage=join_uri(storage, name),
-            run_name=name,
-            tracking_uri=tracking_uri,
-            experiment=args.experiment,
-        )
-    )
-    return cli.training_answer(result, run_name=name, checkpoint=join_uri(storage, name))
+    plan = plan_run(args, config, "train")
+    result = run_training(plan)
+    return cli.training_answer(result, run_name=plan.run_name, checkpoint=plan.storage)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import check_shared, connect, default_concurrency, log_to_stderr
-from glioray.storage import join_uri
-from glioray.training.session import RunPlan
+from glioray.cluster import default_concurrency
+from glioray.sources import plan_run
 from glioray.tuning.search import SweepPlan, run_sweep
 
 FLAGS = "data storage recipe run-name workers trials concurrent max-epochs minutes seed name experiment fold set dry-run"
@@ -26,30 +25,12 @@ def main() -> dict[str, object]:
     cli.check_counts(args)
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, concurrent=args.concurrent)
-    log_to_stderr()
-    data, storage = cli.data_uri(args), cli.storage_uri(args)
-    tracking_uri = cli.tracking_address(storage)
-    name = cli.default_run_name(args, config)
-    connect()
-    check_shared(storage, "--storage")
-    manifest = cli.open_data(data, storage, seed=config.train.seed, fold=args.fold)
+    plan = plan_run(args, config, "sweep")
+    concurrent = args.concurrent or min(args.trials, default_concurrency(config.train.num_workers))
     result = run_sweep(
-        SweepPlan(
-            base=RunPlan(
-                config=config,
-                manifest=manifest,
-                storage=join_uri(storage, name),
-                run_name=name,
-                tracking_uri=tracking_uri,
-                experiment=args.experiment,
-                kind="sweep",
-            ),
-            num_trials=args.trials,
-            num_concurrent=args.concurrent or min(args.trials, default_concurrency(config.train.num_workers)),
-            model_name=args.name,
-        )
+        SweepPlan(base=plan, num_trials=args.trials, num_concurrent=concurrent, model_name=args.name)
     )
-    return cli.training_answer(result, run_name=name)
+    return cli.training_answer(result, run_name=plan.run_name)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from glioray.batch import predict_cases
 from glioray.cases.layouts import discover_cases
-from glioray.cluster import predict_cases
 from glioray.inference.package import ModelSpec, write_package
 from glioray.recipes import build_recipe
 from glioray.storage import open_storage

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from glioray.batch import evaluate_cases, predict_cases
 from glioray.cases.manifest import Manifest
-from glioray.cluster import evaluate_cases, predict_cases, run_training
+from glioray.cluster import run_training
 from glioray.config import override
 from glioray.errors import DataError, UsageError
 from glioray.recipes import build_recipe

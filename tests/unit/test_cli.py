@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from glioray import cli
+from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import RunConfig
@@ -140,9 +140,12 @@ def test_what_was_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             "no data were named; give --data with a folder or s3://bucket/prefix, or set GLIORAY_DATA",
         ),
         (cli.out_uri, "there is no place for the results; give --out with a folder or s3://bucket/prefix"),
-        (lambda args: cli.open_model(args, tmp_path), "no model was named; give --model, such as models:/"),
         (
-            cli.registered_version,
+            lambda args: sources.open_model(args, tmp_path),
+            "no model was named; give --model, such as models:/",
+        ),
+        (
+            sources.registered_version,
             "no model was named; give --model, such as models:/glioray-unet/3 or runs:/",
         ),
     ):
@@ -155,7 +158,7 @@ def test_what_was_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with pytest.raises(
         UsageError, match=r"'/a/folder' is no registered model; give models:/NAME/VERSION or runs:"
     ):
-        cli.registered_version(_args("--model", "/a/folder"))
+        sources.registered_version(_args("--model", "/a/folder"))
 
 
 def test_relative_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -259,25 +262,25 @@ def _ids(entries: list[CaseEntry]) -> list[str]:
 
 
 def test_unseen_goes_by_patients_and_masks(manifest: Manifest):
-    assert _ids(cli.select_cases(manifest, _spec("a"), "unseen")) == ["b1", "c1"]
-    assert _ids(cli.select_cases(manifest, _spec("b", "c"), "unseen")) == ["a1", "a2"]
-    assert _ids(cli.select_cases(manifest, _spec(), "unseen")) == ["a1", "a2", "b1", "c1"]
-    assert _ids(cli.unseen_by_all(manifest, [_spec("a"), _spec("b")])) == ["c1"]
+    assert _ids(sources.select_cases(manifest, _spec("a"), "unseen")) == ["b1", "c1"]
+    assert _ids(sources.select_cases(manifest, _spec("b", "c"), "unseen")) == ["a1", "a2"]
+    assert _ids(sources.select_cases(manifest, _spec(), "unseen")) == ["a1", "a2", "b1", "c1"]
+    assert _ids(sources.unseen_by_all(manifest, [_spec("a"), _spec("b")])) == ["c1"]
     with pytest.raises(
         DataError, match="was trained on every patient of the 4 labelled cases in '/data'; judge it"
     ):
-        cli.select_cases(manifest, _spec("a", "b", "c", "d"), "unseen")
+        sources.select_cases(manifest, _spec("a", "b", "c", "d"), "unseen")
 
 
 def test_other_splits(manifest: Manifest):
     spec = _spec("a", "b", "c")
-    assert _ids(cli.select_cases(manifest, spec, "val")) == ["c1"]
-    assert _ids(cli.select_cases(manifest, spec, "labelled")) == ["a1", "a2", "b1", "c1"]
-    assert _ids(cli.select_cases(manifest, spec, "all")) == ["a1", "a2", "b1", "c1"]
+    assert _ids(sources.select_cases(manifest, spec, "val")) == ["c1"]
+    assert _ids(sources.select_cases(manifest, spec, "labelled")) == ["a1", "a2", "b1", "c1"]
+    assert _ids(sources.select_cases(manifest, spec, "all")) == ["a1", "a2", "b1", "c1"]
     with pytest.raises(DataError, match="'/data' has no labelled case in the split 'test'"):
-        cli.select_cases(manifest, spec, "test")
+        sources.select_cases(manifest, spec, "test")
     with pytest.raises(UsageError, match="'holdout' is not a split"):
-        cli.select_cases(manifest, spec, "holdout")
+        sources.select_cases(manifest, spec, "holdout")
 
 
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -285,23 +288,23 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
 
     manifest.save(open_storage(tmp_path))
     for uri in (str(tmp_path), f"{tmp_path}/manifest.json"):
-        assert cli.open_data(uri, "", seed=0) == manifest
-    first = cli.open_data(str(tmp_path), "", fold="1")
+        assert sources.open_data(uri, "", seed=0) == manifest
+    first = sources.open_data(str(tmp_path), "", fold="1")
     assert (first.splits["train"], first.splits["val"]) == (("a1", "a2"), ("b1", "c1"))
-    every = cli.open_data(str(tmp_path), "", fold="all")
+    every = sources.open_data(str(tmp_path), "", fold="all")
     assert every.splits == {"train": ("a1", "a2", "b1", "c1"), "val": (), "test": ()}
     for fold, sentence in (
         ("2", "there is no fold 2; the manifest has 2"),
         ("x", "--fold is 'x'; use a number"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            cli.open_data(str(tmp_path), "", fold=fold)
+            sources.open_data(str(tmp_path), "", fold=fold)
     assert capsys.readouterr().err == ""
     replace(manifest, cases=(), splits={}, folds=()).save(open_storage(tmp_path))
     with pytest.raises(
         DataError, match=r"none of the cases in .* can be used; the problems are listed above"
     ):
-        cli.open_data(str(tmp_path), "")
+        sources.open_data(str(tmp_path), "")
 
 
 @pytest.fixture
@@ -343,7 +346,7 @@ def test_exit_codes(
 NOISY = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-from glioray import cli
+from glioray import cli, sources
 
 def main():
     print("a library's print")

@@ -1,0 +1,135 @@
+"""What a job is pointed at: data, models, the cases to judge by, and the plan of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
+from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
+from glioray.cluster import check_shared, connect, log_to_stderr
+from glioray.config import RunConfig
+from glioray.errors import DataError, UsageError
+from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
+from glioray.slices.pipeline import index_data
+from glioray.storage import join_uri, open_storage
+from glioray.tracking.registry import fetch_package, register_model, resolve_version
+from glioray.tracking.runs import Kind
+from glioray.training.session import RunPlan
+
+
+def plan_run(args: argparse.Namespace, config: RunConfig, kind: Kind) -> RunPlan:
+    """The plan of a training or a search by its flags; joins the cluster and checks the data on the way."""
+    log_to_stderr()
+    data, storage = data_uri(args), storage_uri(args)
+    tracking_uri = tracking_address(storage)
+    name = default_run_name(args, config)
+    connect()
+    check_shared(storage, "--storage")
+    return RunPlan(
+        config=config,
+        manifest=open_data(data, storage, seed=config.train.seed, fold=args.fold),
+        storage=join_uri(storage, name),
+        run_name=name,
+        tracking_uri=tracking_uri,
+        experiment=args.experiment,
+        kind=kind,
+    )
+
+
+def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None) -> Manifest:
+    """The manifest of `--data`: one that prepare.py wrote, or one made now (Ray must be up).
+
+    Problems are told and the good cases go on.
+
+    Raises:
+        DataError: no case can be used.
+    """
+    if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
+        manifest = load_manifest(uri)
+    else:
+        manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed)
+    for problem in manifest.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not manifest.cases:
+        raise DataError(f"none of the cases in '{uri}' can be used; the problems are listed above")
+    if fold is None:
+        return manifest
+    if fold == "all":
+        every = tuple(entry.case_id for entry in manifest.select("labelled"))
+        return dataclasses.replace(manifest, splits={"train": every, "val": (), "test": ()})
+    if not fold.isdigit():
+        raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
+    return manifest.with_fold(int(fold))
+
+
+def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
+    """A model's package in a local folder, and its description."""
+    package = fetch_package(uri, folder)
+    return package, parse_spec((package / SPEC_FILE).read_bytes())
+
+
+def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:
+    """The package of `--model`, its description, and what its URI stands for now.
+
+    Raises:
+        UsageError: it is not given.
+        ModelError: there is no such model.
+    """
+    if not args.model:
+        raise UsageError(
+            "no model was named; give --model, such as models:/glioray-unet@champion or a run's folder"
+        )
+    resolved = resolve_version(args.model)
+    return *open_package(resolved, folder), resolved
+
+
+def registered_version(args: argparse.Namespace) -> tuple[str, str]:
+    """Name and version of `--model`; a run's model is registered under `--name` first.
+
+    Raises:
+        UsageError: it is a folder: what no run made cannot be registered.
+    """
+    if not args.model:
+        raise UsageError("no model was named; give --model, such as models:/glioray-unet/3 or runs:/ID/model")
+    uri = args.model
+    if uri.startswith("runs:/"):
+        uri = register_model(args.name, uri.removeprefix("runs:/").split("/")[0], {})
+    if not uri.startswith("models:/"):
+        raise UsageError(f"'{uri}' is no registered model; give models:/NAME/VERSION or runs:/ID/model")
+    name, _, version = resolve_version(uri).removeprefix("models:/").rpartition("/")
+    return name, version
+
+
+def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEntry]:
+    """The labelled cases of a split; of "unseen", those of patients that the model was not trained on.
+
+    Raises:
+        DataError: there is none.
+    """
+    if split == "unseen":
+        entries = unseen_by_all(manifest, [spec])
+    else:
+        entries = [entry for entry in manifest.select(split) if entry.has_mask]
+    if not entries:
+        raise DataError(f"'{manifest.data}' has no labelled case in the split '{split}'")
+    return entries
+
+
+def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]:
+    """The labelled cases of patients that none of the models was trained on.
+
+    Raises:
+        DataError: there is none.
+    """
+    seen = {patient for spec in specs for patient in spec.train_patients}
+    labelled = manifest.select("labelled")
+    entries = [entry for entry in labelled if entry.patient_id not in seen]
+    if not entries:
+        raise DataError(
+            f"the model was trained on every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
+            "judge it on other cases, or say --split labelled to judge it on what it knows"
+        )
+    return entries
