@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def check_shared(uri: str, flag: str) -> None:
 
 
 def share_of(num_workers: int) -> Share:
-    """An equal share of what is free on the cluster for each of `num_workers`.
+    """An equal share of what is free on the cluster for each of `num_workers`: with GPUs, one each.
 
     Half a CPU a node is kept for Ray Data, which decodes beside the workers. Where others hold so much that the
     workers find no room now, the share is one of the whole cluster, and Ray waits for them.
@@ -120,33 +120,38 @@ def share_of(num_workers: int) -> Share:
         UsageError: the cluster is too small; Ray itself would wait for ever.
     """
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    cpus = [node.get("CPU", 0.0) for node in nodes.values()]
-    num_gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
-    for found, kind in ((num_gpus or num_workers, "GPUs"), (sum(cpus), "CPUs")):
+    cpus = sum(node.get("CPU", 0.0) for node in nodes.values())
+    gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
+    for found, kind in ((gpus or num_workers, "GPUs"), (cpus, "CPUs")):
         if num_workers > found:
             raise UsageError(
                 f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
             )
-    threads = max(1, min(int(sum(cpus)) // num_workers, int(max(cpus))))
-    num_cpus = _largest_share(num_workers, [free.get("CPU", 0.0) for free in free_resources().values()])
+    if gpus:
+        nodes = {name: node for name, node in nodes.items() if node.get("GPU", 0) >= 1}
+    now = {
+        name: {**node, "CPU": free_resources().get(name, {}).get("CPU", 0.0)} for name, node in nodes.items()
+    }
+    num_cpus = _largest_share(num_workers, list(now.values()))
     if num_cpus is None:
-        num_cpus = _largest_share(num_workers, cpus)
+        num_cpus = _largest_share(num_workers, list(nodes.values()))
         _log.info("others hold the cluster's CPUs: %d worker(s) wait for %s each", num_workers, num_cpus)
     if num_cpus is None:
-        raise UsageError(f"{num_workers} workers do not fit the cluster's {sum(cpus):g} CPUs; ask for fewer")
-    return Share(num_cpus=num_cpus, num_gpus=1.0 if num_gpus else 0.0, num_threads=threads)
+        raise UsageError(f"{num_workers} workers do not fit the cluster's {cpus:g} CPUs; ask for fewer")
+    most = max(node.get("CPU", 0.0) for node in nodes.values())
+    threads = max(1, min(int(sum(node.get("CPU", 0.0) for node in nodes.values())) // num_workers, int(most)))
+    return Share(num_cpus=num_cpus, num_gpus=1.0 if gpus else 0.0, num_threads=threads)
 
 
-def _largest_share(num_workers: int, cpus: list[float]) -> float | None:
-    """The most CPUs, in quarters, that each worker can have on nodes of so many; None where they do not fit."""
-    for quarters in range(int(4 * max(cpus, default=0)), 0, -1):
-        share = quarters / 4
-        # The epsilon: what is free is a sum of fractions.
-        if (
-            sum(int((node - 2 * TASK_CPUS + 1e-6) / share) for node in cpus if node >= 2 * TASK_CPUS)
-            >= num_workers
-        ):
-            return share
+def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> float | None:
+    """The most CPUs, in quarters, that each worker can have on these nodes; None where they do not fit."""
+    # The epsilon: what is free is a sum of fractions.
+    rooms = [
+        (node.get("CPU", 0.0) - 2 * TASK_CPUS + 1e-6, int(node.get("GPU", num_workers))) for node in nodes
+    ]
+    for quarters in range(int(4 * max((cpus for cpus, _ in rooms), default=0)), 0, -1):
+        if sum(min(int(max(cpus, 0) / (quarters / 4)), gpus) for cpus, gpus in rooms) >= num_workers:
+            return quarters / 4
     return None
 
 

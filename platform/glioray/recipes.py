@@ -60,7 +60,9 @@ def unet_small() -> RunConfig:
         ),
         loss=LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 3.0}),
         optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, floor=0.001, ema=0.998),
-        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=6),
+        # BraTS ignores lesions of fewer than 50 voxels.
+        postprocess=PostprocessConfig(min_et_ml=0.05),
+        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=4),
     )
 
 

@@ -84,6 +84,11 @@ def test_a_gpu_each_where_there_are_any(nodes: Nodes):
         share_of(9)
 
 
+def test_nodes_without_gpus_have_no_room_for_workers_that_need_one(nodes: Nodes):
+    nodes({"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0})
+    assert share_of(2) == Share(num_cpus=3.75, num_gpus=1.0, num_threads=4)
+
+
 def test_the_share_is_of_what_is_free(nodes: Nodes):
     nodes({"CPU": 4.0}, free=[{"CPU": 2.0}])
     assert share_of(1).num_cpus == 1.5

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        result = tensor.clone()
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        result = gradients[0].clone()
+        dist.all_reduce(result)
+        return result
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, through which gradients flow: backward, they are summed over ranks too."""
+    result: Tensor = _AllReduceSum.apply(tensor)
+    return result
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -22,12 +43,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         ):
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         values = x.float()
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
-        total, squares, number = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
+        total, squares, number = all_reduce_sum(sums).split([x.shape[1], x.shape[1], 1])
         mean = total / number
         var = (squares / number - mean.square()).clamp_min(0)
         with torch.no_grad():

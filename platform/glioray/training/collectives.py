@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glioray.nets.blocks import all_reduce_sum
+
 T = TypeVar("T")
 
 
@@ -34,12 +36,7 @@ def reduce_sum(tensor: Tensor) -> Tensor:
     DDP averages gradients over ranks; this sum's backward adds them up over ranks, so that a loss of
     global sums, computed alike on each rank, has the gradient that one rank would have.
     """
-    if not _several():
-        return tensor
-    from torch.distributed.nn.functional import all_reduce
-
-    result: Tensor = all_reduce(tensor)
-    return result
+    return all_reduce_sum(tensor) if _several() else tensor
 
 
 def reduce_max(value: float) -> float:

@@ -17,6 +17,7 @@ from glioray.slices.store import Batch
 from glioray.storage import Storage
 from glioray.training.checkpoint import Checkpoint, load_state, save_checkpoint
 from glioray.training.collectives import Ranks, barrier, from_first, gather
+from glioray.training.threads import ThreadChoice
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY_S = 10.0
@@ -63,7 +64,7 @@ def fit(
     """Train until the epochs or the minutes are over; goes on from the storage's latest checkpoint.
 
     With `minutes`, the schedule follows the clock where that ends first, and all that happens in here counts:
-    steps, validation and saving. Without, every step is a function of its number: a resumed run equals an
+    steps, validation and saving. Such a run also tries how many threads a step should use. Without, every step is a function of its number: a resumed run equals an
     uninterrupted one.
 
     Returns: the figures of the last epoch.
@@ -86,19 +87,29 @@ def fit(
     began = time.monotonic() - spent_s
     said = time.monotonic()
 
+    validation_s = 0.0
+
     def progress() -> float:
         by_step = step / num_steps
         if config.minutes is None:
             return by_step
-        return max(by_step, from_first(time.monotonic() - began) / (60 * config.minutes))
+        # Time is kept for the last validation, as long as the one before took.
+        budget_s = 60 * config.minutes - min(validation_s, 30 * config.minutes)
+        return max(by_step, from_first((time.monotonic() - began) / budget_s))
 
+    threads = ThreadChoice(torch.get_num_threads()) if config.minutes is not None else None
     judged = done = progress()
     # However short the time: one step, so that there is a model.
     while done < 1 or step == 0:
         epoch += 1
         epoch_began, rows = time.monotonic(), []
+        if threads is not None:
+            threads.start_epoch()
         for batch in feed.epoch(epoch):
+            step_began = time.monotonic()
             rows.append(task.train_step(batch, epoch, done))
+            if threads is not None:
+                threads.after_step(time.monotonic() - step_began)
             step += 1
             num_slices += config.batch_size
             done = progress()
@@ -112,8 +123,10 @@ def fit(
         train["slices_per_s"] = len(rows) * config.batch_size / seconds
         if done < 1 and int(done * config.num_validations) == int(judged * config.num_validations):
             continue
-        judged = done
+        judged, validation_began = done, time.monotonic()
         metrics = {**train, **task.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
+        validation_s = time.monotonic() - validation_began
+        done = progress()
         metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
         rng = gather(_rng_state())
@@ -131,7 +144,6 @@ def fit(
             _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _shown(metrics))
         barrier()  # no rank reports a checkpoint that is not there yet
         report(metrics)
-        done = progress()
     return metrics
 
 

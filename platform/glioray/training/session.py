@@ -19,7 +19,7 @@ import torch
 
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig, RunConfig, fingerprint, to_dict
-from glioray.errors import DataError, GliorayError, UsageError
+from glioray.errors import DataError, UsageError
 from glioray.inference.package import ModelSpec, read_package
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
@@ -105,9 +105,9 @@ def train_segmentation(
             if logger is not None:
                 result |= {"run_id": logger.run_id, "model": log_run_model(storage, logger, plan.config)}
                 logger.finish()
-        except GliorayError as error:
+        except Exception as error:
             if logger is not None:
-                logger.finish("FAILED", str(error))
+                logger.finish("FAILED", str(error) or type(error).__name__)
             raise
     return result
 

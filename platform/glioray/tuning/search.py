@@ -97,8 +97,8 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         )
         _log.info("winner: trial %s (picked, not retrained), registered as %s", best["trial"], model)
         logger.finish()
-    except GliorayError as error:
-        logger.finish("FAILED", str(error))
+    except Exception as error:
+        logger.finish("FAILED", str(error) or type(error).__name__)
         raise
     return {
         "run_id": logger.run_id,

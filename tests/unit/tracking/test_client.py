@@ -12,7 +12,9 @@ def test_no_address_is_a_usage_error(monkeypatch: pytest.MonkeyPatch):
         tracking_uri()
 
 
-@pytest.mark.parametrize("value", ["sqlite:///m.db", "sqlite://", "./mlruns", "file:///tmp/x", "http://", "databricks"])
+@pytest.mark.parametrize(
+    "value", ["sqlite:///m.db", "sqlite://", "./mlruns", "file:///tmp/x", "http://", "databricks"]
+)
 def test_only_http_servers_and_absolute_sqlite_files_are_taken(monkeypatch: pytest.MonkeyPatch, value: str):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
     with pytest.raises(UsageError, match="expected http"):
