@@ -25,6 +25,7 @@ from glioray.errors import GliorayError
 from glioray.inference.evaluate import CaseFigures, evaluate_case
 from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.inference.predictor import Predictor
+from glioray.slices.pipeline import quiet_data
 from glioray.storage import join_uri, open_storage
 
 _log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def _map_cases(package: Path, cases: Sequence[CaseFiles], work: CaseWork) -> Ite
     num_workers = max(1, min(len(cases), num_gpus or sum(node.get("CPU", 0) >= 1 for node in nodes)))
     share = share_of(num_workers)
     rows = [json.dumps(to_dict(case)) for case in cases]
+    quiet_data()
     # Ray's own hints leave out classes with arguments.
     worker: Any = _CaseWorker
     dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map(

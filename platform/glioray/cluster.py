@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
 from ray.train.torch import TorchTrainer
@@ -77,9 +76,6 @@ def connect(*modules: Path) -> None:
     token = Path("~/.ray/auth_token").expanduser()
     if not on_cluster and token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)  # Ray leaves it readable to all
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = ray.cluster_resources()
     _log.info(
@@ -230,7 +226,7 @@ def log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

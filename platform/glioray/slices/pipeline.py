@@ -38,6 +38,7 @@ def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEnt
         return {"answer": json.dumps([None if entry is None else to_dict(entry), found])}
 
     items = [json.dumps(to_dict(files)) for files in cases]
+    quiet_data()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(check, num_cpus=TASK_CPUS)
     for row in _with_progress(dataset.iter_rows(), len(items), "checked"):
         entry, problems = json.loads(row["answer"])
@@ -98,6 +99,7 @@ def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig
             for stack in stacks:
                 yield _to_block(stack)
 
+    quiet_data()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         decode, batch_size=1, num_cpus=TASK_CPUS
     )
@@ -114,6 +116,15 @@ def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig
         if isinstance(error.cause, GliorayError):
             raise error.cause from None
         raise
+
+
+def quiet_data() -> None:
+    """Turn Ray Data's own progress off in this process: it redraws lines, and ours say what is left."""
+    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    logger.setLevel(logging.ERROR)  # it warns of being turned off
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logger.setLevel(logging.WARNING)
 
 
 def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
