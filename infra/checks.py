@@ -34,7 +34,7 @@ def run_checks(pytest_args: list[str]) -> int:
             "serve",
         ],
         "import rules": ["lint-imports", "--no-logo"],
-        "tests": ["pytest", *pytest_args],
+        "tests": ["pytest", "--durations=15", *pytest_args],
     }
     env = {
         **os.environ,
