@@ -142,6 +142,12 @@ def test_the_gate_runs_every_check_and_fails_with_any(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert checks.run_checks(["-k", "name"]) == (1 if failing else 0)
     printed = capfd.readouterr().out
-    ran = ("ran ruff format --check", "ran ruff check", "ran mypy", "ran lint-imports", "ran pytest --durations=15 -k name")
+    ran = (
+        "ran ruff format --check",
+        "ran ruff check",
+        "ran mypy",
+        "ran lint-imports",
+        "ran pytest --durations=15 -k name",
+    )
     assert all(line in printed for line in ran)
     assert ("failed: " in printed) == bool(failing)
