@@ -52,9 +52,15 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ),
     ),
     (("MLFLOW_TRACKING_URI",), ("MLFLOW_TRACKING_URI",)),
-    (("GLIORAY_DATA",), ("GLIORAY_DATA",)),
+    (("GLIORAY_DATA",), ("GLIORAY_DATA", "GLIORAY_RECIPE")),
     (("GLIORAY_STORAGE",), ("GLIORAY_STORAGE",)),
 )
+# What a job without flags works on: phantoms, with the recipe that suits them.
+DEFAULTS = {
+    "GLIORAY_DATA": str(PHANTOM),
+    "GLIORAY_RECIPE": "unet_tiny",
+    "GLIORAY_STORAGE": str(HOME / "storage"),
+}
 # Names of the variables that env.sh has set in a shell, to tell them from the user's own.
 MARK = "GLIORAY_LOCAL_VARIABLES"
 
@@ -108,7 +114,7 @@ def up(*, s3: bool = False) -> dict[str, Service]:
     make_folder(HOME)
     if make_phantoms():
         print(f"wrote {NUM_PHANTOMS} phantom cases to {PHANTOM.relative_to(ROOT)}", flush=True)
-    services, env = {}, {"GLIORAY_DATA": str(PHANTOM), "GLIORAY_STORAGE": str(HOME / "storage")}
+    services, env = {}, dict(DEFAULTS)
     try:
         if s3:
             _add(services, "s3", start_s3(HOME / "s3", ["data", "storage"]), env)
@@ -145,7 +151,7 @@ def load_state() -> dict[str, Service]:
 
 def client_env(services: dict[str, Service]) -> dict[str, str]:
     """The environment of a process that uses the services; what the user has set stays."""
-    env = {"GLIORAY_DATA": str(PHANTOM), "GLIORAY_STORAGE": str(HOME / "storage")}
+    env = dict(DEFAULTS)
     for service in services.values():
         env |= service.env
     taken = _set_by_user()

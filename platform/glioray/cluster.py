@@ -63,10 +63,15 @@ def connect(*modules: Path) -> None:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_cluster = address != "local"
-    runtime_env = {
-        "py_modules": [str(Path(glioray.__file__).parent), *map(str, modules)],
-        "env_vars": {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()},
+    # What `ray job submit --runtime-env-json` set stays as it is: Ray refuses a second value.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    variables = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()}
+    given = job.get("env_vars") or {}
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: value for name, value in variables.items() if name not in given}
     }
+    if "py_modules" not in job:
+        runtime_env["py_modules"] = [str(Path(glioray.__file__).parent), *map(str, modules)]
     try:
         ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
     except ConnectionError as error:

@@ -11,7 +11,7 @@ from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
 from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
 from glioray.cluster import check_shared, connect, log_to_stderr
 from glioray.config import RunConfig
-from glioray.errors import DataError, UsageError
+from glioray.errors import DataError, ModelError, UsageError
 from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
 from glioray.slices.pipeline import index_data
 from glioray.storage import join_uri, open_storage
@@ -68,7 +68,10 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None)
 def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
     """A model's package in a local folder, and its description."""
     package = fetch_package(uri, folder)
-    return package, parse_spec((package / SPEC_FILE).read_bytes())
+    try:
+        return package, parse_spec((package / SPEC_FILE).read_bytes())
+    except ModelError as error:
+        raise ModelError(f"the model {uri} cannot be used: {error}") from error
 
 
 def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:
