@@ -127,9 +127,12 @@ def test_a_rank_that_dies_is_replaced_and_the_run_goes_on(plan: RunPlan, mlflow_
 def test_no_validation_cases_is_no_obstacle_to_training(plan: RunPlan):
     every = tuple(entry.case_id for entry in plan.manifest.select("labelled"))
     manifest = dataclasses.replace(plan.manifest, splits={"train": every, "val": (), "test": ()})
-    result = run_training(dataclasses.replace(plan, manifest=manifest))
+    unjudged = dataclasses.replace(plan, manifest=manifest)
+    result = run_training(unjudged)
     assert result["metrics"]["epoch"] == 2
     assert not any(name.startswith("dice") for name in result["metrics"])
+    with pytest.raises(DataError, match="the split has none"):
+        run_sweep(SweepPlan(base=unjudged, num_trials=1, num_concurrent=1, model_name="none"))
 
 
 def test_what_goes_wrong_on_a_worker_reaches_the_user_in_its_own_words(plan: RunPlan):

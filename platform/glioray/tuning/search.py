@@ -20,7 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from glioray.cluster import Share, log_to_stderr, run_training, share_of
 from glioray.config import override
-from glioray.errors import GliorayError, TrainingError
+from glioray.errors import DataError, GliorayError, TrainingError
 from glioray.slices.pipeline import fill_cache
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.figures import trials_figure
@@ -64,9 +64,14 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     `trials`, a row a trial.
 
     Raises:
+        DataError: there is no validation case to compare trials by.
         TrainingError: no trial got as far as a checkpoint.
     """
     base = plan.base
+    if not base.manifest.select("val"):
+        raise DataError(
+            "a search compares trials on validation cases and the split has none; choose another --fold"
+        )
     storage = open_storage(base.storage)
     claim_run(storage, base)
     tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
