@@ -204,6 +204,7 @@ def _load_slices(
         _log.info(
             "%d slices of %d cases on this node, %.1f GB read ahead", len(store), len(pool), warmed / 1e9
         )
+        _warn_of_cut_tumour(stacks[0], preprocess)
     config = plan.config
     node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
     seed = config.train.seed + 1_000_003 * ranks.node_rank
@@ -211,6 +212,18 @@ def _load_slices(
     part = (ranks.local_rank, ranks.local_world_size)
     num_steps = int(reduce_max(sampler.num_steps))
     return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]
+
+
+def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: PreprocessConfig) -> None:
+    """Say what of the tumours lies outside the slices' window: it is not learned from."""
+    whole = [sum(stacks[0].label_voxels[1:]) for stacks in cases]
+    inside = [int(np.count_nonzero(stacks[0].mask)) for stacks in cases if stacks[0].mask is not None]
+    num_cut = sum(a > b for a, b in zip(whole, inside, strict=True))
+    if num_cut:
+        _log.warning(
+            "%d of %d cases have tumour outside the window of %d x %d pixels, %.1f %% of all of it; raise preprocess.size",
+            num_cut, len(cases), *preprocess.size, 100 * (1 - sum(inside) / sum(whole)),
+        )  # fmt: skip
 
 
 class _Tracked:
