@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -32,10 +33,11 @@ class SystemMetrics:
     ) -> None:
         self._send, self._interval_s, self._step = send, interval_s, first_step
         self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
-            self._monitors.append(GPUMonitor())
-        except (ImportError, RuntimeError) as error:
-            _log.info("no GPU metrics: %s", error)
+        if torch.cuda.is_available():
+            try:
+                self._monitors.append(GPUMonitor())
+            except (ImportError, RuntimeError) as error:
+                _log.info("no GPU metrics: %s", error)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
 
