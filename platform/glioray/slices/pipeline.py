@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ TASK_CPUS = 0.25
 
 def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
     """`check_case` of every case, spread over the cluster, in the order in which they end."""
+    if not cases:
+        return
 
     def check(row: dict[str, Any]) -> dict[str, Any]:
         entry, problems = check_case(open_storage(data), from_dict(CaseFiles, json.loads(row["item"])))
@@ -86,32 +88,46 @@ def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig
     if not missing:
         return
     by_id = {entry.case_id: entry for entry in missing}
-    items = [json.dumps(to_dict(entry)) for entry in missing]
+    for stacks in _with_progress(stream_cases(data, missing, config, cache), len(missing), "decoded"):
+        here.put(by_id[stacks[0].case_id], stacks)
+
+
+def stream_cases(
+    data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
+) -> Iterator[tuple[SliceStack, ...]]:
+    """The stacks of each case, decoded all over the cluster, in the order in which they end.
+
+    Each case comes out of the cache of the node that decodes it, and goes into it.
+
+    Raises:
+        CaseError: a case cannot be decoded any more.
+    """
 
     def decode(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        there = SliceCache(cache, config)
         for item in batch["item"]:
             entry = from_dict(CaseEntry, json.loads(item))
-            there = SliceCache(cache, config)
             stacks = there.get(entry)
             if stacks is None:
                 stacks = prepare_case(data, entry, config)
                 there.put(entry, stacks)
             for stack in stacks:
-                yield _to_block(stack)
+                yield _to_rows(stack)
 
     quiet_data()
+    items = [json.dumps(to_dict(entry)) for entry in entries]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         decode, batch_size=1, num_cpus=TASK_CPUS
     )
-    collected: dict[str, list[SliceStack]] = {}
-    blocks = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+    cases: dict[str, list[SliceStack]] = {}
     try:
-        for block in _with_progress(blocks, len(missing) * len(config.planes), "decoded"):
-            stack = _from_block(block)
-            stacks = collected.setdefault(stack.case_id, [])
+        for stack in _assemble(
+            dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+        ):
+            stacks = cases.setdefault(stack.case_id, [])
             stacks.append(stack)
             if len(stacks) == len(config.planes):
-                here.put(by_id[stack.case_id], collected.pop(stack.case_id))
+                yield tuple(cases.pop(stack.case_id))
     except RayTaskError as error:
         if isinstance(error.cause, GliorayError):
             raise error.cause from None
@@ -133,24 +149,44 @@ def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple
     return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
 
 
-def _to_block(stack: SliceStack) -> dict[str, Any]:
-    """A row a slice, so that the arrays stay fixed-shape tensors; what is the case's stands in each row."""
+def _to_rows(stack: SliceStack) -> dict[str, Any]:
+    """A row a slice, so that the arrays stay fixed-shape tensors; what is the stack's stands in each row."""
     names = ("case_id", "plane", "origin", "shape", "spacing_mm", "label_voxels")
-    meta = json.dumps({name: getattr(stack, name) for name in names} | {"has_mask": stack.mask is not None})
     count = len(stack.images)
+    plain = {name: getattr(stack, name) for name in names}
+    meta = json.dumps({**plain, "has_mask": stack.mask is not None, "num_slices": count})
     masks = (
         np.zeros((count, *stack.images.shape[2:]), np.uint8) if stack.mask is None else np.asarray(stack.mask)
     )
-    return {"image": np.asarray(stack.images), "mask": masks, "meta": np.array([meta] * count)}
-
-
-def _from_block(block: dict[str, Any]) -> SliceStack:
-    meta = json.loads(str(block["meta"][0]))
-    has_mask = meta.pop("has_mask")
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()
+    return {
+        "image": np.asarray(stack.images),
+        "mask": masks,
+        "index": np.arange(count),
+        "meta": np.array([meta] * count),
     }
-    return SliceStack(images=block["image"], mask=block["mask"] if has_mask else None, **plain)
+
+
+def _assemble(blocks: Iterable[dict[str, Any]]) -> Iterator[SliceStack]:
+    """Stacks out of blocks of rows: Ray Data joins small outputs of a task into one block and cuts large ones."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for block in blocks:
+        for text in dict.fromkeys(block["meta"].tolist()):
+            rows = block["meta"] == text
+            found = parts.setdefault(text, [])
+            found.append({name: block[name][rows] for name in ("image", "mask", "index")})
+            meta = json.loads(text)
+            if sum(len(part["index"]) for part in found) < meta.pop("num_slices"):
+                continue
+            del parts[text]
+            order = np.argsort(np.concatenate([part["index"] for part in found]))
+            images, masks = (
+                np.concatenate([part[name] for part in found])[order] for name in ("image", "mask")
+            )
+            has_mask = meta.pop("has_mask")
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()
+            }
+            yield SliceStack(images=images, mask=masks if has_mask else None, **plain)
 
 
 def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:

@@ -1,0 +1,59 @@
+"""Cases through Ray Data: what comes out of the object store is what was decoded, however Ray cuts its blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.data
+
+from glioray.config import PLANES, PreprocessConfig
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.pipeline import check_cases, fill_cache, index_data, prepare_case, stream_cases
+from glioray.slices.preprocess import SliceStack
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+CONFIG = PreprocessConfig(planes=PLANES, size=(96, 96))
+
+
+def assert_same(found: SliceStack, expected: SliceStack) -> None:
+    for name in ("case_id", "plane", "origin", "shape", "spacing_mm", "label_voxels"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert np.array_equal(found.images, expected.images)
+    assert found.mask is not None
+    assert expected.mask is not None
+    assert np.array_equal(found.mask, expected.mask)
+
+
+@pytest.mark.parametrize("block_bytes", [128 << 20, 1 << 20], ids=["joined blocks", "cut blocks"])
+def test_a_case_decoded_elsewhere_arrives_whole(
+    phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+):
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", block_bytes)
+    manifest = index_data(str(phantom_data), str(tmp_path / "manifests"))
+    entries = manifest.select("all")[:3]
+    elsewhere = CacheConfig(folder=str(tmp_path / "another node's"))
+    found = {stacks[0].case_id: stacks for stacks in stream_cases(manifest.data, entries, CONFIG, elsewhere)}
+    assert set(found) == {entry.case_id for entry in entries}
+    for entry in entries:
+        expected = prepare_case(manifest.data, entry, CONFIG)
+        assert [stack.plane for stack in found[entry.case_id]] == list(PLANES)
+        for stack, other in zip(found[entry.case_id], expected, strict=True):
+            assert_same(stack, other)
+
+
+def test_filling_leaves_every_case_in_this_node_s_cache(phantom_data: Path, tmp_path: Path):
+    manifest = index_data(str(phantom_data), str(tmp_path / "manifests"))
+    cache = CacheConfig(folder=str(tmp_path / "cache"))
+    entries = manifest.select("all")[:2]
+    fill_cache(manifest.data, entries, CONFIG, cache)
+    for entry in entries:
+        kept = SliceCache(cache, CONFIG).get(entry)
+        assert kept is not None
+        for stack, other in zip(kept, prepare_case(manifest.data, entry, CONFIG), strict=True):
+            assert_same(stack, other)
+
+
+def test_no_case_is_no_work(tmp_path: Path):
+    assert list(check_cases(str(tmp_path), [])) == []
