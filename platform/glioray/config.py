@@ -25,6 +25,10 @@ REGIONS = ("wt", "tc", "et")
 
 PLANES = ("axial", "coronal", "sagittal")
 
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "schedulefree")
+
+SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly")
+
 T = TypeVar("T")
 
 
@@ -40,16 +44,30 @@ class PreprocessConfig:
     Attributes:
         planes: of the slices; with several, one network sees them all and a prediction is their mean.
         size: (H, W) of a slice in pixels: the brain's box, centred, padded with 0 or cut.
+        modalities: that the network is fed, in this order; cases may lack the others.
+        skull_strip: remove what is not brain, for scans that still have a skull.
+        n4: correct the coil's bias field (N4).
+        spacing_mm: of the voxels along X, Y, Z that cases are resampled to; None leaves each as it is.
+        percentiles: of the brain's intensities, (low, high), that they are cut at before normalising.
         normalize: "zscore" (per modality inside the brain) or "none".
         clip: bounds of the z-scores, (low, high); keeps stray scanner maxima from swamping a batch.
+        clahe: clip limit of contrast-limited adaptive histogram equalisation, in (0, 1]; 0 turns it off.
+        brain_channel: feed the brain's mask as one further channel.
         neighbours: slices on each side that are fed as further channels (2.5-D); 0 for plain 2-D.
         neighbour_step: the distance between them, in slices.
     """
 
     planes: tuple[str, ...] = ("axial",)
     size: tuple[int, int] = (192, 160)
+    modalities: tuple[str, ...] = MODALITIES
+    skull_strip: bool = False
+    n4: bool = False
+    spacing_mm: tuple[float, float, float] | None = None
+    percentiles: tuple[float, float] | None = None
     normalize: str = "zscore"
     clip: tuple[float, float] = (-20.0, 20.0)
+    clahe: float = 0.0
+    brain_channel: bool = False
     neighbours: int = 0
     neighbour_step: int = 1
 
@@ -62,6 +80,24 @@ class PreprocessConfig:
             self.size,
             "multiples of 16 from 32 on",
         )
+        fed = (
+            set(self.modalities) <= set(MODALITIES) and len(set(self.modalities)) == len(self.modalities) > 0
+        )
+        _check(fed, "preprocess.modalities", self.modalities, f"some of {', '.join(MODALITIES)}")
+        spacing, cut = self.spacing_mm, self.percentiles
+        _check(
+            spacing is None or all(0.1 <= mm <= 10 for mm in spacing),
+            "preprocess.spacing_mm",
+            spacing,
+            "None or three from 0.1 to 10",
+        )
+        _check(
+            cut is None or 0 <= cut[0] < cut[1] <= 100,
+            "preprocess.percentiles",
+            cut,
+            "None or (low, high) from 0 to 100",
+        )
+        _check(0 <= self.clahe <= 1, "preprocess.clahe", self.clahe, "0 (off) to 1")
         _check(self.normalize in ("zscore", "none"), "preprocess.normalize", self.normalize, "zscore or none")
         _check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
         _check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
@@ -69,8 +105,8 @@ class PreprocessConfig:
 
     @property
     def num_channels(self) -> int:
-        """Channels that the network is fed: modalities times slices."""
-        return len(MODALITIES) * (2 * self.neighbours + 1)
+        """Channels that the network is fed: modalities (and the brain's mask) times slices."""
+        return (len(self.modalities) + self.brain_channel) * (2 * self.neighbours + 1)
 
     @property
     def cache_key(self) -> str:
@@ -85,12 +121,17 @@ class SampleConfig:
     Attributes:
         foreground_share: share of each batch that is drawn from slices with tumour; None draws all alike.
         empty_share: share of the slices without tumour that is kept at all (evenly spaced along the axis).
+        min_tumour_px: slices with some tumour, but less than so many pixels of it, are left out.
+        slice_split: shares (train, val, test) by which slices, rather than patients, are split; None for
+            patients. Neighbouring slices of one patient then lie on both sides, so that figures flatter.
         balance_cases: draw each case equally often, however many of its slices there are.
         steps_per_epoch: optimiser steps an epoch; None for one pass over the kept slices.
     """
 
     foreground_share: float | None = None
     empty_share: float = 1.0
+    min_tumour_px: int = 0
+    slice_split: tuple[float, float, float] | None = None
     balance_cases: bool = False
     steps_per_epoch: int | None = None
 
@@ -98,6 +139,15 @@ class SampleConfig:
         share = self.foreground_share
         _check(share is None or 0 <= share <= 1, "sample.foreground_share", share, "None or 0 to 1")
         _check(0 <= self.empty_share <= 1, "sample.empty_share", self.empty_share, "0 to 1")
+        _check(self.min_tumour_px >= 0, "sample.min_tumour_px", self.min_tumour_px, "at least 0")
+        parts = self.slice_split
+        _check(
+            parts is None
+            or (min(parts) >= 0 and parts[0] > 0 and parts[1] > 0 and abs(sum(parts) - 1) < 1e-6),
+            "sample.slice_split",
+            parts,
+            "None or shares (train, val, test) that add up to 1, train and val above 0",
+        )
         steps = self.steps_per_epoch
         _check(steps is None or steps > 0, "sample.steps_per_epoch", steps, "None or at least 1")
 
@@ -127,6 +177,14 @@ class AugmentConfig:
         noise_std: its largest standard deviation.
         blur_p: of a 3 x 3 mean, as thick slices leave behind.
         drop_p: of blanking a whole modality, per channel.
+        elastic_p: of a smooth random deformation.
+        elastic_px: standard deviation of its displacements on a coarse 3 x 3 grid, in pixels.
+        lowres_p: of being sampled down and up again.
+        lowres: the largest factor of that.
+        ghost_p: of ghosts, as periodic motion leaves along one axis.
+        ghost: their largest share of the image.
+        motion_p: of a head that moved in the midst of the scan.
+        motion_px: its largest shift, in pixels.
     """
 
     strength: float = 1.0
@@ -147,10 +205,18 @@ class AugmentConfig:
     noise_std: float = 0.1
     blur_p: float = 0.0
     drop_p: float = 0.0
+    elastic_p: float = 0.0
+    elastic_px: float = 10.0
+    lowres_p: float = 0.0
+    lowres: float = 2.0
+    ghost_p: float = 0.0
+    ghost: float = 0.4
+    motion_p: float = 0.0
+    motion_px: float = 6.0
 
     def __post_init__(self) -> None:
         _check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
-        for name in ("affine_p", "intensity_p", "gamma_p", "noise_p", "blur_p", "drop_p"):
+        for name in [f.name for f in dataclasses.fields(self) if f.name.endswith("_p")]:
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
         _check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
 
@@ -165,10 +231,35 @@ class NetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A loss by its name in `glioray.losses`, and its keyword arguments."""
+    """A loss by its name in `glioray.losses`, and its keyword arguments.
+
+    Attributes:
+        name: in the registry.
+        options: its own.
+        balance: how the training cases' label statistics weigh classes, where the loss has class weights:
+            "none", "inverse" (one over the frequency) or "sqrt" (the root of that).
+        side_weights: of a network's side outputs, finest first: "equal", or "halving" (each half of the one
+            before; nnU-Net's). Both add up to 1 with the logits' own weight.
+        presence_weight: of the classification of slices, for networks that have one.
+    """
 
     name: str = "dice_ce"
     options: dict[str, Any] = field(default_factory=dict)
+    balance: str = "none"
+    side_weights: str = "halving"
+    presence_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.balance in ("none", "inverse", "sqrt"), "loss.balance", self.balance, "none, inverse or sqrt"
+        )
+        _check(
+            self.side_weights in ("equal", "halving"),
+            "loss.side_weights",
+            self.side_weights,
+            "equal or halving",
+        )
+        _check(self.presence_weight >= 0, "loss.presence_weight", self.presence_weight, "at least 0")
 
     @property
     def target(self) -> str:
@@ -180,25 +271,48 @@ class LossConfig:
 class OptimConfig:
     """Optimiser, schedule, clipping and averaging of the weights.
 
-    `warmup` is the share of the run in which the rate rises linearly; `floor` the share of `lr` that
-    the cosine ends on. `ema` is the decay of the weights' moving average; 0 turns it off.
+    Attributes:
+        name: one of `OPTIMIZERS`.
+        lr: the largest learning rate.
+        weight_decay: of weights; biases and norms are not decayed.
+        momentum: of sgd (Nesterov's) and rmsprop.
+        schedule: one of `SCHEDULES`; schedulefree wants constant.
+        warmup: share of the run in which the rate rises linearly.
+        floor: share of `lr` that cosine, cyclic, onecycle and poly end on.
+        power: of poly.
+        cycles: of cyclic.
+        grad_clip: largest norm of the gradient; 0 turns it off.
+        ema: decay of the weights' moving average; 0 turns it off.
     """
 
     name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
+    momentum: float = 0.9
     schedule: str = "cosine"
     warmup: float = 0.05
     floor: float = 0.01
+    power: float = 0.9
+    cycles: int = 4
     grad_clip: float = 1.0
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        _check(self.name in ("adam", "adamw"), "optim.name", self.name, "adam or adamw")
+        _check(self.name in OPTIMIZERS, "optim.name", self.name, f"one of {', '.join(OPTIMIZERS)}")
         _check(0 < self.lr <= 10, "optim.lr", self.lr, "above 0, at most 10")
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
-        _check(self.schedule in ("cosine", "constant"), "optim.schedule", self.schedule, "cosine or constant")
+        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
+        _check(self.schedule in SCHEDULES, "optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        _check(
+            self.name != "schedulefree" or self.schedule == "constant",
+            "optim.schedule",
+            self.schedule,
+            "constant with schedulefree, which replaces the schedule",
+        )
         _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to below 1")
+        _check(0 <= self.floor <= 1, "optim.floor", self.floor, "0 to 1")
+        _check(self.power > 0, "optim.power", self.power, "above 0")
+        _check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
         _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
 
@@ -213,6 +327,7 @@ class TrainConfig:
         minutes: and after so many minutes of training; the schedule follows whichever ends first.
         precision: "auto" (bf16 where the device gains by it), "bf16" or "fp32".
         num_validations: evenly over the run, each with a checkpoint, at the ends of epochs; the last one always.
+        num_kept: checkpoints that are kept; several can be put together to an ensemble.
         num_workers: ranks.
     """
 
@@ -221,6 +336,7 @@ class TrainConfig:
     minutes: float | None = None
     precision: str = "auto"
     num_validations: int = 10
+    num_kept: int = 1
     num_workers: int = 1
     seed: int = 0
 
@@ -235,6 +351,7 @@ class TrainConfig:
             "auto, bf16 or fp32",
         )
         _check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
+        _check(self.num_kept >= 1, "train.num_kept", self.num_kept, "at least 1")
         _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
         _check(
             self.batch_size % self.num_workers == 0,
@@ -251,14 +368,18 @@ class PostprocessConfig:
     Attributes:
         mirror: axes of a slice, (H, W), over whose mirrored copies predictions are averaged.
         thresholds: per region WT, TC, ET, where the network predicts regions.
+        fit_thresholds: replace them, at the end of a training, by those that do best on its validation cases.
         min_et_ml: an enhancing tumour smaller than this in all is relabelled as necrotic core.
         min_component_ml: connected whole-tumour components smaller than this are removed.
+        fill_holes: holes within a region, in 3-D, become part of it.
     """
 
     mirror: tuple[bool, bool] = (False, True)
     thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit_thresholds: bool = False
     min_et_ml: float = 0.0
     min_component_ml: float = 0.0
+    fill_holes: bool = False
 
     def __post_init__(self) -> None:
         _check(

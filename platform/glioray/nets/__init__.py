@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from glioray.nets.folded import Folded
 from glioray.nets.unet import UNet
 
 SEGMENTATION_NETS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
 }
+"""Each takes in_channels and out_channels, any H and W, and has `heads()`, the convolutions that give logits.
+In evaluation it returns logits (B, out_channels, H, W), in training logits or an `outputs.Supervised`."""
 
 
-def build_net(name: str, *, in_channels: int, out_channels: int, **options: Any) -> nn.Module:
+def build_net(
+    name: str,
+    *,
+    in_channels: int,
+    out_channels: int,
+    stem_stride: int = 1,
+    prior: float | None = None,
+    **options: Any,
+) -> nn.Module:
     """A network by its name: (B, in_channels, H, W) to logits (B, out_channels, H, W).
+
+    Args:
+        name: in `SEGMENTATION_NETS`.
+        in_channels: of the images.
+        out_channels: of the logits.
+        stem_stride: 1, 2 or 4: run the network on squares of so many pixels folded into channels (`Folded`).
+        prior: the probability that each output begins with, through the heads' biases; None leaves torch's.
+        options: the network's own.
 
     Raises:
         ValueError: a name that is not in the registry, or an option that the network does not have.
@@ -24,7 +44,18 @@ def build_net(name: str, *, in_channels: int, out_channels: int, **options: Any)
         raise ValueError(
             f"'{name}' is not a network; the networks are {', '.join(sorted(SEGMENTATION_NETS))}"
         )
+    if stem_stride not in (1, 2, 4):
+        raise ValueError(f"stem_stride {stem_stride}: expected 1, 2 or 4")
+    if prior is not None and not 0 < prior < 1:
+        raise ValueError(f"prior {prior}: expected a probability between 0 and 1")
+    area = stem_stride**2
     try:
-        return SEGMENTATION_NETS[name](in_channels=in_channels, out_channels=out_channels, **options)
+        net = SEGMENTATION_NETS[name](
+            in_channels=in_channels * area, out_channels=out_channels * area, **options
+        )
     except TypeError as error:
         raise ValueError(f"network '{name}' does not take these options: {error}") from error
+    if prior is not None:
+        for head in net.heads():  # type: ignore[operator]
+            nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
+    return Folded(net, stem_stride) if stem_stride > 1 else net

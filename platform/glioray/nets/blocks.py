@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -77,6 +78,17 @@ def build_norm(name: str, channels: int) -> nn.Module:
     if name not in NORMS:
         raise ValueError(f"'{name}' is not a normalisation; they are {', '.join(sorted(NORMS))}")
     return NORMS[name](channels)
+
+
+def pad_to_multiple(x: Tensor, divisor: int, *, at_least: int = 0) -> Tensor:
+    """(B, C, H, W) with zeros at the bottom and the right: each side a multiple of `divisor` from `at_least` on."""
+
+    def padding(length: int) -> int:
+        wanted: int = torch.sym_max(length, at_least)  # leaves H and W free in an export
+        return wanted + -wanted % divisor - length
+
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, padding(width), 0, padding(height)))
 
 
 class ConvBlock(nn.Module):

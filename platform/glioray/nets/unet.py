@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glioray.nets.blocks import ConvBlock
+from glioray.nets.blocks import ConvBlock, pad_to_multiple
 
 
 class UNet(nn.Module):
@@ -18,11 +16,9 @@ class UNet(nn.Module):
     a multiple of `divisor`, at least two of them, and the result cut back.
 
     Deviations: normalisation and leaky ReLU in place of plain ReLU; `width` and `depth` by argument (the
-    paper's are 64 and 4). `stem_stride` 2 folds each 2x2 square of pixels into channels before the first
-    level and unfolds it after the last (Shi et al. 2016, arXiv 1609.05158): the whole net runs at half
-    resolution for a quarter of the cost, while no pixel is averaged away. `lean` halves the cost again:
-    strided convolutions go down, a 1x1 convolution and nearest neighbours up, skips are added as in LinkNet
-    (Chaurasia, Culurciello 2017, arXiv 1707.03718), and the way up has one convolution a level.
+    paper's are 64 and 4). `lean` halves the cost: strided convolutions go down, a 1x1 convolution and nearest
+    neighbours up, skips are added as in LinkNet (Chaurasia, Culurciello 2017, arXiv 1707.03718), and the way
+    up has one convolution a level.
 
     Args:
         in_channels: channels of the input.
@@ -34,9 +30,7 @@ class UNet(nn.Module):
         num_convs: convolutions a block.
         dropout: share of channels dropped in the two deepest levels.
         residual: residual blocks.
-        stem_stride: 1, 2 or 4.
         lean: the cheap way down and up.
-        prior: the probability that each output begins with, through the head's bias; None leaves torch's.
 
     Raises:
         ValueError: an argument out of range.
@@ -54,21 +48,14 @@ class UNet(nn.Module):
         num_convs: int = 2,
         dropout: float = 0.0,
         residual: bool = False,
-        stem_stride: int = 1,
         lean: bool = False,
-        prior: float | None = None,
     ) -> None:
         super().__init__()
-        if width < 1 or not 1 <= depth <= 7 or stem_stride not in (1, 2, 4):
-            raise ValueError(
-                f"width {width}, depth {depth}, stem_stride {stem_stride}: expected width from 1, depth 1 to 7, "
-                "stem_stride 1, 2 or 4"
-            )
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(f"prior {prior}: expected a probability between 0 and 1")
+        if width < 1 or not 1 <= depth <= 7:
+            raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
         widths = [min(width << level, max_width) for level in range(depth + 1)]
-        self.stem_stride, self.lean = stem_stride, lean
-        self.divisor = stem_stride << depth
+        self.lean = lean
+        self.divisor = 1 << depth
 
         def block(source: int, target: int, level: int, convs: int, stride: int = 1) -> ConvBlock:
             drop = dropout if level >= depth - 1 else 0.0
@@ -76,8 +63,7 @@ class UNet(nn.Module):
                 source, target, norm=norm, num_convs=convs, dropout=drop, residual=residual, stride=stride
             )
 
-        area = stem_stride**2
-        self.down = nn.ModuleList([block(in_channels * area, widths[0], 0, num_convs)])
+        self.down = nn.ModuleList([block(in_channels, widths[0], 0, num_convs)])
         for level in range(1, depth + 1):
             self.down.append(block(widths[level - 1], widths[level], level, num_convs, 2 if lean else 1))
         self.up = nn.ModuleList()
@@ -92,15 +78,16 @@ class UNet(nn.Module):
             else:
                 self.up.append(nn.ConvTranspose2d(below, here, 2, stride=2))
                 self.merge.append(block(2 * here, here, level, num_convs))
-        self.head = nn.Conv2d(widths[0], out_channels * area, 1)
-        if prior is not None:
-            nn.init.constant_(self.head.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
+        self.head = nn.Conv2d(widths[0], out_channels, 1)
+
+    def heads(self) -> list[nn.Conv2d]:
+        """The convolutions whose outputs are logits."""
+        return [self.head]
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, self._padding(width), 0, self._padding(height)))
-        if self.stem_stride > 1:
-            x = F.pixel_unshuffle(x, self.stem_stride)
+        # A deepest level of a single pixel would have nothing for a norm to go by.
+        x = pad_to_multiple(x, self.divisor, at_least=2 * self.divisor)
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 or self.lean else F.max_pool2d(x, 2))
@@ -109,12 +96,5 @@ class UNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             skip, x = skips.pop(), up(x)
             x = merge(skip + x if self.lean else torch.cat([skip, x], dim=1))
-        x = self.head(x)
-        if self.stem_stride > 1:
-            x = F.pixel_shuffle(x, self.stem_stride)
-        return x[..., :height, :width]
-
-    def _padding(self, length: int) -> int:
-        # A deepest level of a single pixel would have nothing for a norm to go by; sym_max leaves exports free.
-        wanted: int = torch.sym_max(length, 2 * self.divisor)
-        return wanted + -wanted % self.divisor - length
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]

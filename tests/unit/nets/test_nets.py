@@ -179,7 +179,7 @@ def test_an_option_that_a_network_does_not_have():
 def test_options_out_of_range(options: dict[str, Any]):
     with pytest.raises(
         ValueError,
-        match=r"expected width from 1|is not a normalisation; they are batch|expected a probability",
+        match=r"expected width from 1|stem_stride 3|is not a normalisation; they are batch|expected a probability",
     ):
         build_net("unet", in_channels=4, out_channels=3, **options)
 
@@ -197,16 +197,17 @@ def test_the_stem_keeps_pixels_in_place(stem_stride: int):
         stem_stride=stem_stride,
     )
     area = stem_stride**2
+    unet = net.net if stem_stride > 1 else net
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
         # Each convolution hands its channels on; the merge hears the skip alone.
-        for block in (net.down[0], net.merge[0]):
+        for block in (unet.down[0], unet.merge[0]):
             for layer in block.layers:
                 if isinstance(layer, nn.Conv2d):
                     for channel in range(3 * area):
                         layer.weight[channel, channel, 1, 1] = 1
-        net.head.weight[:, :, 0, 0] = torch.eye(3 * area)
+        unet.head.weight[:, :, 0, 0] = torch.eye(3 * area)
     images = _noise(2, 3, 21, 34).abs()  # positive values pass the activations unchanged
     torch.testing.assert_close(net(images), images, rtol=0, atol=0)
 

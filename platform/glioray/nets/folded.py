@@ -1,0 +1,41 @@
+"""Any network at half or a quarter of the resolution, with no pixel averaged away."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glioray.nets.blocks import pad_to_multiple
+from glioray.nets.outputs import Supervised
+
+
+class Folded(nn.Module):
+    """Folds each `stride` x `stride` square of pixels into channels before a network and unfolds it after.
+
+    The network runs at 1 / stride of the resolution for 1 / stride^2 of the cost. It takes in_channels *
+    stride^2 channels and gives out_channels * stride^2. Reference: Shi et al. 2016 (arXiv 1609.05158).
+    """
+
+    def __init__(self, net: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.net, self.stride = net, stride
+
+    def heads(self) -> list[nn.Conv2d]:
+        """The convolutions whose outputs are logits."""
+        found: list[nn.Conv2d] = self.net.heads()  # type: ignore[operator]
+        return found
+
+    def forward(self, x: Tensor) -> Tensor | Supervised:
+        height, width = x.shape[-2:]
+
+        def unfold(logits: Tensor) -> Tensor:
+            return F.pixel_shuffle(logits, self.stride)[..., :height, :width]
+
+        found = self.net(F.pixel_unshuffle(pad_to_multiple(x, self.stride), self.stride))
+        if not isinstance(found, Supervised):
+            return unfold(found)
+        presence = found.presence
+        if presence is not None:
+            # A square holds a label where any of its pixels does.
+            presence = presence.unflatten(1, (-1, self.stride**2)).amax(2)
+        return Supervised(unfold(found.logits), tuple(unfold(side) for side in found.sides), presence)
