@@ -30,9 +30,9 @@ case "${1:-}" in
   *) usage >&2; exit 2 ;;
 esac
 
-# The extra `dev` has the checks, the test tools and the S3 server.
-extra=""
-if [ "$1" = test ] || [[ " $* " == *" --s3 "* ]]; then extra=dev; fi
+# The extra `dev` has the checks, the test tools and the S3 server; `prepare` what prepares images on request.
+extras=""
+if [ "$1" = test ]; then extras="dev prepare"; elif [[ " $* " == *" --s3 "* ]]; then extras=dev; fi
 
 find_python() {
   local name
@@ -46,12 +46,12 @@ find_python() {
 }
 
 list_requirements() {
-  .venv/bin/python - "$extra" <<'CODE'
+  .venv/bin/python - $extras <<'CODE'
 import sys, tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print(*project["dependencies"], *(extras[sys.argv[1]] if sys.argv[1] else ()), sep="\n")
+print(*project["dependencies"], *(item for name in sys.argv[1:] for item in extras[name]), sep="\n")
 CODE
 }
 

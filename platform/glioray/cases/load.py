@@ -31,7 +31,7 @@ class Case:
 
     Attributes:
         case_id: the study.
-        images: (4, X, Y, Z) in RAS+, in the order of `config.MODALITIES`; int16 where all files hold
+        images: (M, X, Y, Z) in RAS+, in the order of `modalities`; int16 where all files hold
             integers that fit, float32 otherwise. Raw intensities: nothing is scaled or clipped.
         mask: (X, Y, Z) uint8 internal labels, or None.
         affine: (4, 4) float64 from voxel index to mm, both in RAS+.
@@ -39,6 +39,7 @@ class Case:
         reference: the header of the file whose grid a prediction goes back to (T1, or the 4-D file);
             what `nifti.encode_mask` takes.
         convention: of the mask, or None without one.
+        modalities: of the images, in their order.
     """
 
     case_id: str
@@ -48,6 +49,7 @@ class Case:
     spacing_mm: tuple[float, float, float]
     reference: Header
     convention: LabelConvention | None
+    modalities: tuple[str, ...] = MODALITIES
 
 
 def load_case(
