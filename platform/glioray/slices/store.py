@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,16 +21,24 @@ class Batch:
     """A batch on its way to the network.
 
     Attributes:
-        images: (B, C, H, W) float32, C = modalities x slices; with neighbours, from the lowest slice up.
+        images: (B, C, H, W) float32, C = modalities (and the brain's mask) x slices; with neighbours, from
+            the lowest slice up.
         masks: (B, H, W) uint8 internal labels.
         positions: (B,) index of each sample in the epoch's order, over all ranks: what seeds augmentation.
         lateral: (B,) whether columns run from left to right, so that a mirrored slice is still anatomy.
+        is_intensity: (C,) whether a channel holds intensities, rather than the brain's mask as 0 and 1; one
+            True stands for all of them.
     """
 
     images: torch.Tensor
     masks: torch.Tensor
     positions: NDArray[np.int64]
     lateral: NDArray[np.bool_]
+    is_intensity: NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
+
+    def __post_init__(self) -> None:
+        channels = np.broadcast_to(self.is_intensity, self.images.shape[1:2])
+        object.__setattr__(self, "is_intensity", channels)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; pinned memory is copied while the device computes."""
@@ -102,7 +110,8 @@ class SliceStore:
                     target.zero_()
             if mask is not None:
                 masks[row].copy_(mask[place])
-        return Batch(images, masks, np.arange(len(indices)) if positions is None else positions, lateral)
+        positions = np.arange(len(indices)) if positions is None else positions
+        return Batch(images, masks, positions, lateral, np.tile(self._is_intensity(), len(offsets)))
 
     def stack_batches(self, number: int, batch_size: int) -> Iterator[Batch]:
         """All slices of stack `number`, in order."""
@@ -119,6 +128,12 @@ class SliceStore:
                 mapping.madvise(mmap.MADV_WILLNEED)
                 asked += stack.images.nbytes
         return asked
+
+    def _is_intensity(self) -> NDArray[np.bool_]:
+        """Of the channels of one slice."""
+        flags = np.ones(self._images[0].shape[1], bool)
+        flags[len(self.preprocess.modalities) :] = False
+        return flags
 
     def _neighbour_offsets(self) -> list[int]:
         reach, step = self.preprocess.neighbours, self.preprocess.neighbour_step
