@@ -26,10 +26,11 @@ def decode_labels(
 
 
 def postprocess(labels: NDArray[np.uint8], config: PostprocessConfig, voxel_ml: float) -> NDArray[np.uint8]:
-    """Labels (X, Y, Z) of one whole case after the size rules; a new array.
+    """Labels (X, Y, Z) of one whole case after the model's rules; a new array.
 
-    A small enhancing tumour is more often a false alarm than a find, and BraTS scores it 0 against an
-    empty truth: below `min_et_ml` in all it becomes necrotic core (Isensee et al. 2020, arXiv 2011.00848).
+    The rules, in their order: small components go, holes are filled, little enhancement becomes core. A small
+    enhancing tumour is more often a false alarm than a find, and BraTS scores it 0 against an empty truth:
+    below `min_et_ml` in all it becomes necrotic core (Isensee et al. 2020, arXiv 2011.00848).
     """
     labels = labels.copy()
     if config.min_component_ml:
@@ -41,7 +42,28 @@ def postprocess(labels: NDArray[np.uint8], config: PostprocessConfig, voxel_ml: 
         if count:
             small[1 + int(sizes[1:].argmax())] = False
         labels[small[parts]] = 0
+    if config.fill_holes:
+        _fill_holes(labels)
     enhancing = labels == 3
     if 0 < np.count_nonzero(enhancing) * voxel_ml < config.min_et_ml:
         labels[enhancing] = 1
     return labels
+
+
+def _fill_holes(labels: NDArray[np.uint8]) -> None:
+    """Make holes part of the region around them, in place.
+
+    A hole is what a region encloses in 3-D, without a way out over the faces of voxels. The inner region goes
+    first: a hole in the core becomes NCR, be it background or oedema, then one in the whole tumour becomes ED.
+    Enhancement is not filled, since what a ring of it encloses is core, and a resection cavity is no hole.
+    """
+    for region, label in (((1, 3), 1), ((1, 2, 3), 2)):
+        inside = np.isin(labels, region)
+        box = ndimage.find_objects(inside.astype(np.uint8))
+        if not box:
+            continue
+        # With a rim of one voxel, all that is outside hangs together and comes first.
+        outside, _ = ndimage.label(~np.pad(inside[box[0]], 1))
+        hole = outside[1:-1, 1:-1, 1:-1] > 1
+        part = labels[box[0]]
+        part[hole & (part != 4)] = label

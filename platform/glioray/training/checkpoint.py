@@ -3,10 +3,10 @@
     <run>/config.json                     the whole resolved config
     <run>/latest.json                     {"checkpoint": "checkpoints/step-…", ...}, written last
     <run>/checkpoints/step-0000000123/    model.safetensors, model.json   (inference)
-                                          state.pt                        (training)
+                                          state.pt                        (training, of the latest alone)
 
 A checkpoint is published by its pointer, one atomic write, after all its objects are there: a crash in
-between leaves the one before in force. `state.pt` holds tensors and plain values only and is read with
+between leaves the ones before in force. The pointer also names those that are kept. `state.pt` holds tensors and plain values only and is read with
 `weights_only=True`.
 """
 
@@ -40,20 +40,30 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(storage: Storage, checkpoint: Checkpoint) -> str:
-    """Publish a checkpoint and drop the one before; returns its URI."""
+def save_checkpoint(storage: Storage, checkpoint: Checkpoint, keep: int = 1) -> str:
+    """Publish a checkpoint and drop what is older than the newest `keep`; returns its URI.
+
+    Of those before it the models are kept, for ensembles, and not what only training needs.
+    """
     folder = f"checkpoints/step-{checkpoint.step:010d}"
     buffer = io.BytesIO()
     torch.save(checkpoint.state, buffer)
     storage.write(f"{folder}/{STATE_FILE}", buffer.getvalue())
     storage.write(f"{folder}/{WEIGHTS_FILE}", encode_weights(checkpoint.weights))
     storage.write(f"{folder}/{SPEC_FILE}", checkpoint.spec.to_json().encode())
-    pointer = json.dumps(
-        {"checkpoint": folder, "step": checkpoint.step, "metrics": checkpoint.spec.metrics}
-    ).encode()
-    storage.write(LATEST, pointer)
+    # Only what a pointer named before counts as kept: a crash may have left anything else.
+    kept = [*(before for before in kept_folders(storage) if before != folder), folder][-keep:]
+    pointer = {
+        "checkpoint": folder,
+        "step": checkpoint.step,
+        "metrics": checkpoint.spec.metrics,
+        "kept": kept,
+    }
+    storage.write(LATEST, json.dumps(pointer).encode())
+    needed = {f"{before}/{name}" for before in kept for name in (WEIGHTS_FILE, SPEC_FILE)}
+    needed.add(f"{folder}/{STATE_FILE}")
     for item in list(storage.list("checkpoints/")):
-        if not item.key.startswith(f"{folder}/"):
+        if item.key not in needed:
             storage.delete(item.key)
     return join_uri(storage.uri, folder)
 
@@ -88,6 +98,14 @@ def latest_folder(storage: Storage) -> str | None:
         return None
     folder: str = json.loads(storage.read(LATEST))["checkpoint"]
     return folder
+
+
+def kept_folders(storage: Storage) -> list[str]:
+    """The keys of the folders of the run's kept checkpoints, oldest first; none where it has no checkpoint."""
+    if not storage.exists(LATEST):
+        return []
+    kept: list[str] = json.loads(storage.read(LATEST))["kept"]
+    return kept
 
 
 def fetch_model(storage: Storage, folder: Path) -> Path:

@@ -140,7 +140,7 @@ def fit(
                 "metrics": metrics,
                 "rng": rng,
             }
-            save_checkpoint(storage, task.checkpoint(step, state, metrics))
+            save_checkpoint(storage, task.checkpoint(step, state, metrics), config.num_kept)
             _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _shown(metrics))
         barrier()  # no rank reports a checkpoint that is not there yet
         report(metrics)

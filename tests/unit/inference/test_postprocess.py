@@ -111,6 +111,56 @@ def test_components_go_before_enhancement_is_counted(labels: NDArray[np.uint8]):
     assert _sizes(postprocess(labels, config, 1.0)) == {1: 16, 2: 32, 4: 3}
 
 
+FILL = PostprocessConfig(fill_holes=True)
+
+
+def _shells(*labels: int) -> NDArray[np.uint8]:
+    """A cube of 11 voxels' length of one label in another, the outermost first, a voxel a shell."""
+    mask = np.zeros((11, 11, 11), np.uint8)
+    for depth, label in enumerate(labels):
+        inner = slice(depth, 11 - depth)
+        mask[inner, inner, inner] = label
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("found", "filled"),
+    [
+        ((0, 2, 0, 0), (0, 2, 2, 2)),  # a hole in the oedema
+        ((2, 0), (2, 2)),  # of a tumour that touches the volume's edge
+        ((0, 3, 0), (0, 3, 1)),  # in a ring of enhancement lies core
+        ((0, 1, 2, 0), (0, 1, 1, 1)),  # what the core encloses is core, oedema too
+        ((0, 2, 0, 3, 0), (0, 2, 2, 3, 1)),  # each by the innermost region around it
+        ((0, 2, 4), (0, 2, 4)),  # a cavity is none
+        ((0, 2, 0, 4), (0, 2, 2, 4)),
+        ((0, 4, 0), (0, 4, 0)),  # nor is it tumour
+        ((0, 2, 1, 3), (0, 2, 1, 3)),
+    ],
+    ids=str,
+)
+def test_holes_become_part_of_the_region_around_them(found: tuple[int, ...], filled: tuple[int, ...]):
+    mask = _shells(*found)
+    before = mask.copy()
+    assert np.array_equal(postprocess(mask, FILL, 1.0), _shells(*filled))
+    assert np.array_equal(mask, before)
+
+
+def test_what_has_a_way_out_is_no_hole():
+    mask = _shells(0, 2, 0)
+    mask[5, 5, 9] = 0
+    assert np.array_equal(postprocess(mask, FILL, 1.0), mask)
+    mask[5, 5, 9], mask[9, 9, 9] = 2, 0  # a gap at a corner is closed by its neighbours' faces
+    assert (postprocess(mask, FILL, 1.0)[2:9, 2:9, 2:9] == 2).all()
+
+
+def test_components_go_before_holes_are_filled():
+    mask = _shells(0, 2, 0)
+    mask[5, 5, 5] = 3
+    config = PostprocessConfig(fill_holes=True, min_component_ml=2.0)
+    assert np.array_equal(postprocess(mask, config, 1.0), _shells(0, 2, 2))
+    assert postprocess(mask, FILL, 1.0)[5, 5, 5] == 3
+
+
 def test_an_empty_mask_stays_empty():
-    config = PostprocessConfig(min_component_ml=5, min_et_ml=8)
+    config = PostprocessConfig(min_component_ml=5, min_et_ml=8, fill_holes=True)
     assert not postprocess(np.zeros((4, 4, 4), np.uint8), config, 1.0).any()

@@ -21,6 +21,7 @@ from glioray.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
     fetch_model,
+    kept_folders,
     latest_folder,
     load_state,
     save_checkpoint,
@@ -79,6 +80,7 @@ def test_a_run_without_checkpoints(tmp_path: Path):
     storage = open_storage(tmp_path)
     assert load_state(storage) is None
     assert latest_folder(storage) is None
+    assert kept_folders(storage) == []
     with pytest.raises(ModelError, match=r"has no latest.json: the run saved no checkpoint; look at its log"):
         fetch_model(storage, tmp_path / "model")
 
@@ -91,6 +93,7 @@ def test_there_and_back(tmp_path: Path):
         "checkpoint": "checkpoints/step-0000000007",
         "step": 7,
         "metrics": {"dice_mean": 0.07},
+        "kept": ["checkpoints/step-0000000007"],
     }
     _assert_in_force(storage, 7, tmp_path / "model")
 
@@ -131,6 +134,54 @@ def test_a_crash_while_cleaning_up_leaves_the_new_one_in_force(tmp_path: Path):
         else:
             break
     assert number == 3
+
+
+def _folders(storage: Storage) -> list[str]:
+    return [f"checkpoints/step-{step:010d}" for step in _steps(storage)]
+
+
+def _steps(storage: Storage) -> list[int]:
+    return sorted(
+        {int(item.key.split("/")[1].removeprefix("step-")) for item in storage.list("checkpoints/")}
+    )
+
+
+def test_the_newest_are_kept_as_models_and_the_last_one_to_go_on_from(tmp_path: Path):
+    storage = open_storage(tmp_path / "run")
+    expected = [[7], [7, 14], [7, 14, 21], [14, 21, 28]]
+    for step, steps in zip((7, 14, 21, 28), expected, strict=True):
+        save_checkpoint(storage, _checkpoint(step), 3)
+        assert _steps(storage) == steps
+        assert kept_folders(storage) == _folders(storage)
+        _assert_in_force(storage, step, tmp_path / "model")
+        states = [item.key for item in storage.list("checkpoints/") if item.key.endswith(STATE_FILE)]
+        assert states == [f"checkpoints/step-{step:010d}/{STATE_FILE}"]
+    for step in (14, 21):
+        spec, net = read_package(tmp_path / "run" / f"checkpoints/step-{step:010d}")
+        assert spec == _checkpoint(step).spec
+        assert torch.equal(net.state_dict()["head.weight"], _checkpoint(step).weights["head.weight"])
+    save_checkpoint(storage, _checkpoint(35), 1)
+    assert _steps(storage) == [35]
+
+
+def test_a_checkpoint_that_is_saved_again_counts_once(tmp_path: Path):
+    storage = open_storage(tmp_path / "run")
+    for step in (7, 14, 14):
+        save_checkpoint(storage, _checkpoint(step), 2)
+    assert _steps(storage) == [7, 14]
+
+
+def test_what_a_crash_left_is_not_kept(tmp_path: Path):
+    for number in range(4):
+        storage = open_storage(tmp_path / str(number))
+        save_checkpoint(storage, _checkpoint(7), 3)
+        with pytest.raises(StorageError):
+            save_checkpoint(Failing(storage.uri, write=number), _checkpoint(14), 3)
+        assert kept_folders(storage) == ["checkpoints/step-0000000007"]
+        _assert_in_force(storage, 7, tmp_path / "model")
+        # The clock made the second attempt end on another step.
+        save_checkpoint(storage, _checkpoint(15), 3)
+        assert _steps(storage) == [7, 15]
 
 
 def test_a_truncated_state_is_told(tmp_path: Path):
