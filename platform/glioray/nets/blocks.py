@@ -92,7 +92,9 @@ def pad_to_multiple(x: Tensor, divisor: int, *, at_least: int = 0) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """`num_convs` times 3x3 convolution, normalisation, leaky ReLU; (B, C, H, W) to (B, out, H, W).
+    """`num_convs` times convolution, normalisation, leaky ReLU; (B, C, H, W) to (B, out, H, W).
+
+    Convolutions are 3x3 unless `kernel_size` (odd) says otherwise; they and `dilation` keep H and W.
 
     With `residual` the input is added before the last activation (He et al., arXiv 1512.03385), through a
     1x1 convolution where the channels or, with `stride`, the sizes differ.
@@ -108,6 +110,8 @@ class ConvBlock(nn.Module):
         dropout: float = 0.0,
         residual: bool = False,
         stride: int = 1,
+        kernel_size: int = 3,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -115,7 +119,13 @@ class ConvBlock(nn.Module):
             source = in_channels if number == 0 else out_channels
             layers += [
                 nn.Conv2d(
-                    source, out_channels, 3, stride if number == 0 else 1, padding=1, bias=norm == "none"
+                    source,
+                    out_channels,
+                    kernel_size,
+                    stride if number == 0 else 1,
+                    padding=kernel_size // 2 * dilation,
+                    dilation=dilation,
+                    bias=norm == "none",
                 ),
                 build_norm(norm, out_channels),
             ]
