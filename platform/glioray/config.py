@@ -219,6 +219,8 @@ class AugmentConfig:
         for name in [f.name for f in dataclasses.fields(self) if f.name.endswith("_p")]:
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
         _check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
+        _check(self.lowres >= 1, "augment.lowres", self.lowres, "at least 1")
+        _check(0 <= self.ghost <= 1, "augment.ghost", self.ghost, "0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glioray.config import AugmentConfig
+from glioray.slices.artefacts import ghosts, low_resolution, motion
+from glioray.slices.deform import deform, sampling_grid
 from glioray.slices.store import Batch
+
+# Streams of random numbers beside a sample's own, so that turning one of these on leaves all other draws alone.
+_ELASTIC, _LOWRES, _GHOST, _MOTION = range(1, 5)
 
 
 class Augment:
-    """Flips, rotation, scaling and shifting; contrast, brightness, tone, gamma, coil field, noise, blur.
+    """Flips, rotation, scaling, shifting and elastic deformation; then motion, ghosts and low resolution; then
+    contrast, brightness, tone, gamma, coil field, noise, blur.
 
     Each sample's draw depends on (seed, epoch, its position in the epoch) alone: two ranks vary a batch just
-    as one rank does, and a resumed run as an uninterrupted one. The background stays 0.
+    as one rank does, and a resumed run as an uninterrupted one. The background stays 0. A channel that is no
+    intensity but the brain's mask is moved with the others, and otherwise left as it is.
     """
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
@@ -28,33 +35,52 @@ class Augment:
         """Varied (images, masks) in new memory; shapes as in the batch."""
         if self.config.strength == 0:
             return batch.images, batch.masks
-        rngs = [np.random.default_rng([self.seed, epoch, int(position)]) for position in batch.positions]
-        images, masks = self._geometry(batch, rngs)
-        brain = (images != 0).to(images.dtype)
-        images = self._intensity(images, rngs)
-        return images * brain, masks
+        rngs = self._rngs(batch, epoch)
+        images, masks = self._geometry(batch, epoch, rngs)
+        channels = _rows(batch.is_intensity, images.device)
+        varied = images[:, channels]
+        brain = (varied != 0).to(images.dtype)
+        varied = self._artefacts(varied, batch, epoch) * brain
+        images[:, channels] = self._intensity(varied, rngs) * brain
+        return images, masks
 
-    def _geometry(self, batch: Batch, rngs: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
-        config, strength = self.config, self.config.strength
+    def _rngs(self, batch: Batch, epoch: int, *stream: int) -> list[np.random.Generator]:
+        return [
+            np.random.default_rng([self.seed, epoch, int(position), *stream]) for position in batch.positions
+        ]
+
+    def _geometry(self, batch: Batch, epoch: int, rngs: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
         images, masks = batch.images.clone(), batch.masks.clone()
         height, width = images.shape[-2:]
         for axis in (0, 1):
             allowed = batch.lateral if axis == 1 else np.ones(len(rngs), bool)
-            flags = np.array([rng.random() < config.flip[axis] for rng in rngs])
+            flags = np.array([rng.random() < self.config.flip[axis] for rng in rngs])
             rows = _rows(flags & allowed, images.device)
             images[rows] = images[rows].flip(2 + axis)
             masks[rows] = masks[rows].flip(1 + axis)
-        rows = _rows([rng.random() < config.affine_p for rng in rngs], images.device)
+        turned = np.array([rng.random() < self.config.affine_p for rng in rngs])
         matrices = np.stack([self._affine(rng, height / width) for rng in rngs])
-        if strength and len(rows):
-            theta = torch.as_tensor(matrices, dtype=images.dtype, device=images.device)[rows]
-            grid = F.affine_grid(theta, [len(rows), 1, height, width], align_corners=False)
-            images[rows] = F.grid_sample(images[rows], grid, align_corners=False)
-            labels = masks[rows][:, None].to(images.dtype)
-            masks[rows] = F.grid_sample(labels, grid, mode="nearest", align_corners=False)[:, 0].to(
-                masks.dtype
+        matrices[~turned] = np.eye(2, 3)
+        bent, displacements = self._elastic(batch, epoch)
+        rows = _rows(turned | bent, images.device)
+        if len(rows):
+            theta, coarse = (
+                torch.as_tensor(drawn, dtype=images.dtype, device=images.device)[rows]
+                for drawn in (matrices, displacements)
             )
+            grid = sampling_grid(theta, (height, width), coarse if bent.any() else None)
+            images[rows], masks[rows] = deform(images[rows], masks[rows], grid, batch.is_intensity)
         return images, masks
+
+    def _elastic(self, batch: Batch, epoch: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Which samples are bent, and the displacements (B, 2, 3, 3) in pixels along (x, y); 0 for the others."""
+        count = len(batch.positions)
+        bent, displacements = np.zeros(count, bool), np.zeros((count, 2, 3, 3))
+        if self.config.elastic_p:
+            for row, rng in enumerate(self._rngs(batch, epoch, _ELASTIC)):
+                bent[row] = rng.random() < self.config.elastic_p
+                displacements[row] = bent[row] * rng.standard_normal((2, 3, 3))
+        return bent, displacements * self.config.elastic_px * self.config.strength
 
     def _affine(self, rng: np.random.Generator, aspect: float) -> NDArray[np.float64]:
         """(2, 3) in affine_grid's (x, y), both spanning [-1, 1]; `aspect` keeps pixels square."""
@@ -71,6 +97,39 @@ class Augment:
                 [zoom * sin / aspect / ratio, zoom * cos / ratio, 2 * config.shift * shift[1]],
             ]
         )
+
+    def _artefacts(self, images: Tensor, batch: Batch, epoch: int) -> Tensor:
+        """In the order of a scan; each channel is a scan of its own. The background is for the caller to blank."""
+        config, strength = self.config, self.config.strength
+        channels = images.shape[1]
+
+        def drawn(stream: int, probability: float, num_values: int) -> tuple[Tensor, NDArray[np.float64]]:
+            """The samples that are chosen, and (their number, C, values) of each one's draws, in [0, 1)."""
+            rngs = self._rngs(batch, epoch, stream) if probability else []
+            chosen = [rng.random() < probability for rng in rngs]
+            values = [rng.random((channels, num_values)) for rng in rngs]
+            return _rows(chosen, images.device), np.reshape(values, (-1, channels, num_values))[chosen]
+
+        def tensor(values: NDArray[np.float64]) -> Tensor:
+            return torch.as_tensor(values, dtype=images.dtype, device=images.device)
+
+        rows, values = drawn(_MOTION, config.motion_p, 4)
+        if len(rows):
+            shifts = tensor((2 * values[..., :2] - 1) * config.motion_px * strength)
+            # From a thirtieth to a quarter of the lines off the middle: from a smear of it all to a fine ripple.
+            starts, axes = tensor(1 / 30 + (1 / 4 - 1 / 30) * values[..., 2]), tensor(values[:, 0, 3]) < 0.5
+            images[rows] = motion(images[rows], shifts, starts, axes.long())
+        rows, values = drawn(_GHOST, config.ghost_p, 3)
+        if len(rows):
+            shares = tensor(np.minimum(config.ghost * strength * values[..., 0], 1))
+            # Ghosts a half to an eighth of the image off.
+            periods, axes = tensor(2 + 6 * values[:, 0, 1]), tensor(values[:, 0, 2]) < 0.5
+            images[rows] = ghosts(images[rows], shares, periods, axes.long())
+        rows, values = drawn(_LOWRES, config.lowres_p, 1)
+        if len(rows):
+            factors = 1 + (config.lowres - 1) * strength * values[..., 0]
+            images[rows] = low_resolution(images[rows], factors)
+        return images
 
     def _intensity(self, images: Tensor, rngs: list[np.random.Generator]) -> Tensor:
         """Varied intensities; what it leaves in the background is for the caller to blank."""

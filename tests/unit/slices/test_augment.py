@@ -22,7 +22,13 @@ ALL = AugmentConfig(
     noise_p=0.5,
     blur_p=0.4,
     drop_p=0.2,
+    elastic_p=0.5,
+    elastic_px=4.0,
+    lowres_p=0.4,
+    ghost_p=0.4,
+    motion_p=0.4,
 )
+OLDER = dataclasses.replace(ALL, elastic_p=0.0, lowres_p=0.0, ghost_p=0.0, motion_p=0.0)
 NOTHING = AugmentConfig(flip=(0.0, 0.0), affine_p=0, intensity_p=0, gamma_p=0, noise_p=0)
 
 
@@ -61,6 +67,79 @@ def test_the_input_is_not_written_to() -> None:
     assert moved.data_ptr() != batch.masks.data_ptr()
 
 
+@pytest.mark.parametrize(
+    ("config", "epoch", "slope", "power", "labels"),
+    [
+        (OLDER, 0, -630.78, 35230.6, 5079),
+        (OLDER, 1, -276.67, 27647.0, 4804),
+        (AugmentConfig(), 0, -180.98, 60655.5, 4932),
+        (AugmentConfig(), 1, -138.03, 61800.5, 4869),
+    ],
+    ids=str,
+)
+def test_a_recipe_of_before_is_varied_as_before(
+    config: AugmentConfig, epoch: int, slope: float, power: float, labels: int
+) -> None:
+    """What was drawn for these settings before there were others; floats may round elsewhere in another way."""
+    images, masks = Augment(config, seed=7)(batch_of(), epoch)
+    ramp = torch.linspace(-1, 1, 48 * 64).view(48, 64)
+    assert float((images * ramp).sum()) == pytest.approx(slope, abs=1)
+    assert float(images.square().sum()) == pytest.approx(power, rel=1e-3)
+    assert int(masks.sum()) == pytest.approx(labels, abs=5)
+
+
+def test_what_is_turned_on_leaves_all_other_draws_alone() -> None:
+    """Elastic deformation, motion, ghosts and low resolution of no extent at all change nothing."""
+    config = dataclasses.replace(OLDER, affine_p=1.0, gamma_p=0.0)
+    extents = {"elastic_px": 0.0, "lowres": 1.0, "ghost": 0.0, "motion_px": 0.0}
+    chances = {"elastic_p": 1.0, "lowres_p": 1.0, "ghost_p": 1.0, "motion_p": 1.0}
+    images, masks = Augment(dataclasses.replace(config, **extents, **chances), seed=1)(batch_of(), 0)
+    expected = Augment(config, seed=1)(batch_of(), 0)
+    torch.testing.assert_close(images, expected[0], rtol=0, atol=1e-4)
+    assert torch.equal(masks, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("chance", "extent", "whole", "half"),
+    [
+        ("elastic_p", "elastic_px", 6.0, 3.0),
+        ("lowres_p", "lowres", 3.0, 2.0),
+        ("ghost_p", "ghost", 0.4, 0.2),
+        ("motion_p", "motion_px", 6.0, 3.0),
+    ],
+)
+def test_strength_scales_extents(chance: str, extent: str, whole: float, half: float) -> None:
+    config = dataclasses.replace(NOTHING, **{chance: 1.0})
+    strong = dataclasses.replace(config, **{extent: whole}, strength=0.5)
+    found = Augment(strong, seed=1)(batch_of(), 0)
+    expected = Augment(dataclasses.replace(config, **{extent: half}), seed=1)(batch_of(), 0)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
+    assert torch.equal(found[1], expected[1])
+    assert not torch.equal(found[0], batch_of().images)
+
+
+@pytest.mark.parametrize("config", [ALL, dataclasses.replace(ALL, affine_p=0.0, elastic_p=0.0)], ids=str)
+def test_a_mask_among_the_channels_is_moved_and_never_varied(config: AugmentConfig) -> None:
+    """The channels beside it are varied as they are without it."""
+    batch = batch_of()
+    brain = (batch.images[:, :1] != 0).float()
+    is_intensity = np.array([True, True, False, True, True])
+    joined = torch.cat([batch.images[:, :2], brain, batch.images[:, 2:]], dim=1)
+    with_brain = dataclasses.replace(batch, images=joined, is_intensity=is_intensity)
+    images, masks = Augment(config, seed=1)(with_brain, 0)
+    alone = Augment(config, seed=1)(batch, 0)
+    assert torch.equal(images[:, is_intensity], alone[0])
+    assert torch.equal(masks, alone[1])
+    found = images[:, 2]
+    assert set(found.unique().tolist()) == {0, 1}
+    if config.affine_p == 0:
+        flipped = Augment(dataclasses.replace(NOTHING, flip=config.flip), seed=1)(with_brain, 0)[0][:, 2]
+        assert torch.equal(found, flipped)
+    else:
+        assert not torch.equal(found, brain[:, 0])
+        assert ((found > 0) | (masks == 0)).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("width", [1, 4, 8])
 def test_a_sample_is_varied_alike_in_every_split_of_the_batch(width: int) -> None:
     """One by one, on four ranks, on two: as on one rank."""
@@ -81,7 +160,7 @@ def test_samples_are_varied_each_in_its_own_way() -> None:
 
 
 def test_the_background_stays_0_and_values_finite() -> None:
-    config = dataclasses.replace(ALL, strength=2.0, affine_p=0.0, flip=(0.0, 0.0))
+    config = dataclasses.replace(ALL, strength=2.0, affine_p=0.0, elastic_p=0.0, flip=(0.0, 0.0))
     batch = batch_of()
     images, _ = Augment(config, seed=1)(batch, 0)
     assert not images[batch.images == 0].any()
@@ -115,16 +194,22 @@ def test_with_every_probability_at_0_nothing_changes() -> None:
     assert torch.equal(masks, batch.masks)
 
 
-def test_masks_stay_labels_and_follow_the_image() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flip": (0.5, 0.5), "affine_p": 1.0, "stretch": 0.1, "shift": 0.1, "rotate_deg": 40},
+        {"elastic_p": 1.0, "elastic_px": 4.0},
+        {"flip": (0.5, 0.5), "affine_p": 1.0, "elastic_p": 0.5, "elastic_px": 3.0},
+    ],
+    ids=str,
+)
+def test_masks_stay_labels_and_follow_the_image(settings: dict[str, Any]) -> None:
     """The mask drawn into the image is found again where the mask has gone, but for rounding at its edge."""
     batch = batch_of()
     drawn = Batch(
         batch.masks[:, None].repeat(1, 4, 1, 1).float(), batch.masks, batch.positions, batch.lateral
     )
-    config = dataclasses.replace(
-        NOTHING, flip=(0.5, 0.5), affine_p=1.0, stretch=0.1, shift=0.1, rotate_deg=40
-    )
-    images, masks = Augment(config, seed=1)(drawn, 0)
+    images, masks = Augment(dataclasses.replace(NOTHING, **settings), seed=1)(drawn, 0)
     assert masks.dtype == torch.uint8
     assert set(masks.unique().tolist()) == {0, 1, 3}
     for image, mask, before in zip(images[:, 0], masks, batch.masks, strict=True):
@@ -180,6 +265,9 @@ def test_a_rotation_keeps_pixels_square() -> None:
         {"bias": 0.3},
         {"noise_p": 1.0},
         {"blur_p": 1.0},
+        {"lowres_p": 1.0},
+        {"ghost_p": 1.0},
+        {"motion_p": 1.0},
     ],
     ids=lambda setting: next(reversed(setting)),
 )
