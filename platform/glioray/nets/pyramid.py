@@ -94,3 +94,7 @@ class SpatialPyramid(nn.Module):
             found.append(F.interpolate(pooled, x.shape[-2:], mode="bilinear", align_corners=False))
         merged: Tensor = self.merge(torch.cat(found, dim=1))
         return merged
+
+
+PYRAMIDS: dict[str, type[ASPP | SpatialPyramid]] = {"aspp": ASPP, "spp": SpatialPyramid}
+"""By the names that networks take them by."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import ConvBlock, pad_to_multiple
+from glioray.nets.pyramid import PYRAMIDS
 
 
 class UNet(nn.Module):
@@ -31,6 +32,11 @@ class UNet(nn.Module):
         dropout: share of channels dropped in the two deepest levels.
         residual: residual blocks.
         lean: the cheap way down and up.
+        dilation: rate of the blocks' convolutions.
+        bridge: False leaves the deepest level without convolutions: what is pooled goes straight up again.
+        bottleneck: what the deepest level holds: "plain" (a block), or in its place a pyramid: "aspp" (atrous,
+            with its own rates) or "spp" (spatial).
+        upsample: "transposed" convolutions, or "nearest" neighbours, whose channels all go on to the merge.
 
     Raises:
         ValueError: an argument out of range.
@@ -49,10 +55,28 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         residual: bool = False,
         lean: bool = False,
+        dilation: int = 1,
+        bridge: bool = True,
+        bottleneck: str = "plain",
+        upsample: str = "transposed",
     ) -> None:
         super().__init__()
         if width < 1 or not 1 <= depth <= 7:
             raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
+        if dilation < 1:
+            raise ValueError(f"dilation {dilation}: expected a rate from 1 on")
+        if bottleneck not in ("plain", *PYRAMIDS):
+            raise ValueError(f"'{bottleneck}' is not a bottleneck; they are plain, {', '.join(PYRAMIDS)}")
+        if bottleneck != "plain" and not bridge:
+            raise ValueError(
+                f"bottleneck '{bottleneck}' without bridge: expected bridge, or bottleneck 'plain'"
+            )
+        if upsample not in ("transposed", "nearest"):
+            raise ValueError(f"'{upsample}' is not a way up; they are nearest, transposed")
+        if lean and not (bridge and bottleneck == "plain" and upsample == "transposed"):
+            raise ValueError(
+                "lean has ways of its own; expected bridge, bottleneck and upsample as they are by default"
+            )
         widths = [min(width << level, max_width) for level in range(depth + 1)]
         self.lean = lean
         self.divisor = 1 << depth
@@ -60,12 +84,26 @@ class UNet(nn.Module):
         def block(source: int, target: int, level: int, convs: int, stride: int = 1) -> ConvBlock:
             drop = dropout if level >= depth - 1 else 0.0
             return ConvBlock(
-                source, target, norm=norm, num_convs=convs, dropout=drop, residual=residual, stride=stride
+                source,
+                target,
+                norm=norm,
+                num_convs=convs,
+                dropout=drop,
+                residual=residual,
+                stride=stride,
+                dilation=dilation,
             )
 
         self.down = nn.ModuleList([block(in_channels, widths[0], 0, num_convs)])
-        for level in range(1, depth + 1):
+        for level in range(1, depth):
             self.down.append(block(widths[level - 1], widths[level], level, num_convs, 2 if lean else 1))
+        if not bridge:
+            widths[depth] = widths[depth - 1]
+            self.down.append(nn.Identity())
+        elif bottleneck == "plain":
+            self.down.append(block(widths[depth - 1], widths[depth], depth, num_convs, 2 if lean else 1))
+        else:
+            self.down.append(PYRAMIDS[bottleneck](widths[depth - 1], widths[depth], norm=norm))
         self.up = nn.ModuleList()
         self.merge = nn.ModuleList()
         for level in reversed(range(depth)):
@@ -75,6 +113,9 @@ class UNet(nn.Module):
                 up = nn.Sequential(nn.Conv2d(below, here, 1, bias=False), nn.Upsample(scale_factor=2))
                 self.up.append(up)
                 self.merge.append(block(here, here, level, 1))
+            elif upsample == "nearest":
+                self.up.append(nn.Upsample(scale_factor=2))
+                self.merge.append(block(here + below, here, level, num_convs))
             else:
                 self.up.append(nn.ConvTranspose2d(below, here, 2, stride=2))
                 self.merge.append(block(2 * here, here, level, num_convs))

@@ -23,6 +23,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "depth": 2, "num_convs": 3, "dropout": 0.2},
         {"width": 4, "depth": 2, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12},
         {"width": 4, "depth": 2, "lean": True, "residual": True},
+        {"width": 4, "depth": 2, "bridge": False, "dilation": 2, "upsample": "nearest"},
+        {"width": 4, "depth": 2, "bottleneck": "aspp"},
+        {"width": 4, "depth": 2, "bottleneck": "spp"},
     ],
 }
 """Small options of each network: a new one is tested by adding its line."""
@@ -35,6 +38,16 @@ NUM_PARAMETERS = {
     ("unet", "residual"): ({"width": 8, "depth": 2, "residual": True}, 12, 4, 31_676),
     ("unet", "batch norm"): ({"width": 8, "depth": 2, "norm": "batch"}, 4, 3, 29_715),
     ("unet", "no norm"): ({"width": 8, "depth": 2, "norm": "none"}, 4, 3, 29_555),
+    # The counts of a Keras study of U-Nets on BraTS; nets/README.md explains them.
+    ("unet", "study"): ({"norm": "none"}, 4, 4, 31_032_516),
+    ("unet", "study, dropout"): ({"norm": "none", "dropout": 0.2}, 4, 4, 31_032_516),
+    ("unet", "study, dilation"): (
+        {"norm": "none", "dilation": 2, "upsample": "nearest"},
+        4,
+        4,
+        31_379_716,
+    ),
+    ("unet", "study, without bridge"): ({"norm": "none", "bridge": False}, 4, 4, 15_826_116),
 }
 
 EVERY = [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
+from glioray.nets import build_net
 from glioray.nets.blocks import ConvBlock
 from glioray.nets.pyramid import ASPP, SpatialPyramid
 
@@ -44,3 +48,33 @@ def test_aspp_at_rates_has_a_branch_for_each():
     assert sum(p.numel() for p in pyramid.parameters()) == (
         2 * (6 * 5 + 5) + 2 * (9 * 6 * 5 + 5) + (4 * 5 * 8 + 8)
     )
+
+
+def _keras_count(net: nn.Module) -> int:
+    """What Keras would count: a bias in every convolution, and running statistics among the parameters."""
+    biases = sum(m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None)
+    statistics = sum(buffer.numel() for buffer in net.buffers() if buffer.ndim)
+    return sum(parameter.numel() for parameter in net.parameters()) + biases + statistics
+
+
+@pytest.mark.parametrize(("bridge", "expected"), [(True, 46_774_852), (False, 22_117_956)])
+def test_three_convolutions_as_keras_counts_them(bridge: bool, expected: int):
+    with torch.device("meta"):
+        net = build_net("unet", in_channels=4, out_channels=4, norm="batch", num_convs=3, bridge=bridge)
+    assert _keras_count(net) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dilation": 0}, "dilation 0"),
+        ({"bottleneck": "fpn"}, "'fpn' is not a bottleneck; they are plain, aspp, spp"),
+        ({"bottleneck": "aspp", "bridge": False}, "'aspp' without bridge"),
+        ({"upsample": "cubic"}, "'cubic' is not a way up; they are nearest, transposed"),
+        ({"lean": True, "bridge": False}, "lean has ways of its own"),
+    ],
+    ids=str,
+)
+def test_unet_options_out_of_range(options: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        build_net("unet", in_channels=4, out_channels=3, **options)
