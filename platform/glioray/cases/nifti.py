@@ -189,8 +189,9 @@ class _HeaderReader:
         raise CaseError(self.case_id, self.name, found, advice)
 
     def read(self, data: bytes) -> Header:
-        first = self._first_bytes(data)
-        header = self._parse(first)
+        return self.describe(self._parse(self._first_bytes(data)))
+
+    def describe(self, header: Any) -> Header:
         shape = self._shape(header)
         dtype = self._dtype(header)
         self._check_size(shape, dtype)
@@ -350,11 +351,20 @@ def encode_mask(mask_ras: np.ndarray, like: Volume | Header, *, compress: bool =
         like: the file whose affine, shape, axis order, version and form codes the mask takes over.
         compress: as `.nii.gz`.
     """
+    return _encode_like(np.asarray(mask_ras, dtype=np.uint8), like, compress)
+
+
+def encode_map(values_ras: np.ndarray, like: Volume | Header, *, compress: bool = True) -> bytes:
+    """A NIfTI file of float32 values, (X, Y, Z) in RAS+ order, on the grid of another file, as `encode_mask`."""
+    return _encode_like(np.asarray(values_ras, dtype=np.float32), like, compress)
+
+
+def _encode_like(array_ras: np.ndarray, like: Volume | Header, compress: bool) -> bytes:
     source = like if isinstance(like, Header) else like.header
-    array = restore_orientation(np.asarray(mask_ras, dtype=np.uint8), source.affine, source.shape[:3])
+    array = restore_orientation(array_ras, source.affine, source.shape[:3])
     header = source.nibabel_header.copy()
     stored = tuple(int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1])
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(array.dtype)
     header.set_data_shape(stored if math.prod(stored) == array.size else array.shape)
     header["intent_code"], header["cal_min"], header["cal_max"] = 0, 0, 0
     header["descrip"] = b"glioray"
@@ -363,13 +373,35 @@ def encode_mask(mask_ras: np.ndarray, like: Volume | Header, *, compress: bool =
 
 def encode_volume(array: np.ndarray, affine: np.ndarray, *, compress: bool = True) -> bytes:
     """A NIfTI-1 file of an array (X, Y, Z) or (X, Y, Z, C), in its own type, with sform and qform set."""
+    return _encode(array, _nifti1_header(array.shape, array.dtype, affine), compress)
+
+
+def make_header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: np.ndarray, *, name: str) -> Header:
+    """The header of a volume that is in no NIfTI file of its own: what `encode_volume` would write for it.
+
+    Args:
+        shape: (X, Y, Z) in the order that the volume shall be stored in.
+        dtype: of its voxels.
+        affine: (4, 4) float64 from voxel index in that order to mm in RAS+.
+        name: of the volume, for messages.
+    """
+    header = _nifti1_header(shape, dtype, affine)
+    return _HeaderReader(name, "", DEFAULT_LIMITS).describe(header)
+
+
+def slice_axis(header: Header) -> int:
+    """The axis in RAS+ order along which the file's slices follow each other: its third one, as stored."""
+    return int(io_orientation(header.affine)[2, 0])
+
+
+def _nifti1_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: np.ndarray) -> Nifti1Header:
     header = Nifti1Header()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
     header.set_xyzt_units("mm")
     header.set_qform(affine, code=1)
     header.set_sform(affine, code=1)
-    return _encode(array, header, compress)
+    return header
 
 
 def _encode(array: np.ndarray, header: Any, compress: bool) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -15,10 +17,11 @@ from torch import nn
 from glioray.config import RunConfig, from_dict, to_dict
 from glioray.errors import ModelError, UsageError
 from glioray.nets import build_net
+from glioray.nets.ensemble import Ensemble
 
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
-FORMAT = "glioray-segmentation-1"
+FORMAT = "glioray-segmentation-2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class ModelSpec:
         train_patients: whose cases it has seen; none of them may judge it.
         metrics: figures of its last validation.
         val_cases: per case id, the Dice of each region at that validation.
+        num_members: networks whose probabilities are averaged (`Ensemble`); they are alike but for their weights.
     """
 
     config: RunConfig
@@ -42,6 +46,7 @@ class ModelSpec:
     train_patients: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_members: int = 1
 
     def to_json(self) -> str:
         """The text of `model.json`."""
@@ -50,7 +55,12 @@ class ModelSpec:
         )
 
     def build(self) -> nn.Module:
-        """The network, untrained."""
+        """The network, or the ensemble of networks, untrained."""
+        if self.num_members > 1:
+            return Ensemble([self._build_one() for _ in range(self.num_members)], self.config.loss.target)
+        return self._build_one()
+
+    def _build_one(self) -> nn.Module:
         net = self.config.net
         channels = self.config.preprocess.num_channels
         return build_net(net.name, in_channels=channels, out_channels=self.out_channels, **net.options)
@@ -125,3 +135,68 @@ def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
             f"the weights in '{folder}' do not fit network '{spec.config.net.name}': {reason}"
         ) from error
     return spec, net.eval()
+
+
+def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
+    """Write the ensemble of several models into a folder; its spec.
+
+    Members of a model that is an ensemble itself join one by one. What the model was trained on is the union
+    over members, so that no patient that any of them has seen judges it; it has no figures of its own, as
+    each member was judged by itself. Where regions' thresholds differ (`fit_thresholds`), it takes their mean.
+
+    Args:
+        folders: the models' packages.
+        folder: is made where there is none.
+
+    Raises:
+        UsageError: fewer than two networks.
+        ModelError: a package cannot be read, or they differ in what an ensemble has once.
+    """
+    specs, nets = [], []
+    for path in folders:
+        spec, net = read_package(path)
+        specs.append(spec)
+        nets.extend(net.members if isinstance(net, Ensemble) else [net])
+    if len(nets) < 2:
+        raise UsageError(f"an ensemble of {len(nets)} network(s); give at least two models")
+    first = specs[0]
+    for number, spec in enumerate(specs[1:], 2):
+        there = _shared_settings(spec)
+        for name, value in _shared_settings(first).items():
+            if there[name] != value:
+                raise ModelError(
+                    f"model {number} has {name} {there[name]} but the first has {value}; join models that are alike "
+                    "but for their weights"
+                )
+    config = first.config
+    thresholds = np.mean([spec.config.postprocess.thresholds for spec in specs], axis=0)
+    rules = replace(config.postprocess, thresholds=_three(thresholds))
+    joined = ModelSpec(
+        config=replace(config, postprocess=rules),
+        out_channels=first.out_channels,
+        spacing_mm=_three(np.mean([spec.spacing_mm for spec in specs], axis=0)),
+        manifest_hash="+".join(sorted({spec.manifest_hash for spec in specs})),
+        train_patients=tuple(sorted({patient for spec in specs for patient in spec.train_patients})),
+        num_members=len(nets),
+    )
+    write_package(folder, joined, Ensemble(nets, config.loss.target).state_dict())
+    return joined
+
+
+def _shared_settings(spec: ModelSpec) -> dict[str, Any]:
+    """What the members of an ensemble must have alike, by its name in the config."""
+    config = spec.config
+    rules = to_dict(config.postprocess)
+    return {
+        **{f"net.{name}": value for name, value in to_dict(config.net).items()},
+        "out_channels": spec.out_channels,
+        "loss.target": config.loss.target,
+        **{f"preprocess.{name}": value for name, value in to_dict(config.preprocess).items()},
+        # How thresholds were come by is each member's own.
+        **{f"postprocess.{name}": value for name, value in rules.items() if "thresholds" not in name},
+    }
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor, nn
 
 from glioray.cases.load import Case
@@ -18,6 +20,7 @@ from glioray.inference.package import ModelSpec, read_package
 from glioray.inference.postprocess import decode_labels, postprocess
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import SliceStore
+from glioray.slices.volumes import probs_on_grid
 
 MAX_SPACING_RATIO = 1.6
 
@@ -42,23 +45,47 @@ class Predictor:
             ModelError: the case's voxels are far from those the model was trained on.
             CaseError: the case holds no brain.
         """
+        return self.decode(self.probs(case), float(np.prod(case.spacing_mm)) / 1000)
+
+    def probs(self, case: Case) -> NDArray[np.float32]:
+        """(C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.
+
+        C are the regions WT, TC, ET or the classes, the mean over planes, mirrored copies and members.
+
+        Raises:
+            ModelError, CaseError: as `predict`.
+        """
+        config = self.spec.config.preprocess
+        if config.spacing_mm is None:
+            self._check_spacing(case)
+        x, y, z = case.images.shape[1:]
+        return probs_on_grid(self.probs_of_stacks(preprocess(case, config, whole=True)), (x, y, z))
+
+    def predict_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.uint8]:
+        """(X, Y, Z) labels of a case's preprocessed slices, on the grid that they were cut from."""
+        return self.decode(self.probs_of_stacks(stacks), stacks[0].voxel_ml)
+
+    def probs_of_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.float32]:
+        """(C, X, Y, Z) probabilities of a case's preprocessed slices, on the grid that they were cut from."""
+        probs = np.zeros((self.spec.out_channels, *stacks[0].shape), np.float32)
+        for stack in stacks:
+            probs += stack.restore(self._probs(stack))
+        probs /= len(stacks)
+        return probs
+
+    def decode(self, probs: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
+        """(X, Y, Z) labels of a case's probabilities, (C, X, Y, Z), by the rules kept with the model, in 3-D."""
+        config = self.spec.config
+        labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
+        return postprocess(labels, config.postprocess, voxel_ml)
+
+    def _check_spacing(self, case: Case) -> None:
         for axis, found, expected in zip("XYZ", case.spacing_mm, self.spec.spacing_mm, strict=True):
             if not 1 / MAX_SPACING_RATIO <= found / expected <= MAX_SPACING_RATIO:
                 raise ModelError(
                     f"case {case.case_id} has voxels of {found:.2f} mm along {axis} but the model was trained on "
                     f"{expected:.2f} mm; resample the case or train on such voxels"
                 )
-        return self.predict_stacks(preprocess(case, self.spec.config.preprocess, whole=True))
-
-    def predict_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.uint8]:
-        """(X, Y, Z) labels of a case's preprocessed slices: the planes' mean, decoded and postprocessed in 3-D."""
-        config = self.spec.config
-        probs = np.zeros((self.spec.out_channels, *stacks[0].shape), np.float32)
-        for stack in stacks:
-            probs += stack.restore(self._probs(stack))
-        probs /= len(stacks)
-        labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
-        return postprocess(labels, config.postprocess, stacks[0].voxel_ml)
 
     def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
         """(C, S, H, W) probabilities of one plane, averaged over the mirrored copies that the model's rules name."""
@@ -75,6 +102,32 @@ class Predictor:
                 )
                 parts.append(torch.as_tensor(total / len(flips)).cpu())
         return torch.cat(parts).movedim(1, 0).numpy()
+
+
+def uncertainty(probs: NDArray[np.float32], target: str) -> NDArray[np.float32]:
+    """(X, Y, Z) float32 in [0, 1] from (C, X, Y, Z) probabilities: their entropy, over its largest value.
+
+    Under "classes" the entropy of the voxel's class, over log C. Under "regions" the mean of the regions' binary
+    entropies, over log 2: the regions are three questions of a voxel, and each counts alike. With several planes,
+    mirrored copies or members it is that of their mean prediction, so that where they contradict each other
+    it is high. It knows nothing of what they all have wrong.
+
+    Reference: predictive entropy as in Lakshminarayanan et al. 2017 (arXiv 1612.01474) for ensembles and Wang et
+    al. 2019 (arXiv 1807.07356) for mirrored copies; QU-BraTS (Mehta et al. 2022, arXiv 2112.10074) judges such
+    maps by region and from 0 to 100, ours is one map for all.
+    """
+    if target == "regions":
+        total = sum(_entropy(region) + _entropy(1 - region) for region in probs)
+        return np.asarray(total / (len(probs) * math.log(2)), np.float32).clip(0, 1)
+    tumour = probs[1:]
+    # Where a plane's window ended, what it did not see is background.
+    total = sum(map(_entropy, tumour), _entropy(1 - tumour.sum(0)))
+    return np.asarray(total / math.log(len(probs)), np.float32).clip(0, 1)
+
+
+def _entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-p log p, which is 0 at 0; rounding may have led past either end."""
+    return special.entr(probs.clip(0, 1))  # type: ignore[no-any-return]
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -14,6 +14,7 @@ from glioray.cases.grid import same_grid
 from glioray.cases.nifti import (
     HEADER_BYTES,
     Volume,
+    encode_map,
     encode_mask,
     encode_volume,
     read_header,
@@ -176,6 +177,26 @@ def test_a_mask_keeps_version_byte_order_and_form_codes(
     assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == codes
     np.testing.assert_array_equal(written.affine, read_by_nibabel(file_of(image)).affine)
     assert np.unique(np.asarray(written.dataobj)).tolist() == [3]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_map_is_a_mask_of_floats(compress: bool) -> None:
+    """On the grid of a turned, scaled file of big-endian int16."""
+    header = nib.Nifti2Header(endianness=">")
+    image = nib.Nifti2Image(np.arange(120, dtype=">i2").reshape(4, 5, 6), None, header=header)
+    affine = np.array([[0, -2, 0, 9], [2, 0, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+    image.set_sform(affine, code=2)
+    image.header.set_slope_inter(2, 5)
+    image.header["cal_max"] = 99
+    volume = read_volume(file_of(image), name="a")
+    shape = to_canonical(volume.array, volume.affine)[0].shape
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    written = read_by_nibabel(encode_map(values, volume, compress=compress))
+    assert (written.get_data_dtype(), written.header.endianness) == (np.dtype(">f4"), ">")
+    np.testing.assert_array_equal(written.affine, affine)
+    assert (float(written.header["cal_max"]), int(written.header["sform_code"])) == (0, 2)
+    back, _ = to_canonical(np.asarray(written.dataobj), written.affine)
+    np.testing.assert_array_equal(back, values)
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:

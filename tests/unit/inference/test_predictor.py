@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from glioray.config import PreprocessConfig
 from glioray.errors import CaseError, ModelError
 from glioray.inference.package import write_package
 from glioray.inference.postprocess import decode_labels
-from glioray.inference.predictor import Predictor
+from glioray.inference.predictor import Predictor, uncertainty
 from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.slices.volumes import probs_on_grid
 
 Predictors = Callable[..., Predictor]
 
@@ -172,3 +174,83 @@ def test_a_case_is_left_as_it_is(make_predictor: Predictors, case: Case):
     before: Any = case.images.copy()
     make_predictor().predict(case)
     assert np.array_equal(case.images, before)
+
+
+def test_probabilities_are_what_labels_come_from(make_predictor: Predictors, case: Case):
+    predictor = make_predictor(
+        **{"postprocess.min_component_ml": 1.0, "postprocess.thresholds": [0.4, 0.5, 0.6]}
+    )
+    probs = predictor.probs(case)
+    assert (probs.dtype, probs.shape) == (np.float32, (3, *case.images.shape[1:]))
+    assert probs.min() >= 0
+    assert probs.max() <= 1
+    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
+    assert np.array_equal(predictor.decode(probs, voxel_ml), predictor.predict(case))
+
+
+def test_a_resampled_case_is_answered_on_its_own_grid(make_predictor: Predictors, case: Case):
+    x, y, z = case.spacing_mm
+    predictor = make_predictor(**{"preprocess.spacing_mm": [x, y, 1.5 * z]})
+    (stack,) = stacks = preprocess(case, predictor.spec.config.preprocess, whole=True)
+    assert stack.shape == (48, 48, 16)
+    probs = predictor.probs(case)
+    assert probs.shape == (3, 48, 48, 24)
+    np.testing.assert_allclose(probs, probs_on_grid(predictor.probs_of_stacks(stacks), (48, 48, 24)))
+    labels = predictor.predict(case)
+    assert labels.shape == (48, 48, 24)
+    assert predictor.predict_stacks(stacks).shape == (48, 48, 16)
+    # Rules in millilitres are by the case's own voxels.
+    plain = make_predictor(**{"preprocess.spacing_mm": [x, y, 1.5 * z], "postprocess.min_et_ml": 0.0})
+    et_ml = float((plain.predict(case) == 3).sum() * x * y * z) / 1000
+    assert et_ml > 0
+    for factor, has_et in ((0.99, True), (1.01, False)):
+        strict = make_predictor(
+            **{"preprocess.spacing_mm": [x, y, 1.5 * z], "postprocess.min_et_ml": et_ml * factor}
+        )
+        assert (strict.predict(case) == 3).any() == has_et
+
+
+def test_a_model_that_resamples_takes_voxels_of_any_size(make_predictor: Predictors, case: Case):
+    x, y, z = case.spacing_mm
+    thick = replace(case, spacing_mm=(x, y, 4 * z))
+    with pytest.raises(ModelError, match="along Z"):
+        make_predictor().predict(thick)
+    assert make_predictor(**{"preprocess.spacing_mm": [x, y, 1.5 * z]}).predict(thick).shape == (48, 48, 24)
+
+
+def _entropy(*probs: float) -> float:
+    return -sum(p * math.log(p) for p in probs if p > 0)
+
+
+def test_uncertainty_of_classes_is_their_entropy():
+    columns = [
+        (0.25, 0.25, 0.25, 0.25),
+        (0.0, 1.0, 0.0, 0.0),
+        (0.5, 0.25, 0.25, 0.0),
+        (0.0, 0.0, 0.0, 0.0),  # seen by no plane
+        (0.2, 0.3, 0.0, 0.0),  # by one of two
+    ]
+    probs = np.array(columns, np.float32).T.reshape(4, 5, 1, 1)
+    found = uncertainty(probs, "classes")
+    assert (found.dtype, found.shape) == (np.float32, (5, 1, 1))
+    expected = [1.0, 0.0, 1.5 * math.log(2) / math.log(4), 0.0, _entropy(0.7, 0.3) / math.log(4)]
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-6)
+
+
+def test_uncertainty_of_regions_is_the_mean_of_three_questions():
+    columns = [(0.5, 0.5, 0.5), (1.0, 0.0, 1.0), (0.5, 0.0, 0.0), (0.9, 0.4, 0.1), (1.0000001, -1e-9, 0.0)]
+    probs = np.array(columns, np.float32).T.reshape(3, 1, 5, 1)
+    found = uncertainty(probs, "regions")
+    assert (found.dtype, found.shape) == (np.float32, (1, 5, 1))
+    mixed = (2 * _entropy(0.9, 0.1) + _entropy(0.4, 0.6)) / (3 * math.log(2))
+    np.testing.assert_allclose(found.ravel(), [1.0, 0.0, 1 / 3, mixed, 0.0], atol=1e-6)
+    assert found.min() >= 0
+
+
+@pytest.mark.parametrize("loss", ["region_dice_bce", "dice_ce"])
+def test_uncertainty_of_a_case(make_predictor: Predictors, case: Case, loss: str):
+    predictor = make_predictor(**{"loss.name": loss, "preprocess.planes": ["axial", "coronal"]})
+    found = uncertainty(predictor.probs(case), predictor.spec.config.loss.target)
+    assert found.dtype == np.float32
+    assert 0 <= found.min() < 0.01
+    assert 0.5 < found.max() <= 1
