@@ -22,7 +22,7 @@ FLAGS = "data storage recipe run-name workers trials concurrent max-epochs minut
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS)
     config = cli.resolve_config(args)
-    cli.check_counts(args)
+    cli.check_counts(args, "trials concurrent")
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, concurrent=args.concurrent)
     plan = plan_run(args, config, "sweep")

@@ -174,11 +174,11 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
         except ValueError:
             settings[key] = text
     config = with_settings(config, settings)
-    _check_buildable(config)
+    check_buildable(config)
     return config
 
 
-def _check_buildable(config: RunConfig) -> None:
+def check_buildable(config: RunConfig) -> None:
     """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
     try:
         with torch.device("meta"):
@@ -265,12 +265,12 @@ def out_uri(args: argparse.Namespace) -> str:
     return lasting_uri(args.out, "--out")
 
 
-def check_counts(args: argparse.Namespace) -> None:
-    """Raises: UsageError for a number of trials below 1."""
-    for flag in ("trials", "concurrent"):
-        value = getattr(args, flag)
+def check_counts(args: argparse.Namespace, names: str) -> None:
+    """Raises: UsageError for a flag of `names` (such as "trials concurrent") whose number is below 1."""
+    for name in names.split():
+        value = getattr(args, name.replace("-", "_"))
         if value is not None and value < 1:
-            raise UsageError(f"--{flag} is {value}; expected at least 1")
+            raise UsageError(f"--{name} is {value}; expected at least 1")
 
 
 def training_answer(result: dict[str, Any], **more: Any) -> dict[str, Any]:

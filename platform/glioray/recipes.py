@@ -81,10 +81,29 @@ def unet_brats() -> RunConfig:
     )
 
 
+def keras_study() -> RunConfig:
+    """The ground of a Keras study of 22 U-Net variants on BraTS 2017 and 2020, as far as its text tells.
+
+    Softmax over background and three labels, axial slices with more than a little tumour, no augmentation, Adam.
+    Its rows are `studies.STUDIES["keras_study"]`, for `jobs/compare.py`; its parameter counts are held against
+    ours in `nets/README.md`. What it leaves open is the papers' default here: read the rows as that study's
+    questions, not as its exact runs.
+    """
+    return RunConfig(
+        recipe="keras_study",
+        sample=SampleConfig(empty_share=0.0, min_tumour_px=100),
+        augment=AugmentConfig(strength=0),
+        net=NetConfig(options={"width": 64, "norm": "none"}),
+        optim=OptimConfig(name="adam", lr=1e-4, weight_decay=0.0, warmup=0.0, schedule="constant", ema=0.0),
+        train=TrainConfig(batch_size=16, max_epochs=35),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "unet_tiny": unet_tiny,
     "unet_small": unet_small,
     "unet_brats": unet_brats,
+    "keras_study": keras_study,
 }
 
 

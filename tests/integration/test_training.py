@@ -13,50 +13,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.batch import evaluate_cases, predict_cases
-from glioray.cases.manifest import Manifest
 from glioray.cluster import run_training
 from glioray.config import override
 from glioray.errors import DataError, UsageError
-from glioray.recipes import build_recipe
-from glioray.slices.cache import CacheConfig
-from glioray.slices.pipeline import index_data
 from glioray.tracking.registry import fetch_package
 from glioray.training.session import RunPlan
 from glioray.tuning.search import SweepPlan, run_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-
-
-@pytest.fixture(scope="module")
-def manifest(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return index_data(str(phantom_data), str(tmp_path_factory.mktemp("manifests")))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheConfig:
-    return CacheConfig(folder=str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: str) -> RunPlan:
-    config = override(
-        build_recipe("unet_tiny"),
-        **{
-            "train.max_epochs": 2,
-            "sample.steps_per_epoch": 4,
-            "train.precision": "fp32",
-            "net.options.width": 4,
-        },
-    )
-    return RunPlan(
-        config=config,
-        manifest=manifest,
-        storage=str(tmp_path / "run"),
-        run_name=tmp_path.name,
-        tracking_uri=mlflow_server,
-        experiment="integration",
-        cache=cache,
-    )
 
 
 def with_settings(plan: RunPlan, **settings: object) -> RunPlan:
@@ -184,9 +148,9 @@ def test_evaluation_and_prediction_of_a_run_s_folder(plan: RunPlan, tmp_path: Pa
     run_training(plan)
     package = fetch_package(plan.storage, tmp_path / "package")
     entries = plan.manifest.select("val")
-    cases, failed = evaluate_cases(package, plan.manifest.data, entries)
+    cases, slices, failed = evaluate_cases(package, plan.manifest.data, entries)
     assert failed == {}
-    assert set(cases) == {entry.case_id for entry in entries}
+    assert set(cases) == set(slices) == {entry.case_id for entry in entries}
     # Validation during the training judged the same model on the same cases.
     recorded = json.loads((package / "model.json").read_text())["val_cases"]
     for case_id, figures in cases.items():

@@ -33,8 +33,8 @@ class CaseEntry:
         files: its objects.
         checksum: sha256 over the sorted sha256s of its objects.
         checksums: key -> sha256 of the object.
-        shape: (X, Y, Z) in RAS order.
-        spacing_mm: voxel edges in RAS order.
+        shape: (X, Y, Z) in RAS order; of the segmented slices alone where `load_case` cuts to them.
+        spacing_mm: voxel edges in RAS order; 1 x 1 x 1 where the files state none (layout "lgg-tif").
         convention: name of the mask's label convention, or None without a mask.
         label_voxels: voxels of ncr, ed, et and rc; empty without a mask.
         brain_voxels: voxels that are not background in every modality.
@@ -60,6 +60,15 @@ class CaseEntry:
     @property
     def has_mask(self) -> bool:
         return self.convention is not None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.files.modalities
+
+    @property
+    def known_regions(self) -> tuple[str, ...]:
+        """What of WT, TC and ET the mask tells; nothing without one."""
+        return CONVENTIONS[self.convention].regions if self.convention is not None else ()
 
 
 def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem]]:
@@ -152,6 +161,23 @@ class Manifest:
         others = (case_id for index, ids in enumerate(self.folds) if index != fold for case_id in ids)
         splits = {"train": tuple(sorted(others)), "val": self.folds[fold], "test": ()}
         return dataclasses.replace(self, splits=splits)
+
+    def with_folds(self, num_folds: int) -> Manifest:
+        """The manifest with its labelled cases dealt to so many folds, patients kept whole.
+
+        Raises:
+            UsageError: fewer than two folds, or fewer than two labelled patients.
+        """
+        cases_of: dict[str, list[str]] = {}
+        for entry in self.select("labelled"):
+            cases_of.setdefault(entry.patient_id, []).append(entry.case_id)
+        if len(cases_of) < 2:
+            raise UsageError(
+                f"{self.data} has {len(cases_of)} labelled patients; cross-validation needs at least two"
+            )
+        folds = fold_patients(cases_of, num_folds, seed=self.seed)
+        dealt = (sorted(case_id for patient in fold for case_id in cases_of[patient]) for fold in folds)
+        return dataclasses.replace(self, folds=tuple(tuple(ids) for ids in dealt))
 
     def to_json(self) -> str:
         """The manifest as text that `from_json` reads back."""

@@ -34,7 +34,7 @@ from glioray.training.loop import Report, fit
 from glioray.training.segmentation import SegmentationTask
 
 _log = logging.getLogger(__name__)
-CONFIG_FILE = "config.json"
+CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
 
 Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], None]
 """Brings cases of a data URI into this node's cache: see `slices.pipeline.fill_cache`."""
@@ -56,6 +56,7 @@ class RunPlan:
         tags: further tags of the MLflow run.
         cache: of slices, on each node.
         num_threads: torch's threads in this process; 0 leaves torch's own choice.
+        log_model: whether the model goes to MLflow at the end; it lies in the storage in any case.
     """
 
     config: RunConfig
@@ -69,6 +70,7 @@ class RunPlan:
     tags: dict[str, str] = field(default_factory=dict)
     cache: CacheConfig = field(default_factory=CacheConfig.from_environment)
     num_threads: int = 0
+    log_model: bool = True
 
 
 def train_segmentation(
@@ -77,7 +79,7 @@ def train_segmentation(
     """Train, or go on training, `plan`'s model on this rank.
 
     Returns: on every rank `metrics` (figures of the last validation, `slices_per_s`, ...), on the first one
-    also `run_id` and `model`, the MLflow URI of the logged model.
+    also `run_id` and `model`, the MLflow URI of the logged model (or the run's own URI where none is logged).
 
     Raises:
         UsageError: the run's name is taken by a run with other settings.
@@ -98,12 +100,13 @@ def train_segmentation(
         try:
             feed, val_stacks = _load_slices(plan, ranks, fill, device)
             task = SegmentationTask(plan.config, _first_spec(plan), val_stacks, ranks, device)
-            tracked = _Tracked(task, logger, report)
+            tracked = _Tracked(task, logger, storage, report)
             metrics = fit(task, feed, plan.config.train, storage, ranks, tracked)
             barrier()
             result: dict[str, object] = {"metrics": metrics}
             if logger is not None:
-                result |= {"run_id": logger.run_id, "model": log_run_model(storage, logger, plan.config)}
+                model = log_run_model(storage, logger, plan.config) if plan.log_model else plan.storage
+                result |= {"run_id": logger.run_id, "model": model}
                 logger.finish()
         except Exception as error:
             if logger is not None:
@@ -229,15 +232,18 @@ def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: Pre
 class _Tracked:
     """Reports to MLflow, on the first rank, and then to whoever else listens."""
 
-    def __init__(self, task: SegmentationTask, logger: RunLogger | None, report: Report | None) -> None:
-        self.task, self.logger, self.report = task, logger, report
-        self.history: list[dict[str, float]] = []
+    def __init__(
+        self, task: SegmentationTask, logger: RunLogger | None, storage: Storage, report: Report | None
+    ) -> None:
+        self.task, self.logger, self.storage, self.report = task, logger, storage, report
+        self.history = load_history(storage) if logger is not None else []
 
     def __call__(self, metrics: dict[str, float]) -> None:
         if self.logger is not None:
             epoch = int(metrics["epoch"])
             self.logger.log_metrics(metrics, step=epoch)
-            self.history.append(metrics)
+            self.history = [row for row in self.history if row["epoch"] < epoch] + [metrics]
+            self.storage.write(HISTORY_FILE, json.dumps(self.history).encode())
             self.logger.log_figure(learning_curves(self.history), "learning_curves.png")
             if self.task.pictures:
                 pictures = self.task.pictures
@@ -250,6 +256,14 @@ class _Tracked:
                 self.logger.log_figure(figure, f"overlays/epoch_{epoch:04d}.png")
         if self.report is not None:
             self.report(metrics)
+
+
+def load_history(storage: Storage) -> list[dict[str, float]]:
+    """The figures of each validation of a run so far, in order."""
+    if not storage.exists(HISTORY_FILE):
+        return []
+    history: list[dict[str, float]] = json.loads(storage.read(HISTORY_FILE))
+    return history
 
 
 def log_run_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str:

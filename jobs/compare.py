@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Compare networks, losses and optimisers around a recipe: equal budget, same folds and seeds, one ranking.
+
+    python jobs/compare.py --data s3://bucket/brats --recipe unet_small --minutes-each 3 --folds 2 \
+        --nets recipe,unetpp:width=16,u2netp,segresnet --losses region_dice_bce,region_focal
+
+A recipe that is a study (keras_study) brings rows of its own. The same --run-name goes on with what is missing,
+and may bring further entrants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cluster import default_concurrency
+from glioray.config import with_settings
+from glioray.sources import plan_run
+from glioray.studies import STUDIES, budget_settings, entrant_config, product_entrants, split_names
+from glioray.tuning.tournament import TournamentPlan, run_tournament
+
+FLAGS = "data storage recipe run-name workers concurrent seed experiment set dry-run"
+MORE = {
+    "nets": {"metavar": "A,B:OPTION=VALUE,…", "help": "networks; 'recipe' is the recipe's own"},
+    "losses": {"metavar": "A,B,…", "help": "losses (default: the recipe's)"},
+    "optimizers": {"metavar": "A,B:lr=0.01,…", "help": "optimisers (default: the recipe's)"},
+    "width": {"metavar": "W", "type": int, "help": "width of every network, to cut a study down"},
+    "folds": {
+        "metavar": "K",
+        "type": int,
+        "default": 5,
+        "help": "of the cross-validation (default: %(default)s)",
+    },
+    "seeds": {
+        "metavar": "N",
+        "type": int,
+        "default": 1,
+        "help": "runs a fold, each from another seed (default: 1)",
+    },
+    "minutes_each": {"metavar": "M", "type": float, "help": "budget of each run, in minutes"},
+    "slices_each": {"metavar": "N", "type": int, "help": "budget of each run, in slices learned from"},
+}
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
+    args.max_epochs = args.minutes = args.fold = None
+    config = cli.resolve_config(args)
+    cli.check_counts(args, "concurrent width seeds slices-each")
+    each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
+    budget = next(
+        (f"{value:g} {name.removeprefix('num_')}" for name, value in each.items() if value),
+        "the recipe's budget",
+    )
+    named = [split_names(text) for text in (args.nets, args.losses, args.optimizers)]
+    rows = (
+        STUDIES[config.recipe]() if config.recipe in STUDIES and not any(named) else product_entrants(*named)
+    )
+    entrants = {}
+    for row in rows:
+        mine = entrant_config(config, row, width=args.width)
+        entrants[row.label] = with_settings(mine, budget_settings(mine, **each))
+        cli.check_buildable(entrants[row.label])
+    if args.dry_run:
+        return cli.answer_dry_run(config, entrants=list(entrants), budget=budget)
+    plan = plan_run(args, config, "comparison")
+    return run_tournament(
+        TournamentPlan(
+            base=dataclasses.replace(plan, manifest=plan.manifest.with_folds(args.folds)),
+            entrants=entrants,
+            seeds=tuple(range(config.train.seed, config.train.seed + args.seeds)),
+            num_concurrent=args.concurrent or default_concurrency(config.train.num_workers),
+            budget=budget,
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

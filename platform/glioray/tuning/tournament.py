@@ -1,0 +1,360 @@
+"""A tournament: entrants at an equal budget, cross-validated, as parallel runs on the cluster.
+
+Each run is one entrant on one fold with one seed. It leaves `play.json` in its storage when it is over, so that
+a tournament of the same name goes on with what is missing: after a crash, or with more entrants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.load import Case, load_case
+from glioray.cluster import Share, log_to_stderr, run_training, share_of
+from glioray.config import RunConfig, fingerprint, override, to_dict
+from glioray.errors import GliorayError, TrainingError
+from glioray.inference.evaluate import case_figures
+from glioray.inference.predictor import Predictor
+from glioray.metrics.segmentation import confusion
+from glioray.slices.pipeline import fill_cache
+from glioray.storage import Storage, join_uri, open_storage
+from glioray.tracking.comparison_figures import (
+    case_by_case_figure,
+    confusion_figure,
+    dice_against_figure,
+    dice_by_region_figure,
+    training_curves_figure,
+)
+from glioray.tracking.figures import overlay_figure
+from glioray.tracking.runs import RunLogger
+from glioray.training.checkpoint import fetch_model
+from glioray.training.collectives import Ranks
+from glioray.training.session import RunPlan, claim_run, load_history, train_segmentation
+from glioray.tuning.standings import Play, Standing, rank_entrants, reading, standings_csv, standings_markdown
+
+_log = logging.getLogger(__name__)
+
+PLAY_FILE, PICTURES_FILE = "play.json", "pictures.npz"
+_KEPT = ("epoch", "minutes", "num_slices", "train_loss", "dice_mean", "dice_wt", "dice_tc", "dice_et")
+_NUM_MATRICES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class TournamentPlan:
+    """A comparison on the folds of `base`'s manifest; `base`'s storage, run name and MLflow kind are its own.
+
+    Attributes:
+        base: the plan whose config each entrant replaces.
+        entrants: label -> whole config.
+        seeds: each entrant runs on each fold with each.
+        num_concurrent: runs at once.
+        budget: of a run, in words.
+    """
+
+    base: RunPlan
+    entrants: Mapping[str, RunConfig]
+    seeds: tuple[int, ...]
+    num_concurrent: int
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    label: str
+    fold: int
+    seed: int
+    plan: RunPlan
+
+
+def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
+    """Run what is missing, rank the entrants, and leave tables and pictures in MLflow and in the storage.
+
+    Returns: `run_id`, `winner`, `standings` (a dict an entrant), `reading`, and the URIs of the tables.
+
+    Raises:
+        UsageError: the name is taken by a run with other settings or other data.
+        TrainingError: no run succeeded.
+    """
+    base = plan.base
+    storage = open_storage(base.storage)
+    claim_run(storage, base)
+    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
+    logger = RunLogger.open_run(
+        base.experiment, base.run_name, kind="comparison", tags=tags, tracking_uri=base.tracking_uri
+    )
+    try:
+        logger.log_params(
+            {
+                "recipe": base.config.recipe,
+                "entrants": list(plan.entrants),
+                "num_folds": len(base.manifest.folds),
+                "seeds": plan.seeds,
+                "budget": plan.budget,
+                "data": base.manifest.data,
+            }
+        )
+        runs = list(_runs(plan, logger.run_id))
+        plays = _play_all(runs, plan.num_concurrent)
+        complete = [play for play in plays if play["state"] == "complete"]
+        if not complete:
+            raise TrainingError(
+                f"none of the {len(plays)} runs succeeded; the first said: {plays[0]['reason']}"
+            )
+        standings = rank_entrants(plays)
+        text = reading(
+            standings, num_folds=len(base.manifest.folds), num_seeds=len(plan.seeds), budget=plan.budget
+        )
+        table = standings_markdown(standings)
+        files = {"standings.md": f"{table}\n{text}", "standings.csv": standings_csv(standings)}
+        for name, content in files.items():
+            storage.write(name, content.encode())
+            logger.log_text(content, name)
+        logger.log_json(plays, "plays.json")
+        _log_figures(logger, runs, plays, standings)
+        best = standings[0]
+        logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
+        logger.set_tags({"glioray.winner": best.label})
+        _log.info("\n%s\n%s", table, text)
+        logger.finish()
+    except Exception as error:
+        logger.finish("FAILED", str(error) or type(error).__name__)
+        raise
+    return {
+        "run_id": logger.run_id,
+        "winner": best.label,
+        "standings": [dataclasses.asdict(row) for row in standings],
+        "reading": text,
+        "files": [join_uri(storage.uri, name) for name in files],
+        "failed": sorted({play["label"] for play in plays if play["state"] == "failed"}),
+    }
+
+
+def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[_Run]:
+    base = plan.base
+    for fold in range(len(base.manifest.folds)):
+        for seed in plan.seeds:
+            for label, config in plan.entrants.items():
+                seeded, manifest = override(config, **{"train.seed": seed}), base.manifest.with_fold(fold)
+                # Settings and split name the folder: with another budget or other folds it is another run.
+                key = fingerprint([to_dict(seeded), manifest.hash])
+                run = dataclasses.replace(
+                    base,
+                    config=seeded,
+                    manifest=manifest,
+                    storage=join_uri(base.storage, "runs", f"{_slug(label)}-{key}"),
+                    run_name=f"{base.run_name}/{label}, fold {fold}, seed {seed}, {key[:4]}",
+                    kind="trial",
+                    parent_run_id=parent_run_id,
+                    tags={"glioray.entrant": label, "glioray.fold": str(fold)},
+                    log_model=False,
+                )
+                yield _Run(label=label, fold=fold, seed=seed, plan=run)
+
+
+def _play_all(runs: Sequence[_Run], num_concurrent: int) -> list[dict[str, Any]]:
+    """What each run left behind, in order; those that left nothing yet run now."""
+    plays: dict[int, dict[str, Any]] = {}
+    for number, run in enumerate(runs):
+        storage = open_storage(run.plan.storage)
+        if storage.exists(PLAY_FILE):
+            plays[number] = json.loads(storage.read(PLAY_FILE))
+    if plays:
+        _log.info("%d of %d runs are there already", len(plays), len(runs))
+    waiting = [number for number in range(len(runs)) if number not in plays]
+    num_missing, began = len(waiting), time.monotonic()
+    num_workers = runs[0].plan.config.train.num_workers
+    share = share_of(min(num_concurrent, max(num_missing, 1)) * num_workers)
+    resources = share.resources() if num_workers == 1 else {"CPU": 0.01}
+    task = ray.remote(_play).options(
+        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2
+    )
+    going: dict[Any, int] = {}
+    while waiting or going:
+        while waiting and len(going) < num_concurrent:
+            number = waiting.pop(0)
+            going[task.remote(runs[number], share)] = number
+        (done,), _ = ray.wait(list(going), num_returns=1)
+        number = going.pop(done)
+        try:
+            play = ray.get(done)
+        except ray.exceptions.RayError as error:
+            play = _failed(runs[number], str(error).strip().splitlines()[-1])
+        plays[number] = play
+        num_done = num_missing - len(waiting) - len(going)
+        left_s = (time.monotonic() - began) / num_done * (num_missing - num_done)
+        said = (
+            f"mean Dice {_mean_dice(play):.3f}"
+            if play["state"] == "complete"
+            else f"failed: {play['reason']}"
+        )
+        _log.info(
+            "run %d/%d, %s, fold %d, seed %d: %s; %.0f minutes left",
+            num_done, num_missing, play["label"], play["fold"], play["seed"], said, left_s / 60,
+        )  # fmt: skip
+    return [plays[number] for number in range(len(runs))]
+
+
+def _play(run: _Run, share: Share) -> dict[str, Any]:
+    """Train and judge one run; what is ranked of it. A divergence is a result, and kept; other errors are not."""
+    log_to_stderr()
+    plan = dataclasses.replace(run.plan, num_threads=share.num_threads)
+    storage = open_storage(plan.storage)
+    try:
+        if plan.config.train.num_workers > 1:
+            metrics: Any = run_training(plan, share=share)["metrics"]
+        else:
+            metrics = train_segmentation(plan, Ranks(), fill_cache)["metrics"]
+        play = {
+            **_identity(run),
+            "state": "complete",
+            "reason": "",
+            "minutes": metrics["minutes"],
+            "num_slices": metrics["num_slices"],
+            "slices_per_s": metrics["slices_per_s"],
+            "history": [{k: row[k] for k in _KEPT if k in row} for row in load_history(storage)],
+            **_judge(plan, storage),
+        }
+    except TrainingError as error:
+        play = _failed(run, str(error))
+    except GliorayError as error:
+        return _failed(run, str(error))
+    storage.write(PLAY_FILE, json.dumps(play).encode())
+    return play
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    return {"label": run.label, "fold": run.fold, "seed": run.seed, "storage": run.plan.storage}
+
+
+def _failed(run: _Run, reason: str) -> dict[str, Any]:
+    return {**_identity(run), "state": "failed", "reason": reason, "cases": {}, "history": []}
+
+
+def _judge(plan: RunPlan, storage: Storage) -> dict[str, Any]:
+    """The figures of the fold's cases by the run's last model, and a slice of each for the overlays."""
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = Predictor.load(fetch_model(storage, Path(folder)))
+    data = open_storage(plan.manifest.data)
+    cases, pictures = {}, {}
+    for entry in plan.manifest.select("val"):
+        convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+        case = load_case(data, entry.files, convention=convention)
+        assert case.mask is not None, "folds are of labelled cases"
+        prediction = predictor.predict(case)
+        cases[case.case_id] = {
+            "patient": entry.patient_id,
+            "regions": case_figures(case, prediction),
+            "confusion": confusion(case.mask, prediction).tolist(),
+        }
+        pictures[case.case_id] = _picture(case, prediction)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **pictures)  # type: ignore[arg-type]
+    storage.write(PICTURES_FILE, buffer.getvalue())
+    num_parameters = sum(parameter.numel() for parameter in predictor.net.parameters())
+    return {"cases": cases, "num_parameters": num_parameters}
+
+
+def _picture(case: Case, prediction: np.ndarray) -> np.ndarray:
+    """(3, Y, X) float32 of the axial slice with most tumour: image, truth, prediction; drawn from the front."""
+    assert case.mask is not None
+    number = int((case.mask > 0).sum(axis=(0, 1)).argmax())
+    channel = case.modalities.index("flair") if "flair" in case.modalities else len(case.modalities) - 1
+    planes = (case.images[channel], case.mask, prediction)
+    # RAS+ indices grow to the right and the front; pictures show the patient's right first, the front on top.
+    return np.stack([plane[::-1, ::-1, number].T for plane in planes]).astype(np.float32)
+
+
+def _mean_dice(play: Play) -> float:
+    return float(np.mean([f["dice"] for case in play["cases"].values() for f in case["regions"].values()]))
+
+
+def _log_figures(
+    logger: RunLogger, runs: Sequence[_Run], plays: Sequence[Play], standings: Sequence[Standing]
+) -> None:
+    rows = [
+        (row.label, {name: (e.mean, e.low, e.high) for name, e in row.dice.items()})
+        for row in standings
+        if row.dice
+    ]
+    logger.log_figure(dice_by_region_figure(rows), "dice_by_region.png")
+    logger.log_figure(
+        case_by_case_figure([(r.label, r.case_dice) for r in standings if r.case_dice]), "cases.png"
+    )
+    complete: dict[str, list[Play]] = {
+        row.label: [p for p in plays if p["label"] == row.label and p["state"] == "complete"]
+        for row in standings
+    }
+    complete = {label: mine for label, mine in complete.items() if mine}
+    for name, x, column in (("dice_by_time", "minutes of training", "minutes"), ("dice_by_slices", "slices learned from", "num_slices")):  # fmt: skip
+        curves = {label: _mean_curve(mine, column) for label, mine in complete.items()}
+        logger.log_figure(dice_against_figure(curves, x), f"{name}.png")
+    points = {
+        row.label: [(float(row.num_parameters), row.dice["mean"].mean)]
+        for row in standings
+        if row.num_parameters
+    }
+    logger.log_figure(dice_against_figure(points, "parameters", log=True), "dice_by_parameters.png")
+    losses = {
+        label: [
+            [(r["num_slices"], r["train_loss"]) for r in play["history"] if "train_loss" in r]
+            for play in mine
+        ]
+        for label, mine in complete.items()
+    }
+    logger.log_figure(training_curves_figure(losses), "training_curves.png")
+    tables = [
+        (label, np.sum([case["confusion"] for play in mine for case in play["cases"].values()], axis=0))
+        for label, mine in list(complete.items())[:_NUM_MATRICES]
+    ]
+    logger.log_figure(confusion_figure(tables), "confusion.png")
+    for row in standings:
+        figure = _overlays(row, plays)
+        if figure is not None:
+            logger.log_figure(figure, f"overlays/{row.rank:02d}-{_slug(row.label)}.png")
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:60]
+
+
+def _mean_curve(plays: Sequence[Play], x: str) -> list[tuple[float, float]]:
+    """(x, Dice) averaged over an entrant's runs, validation by validation, as far as all have got."""
+    histories = [[row for row in play["history"] if "dice_mean" in row] for play in plays]
+    rounds = zip(*histories, strict=False)
+    return [
+        (float(np.mean([row[x] for row in rows])), float(np.mean([row["dice_mean"] for row in rows])))
+        for rows in rounds
+    ]
+
+
+def _overlays(row: Standing, plays: Sequence[Play]) -> Any:
+    """The entrant's best and worst two cases: image, truth and prediction; None where it has no case."""
+    order = sorted(row.case_dice, key=lambda case_id: -row.case_dice[case_id])
+    chosen = list(dict.fromkeys([*order[:2], *order[-2:]]))
+    pictures, titles = [], []
+    for case_id in chosen:
+        play = next(p for p in plays if p["label"] == row.label and case_id in p["cases"])
+        with np.load(io.BytesIO(open_storage(play["storage"]).read(PICTURES_FILE))) as found:
+            pictures.append(found[case_id])
+        titles.append(f"{case_id}\nmean Dice {row.case_dice[case_id]:.2f}")
+    if not pictures:
+        return None
+    # Cases may have grids of their own.
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
+    padded = np.stack(
+        [np.pad(p, ((0, 0), (0, height - p.shape[1]), (0, width - p.shape[2]))) for p in pictures]
+    )
+    return overlay_figure(padded[:, 0], padded[:, 1].astype(np.uint8), padded[:, 2].astype(np.uint8), titles)
