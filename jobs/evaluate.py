@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Judge a model on labelled cases: Dice, HD95, sensitivity, specificity and precision by case and region.
+"""Judge a model on labelled cases: overlap, surfaces, volumes and lesions by case and region, with intervals.
 
     python jobs/evaluate.py --model models:/glioray-unet@champion --data s3://bucket/brats --out results
 
-By default on the labelled cases of patients that the model was not trained on.
+By default on the labelled cases of patients that the model was not trained on. Means are over cases, with 95 %
+intervals by resampling patients; `slicewise` is the slice-level table of the same predictions, which flatters.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
@@ -19,7 +21,9 @@ from glioray import cli
 from glioray.batch import evaluate_cases
 from glioray.cluster import connect, log_to_stderr
 from glioray.errors import DataError
-from glioray.inference.evaluate import figures_csv, mean_figures
+from glioray.inference.evaluate import figure_intervals, figures_csv, mean_figures
+from glioray.inference.evaluation_page import evaluation_markdown
+from glioray.metrics.slicewise import slicewise_table
 from glioray.sources import open_data, open_model, select_cases
 from glioray.storage import join_uri, open_storage
 
@@ -42,13 +46,16 @@ def main() -> dict[str, object]:
         connect()
         manifest = open_data(data, storage)
         entries = select_cases(manifest, spec, args.split)
-        cases, failed = evaluate_cases(package, manifest.data, entries)
+        cases, slices, failed = evaluate_cases(package, manifest.data, entries)
     if not cases:
         raise DataError(f"none of the {len(failed)} cases could be judged; the reasons are above")
-    result = {
+    patients = {entry.case_id: entry.patient_id for entry in entries}
+    result: dict[str, Any] = {
         "model": resolved,
         "split": args.split,
         "mean": mean_figures(cases),
+        "intervals": figure_intervals(cases, patients),
+        "slicewise": slicewise_table(slices.values()),
         "cases": cases,
         "failed": failed,
     }
@@ -56,7 +63,11 @@ def main() -> dict[str, object]:
         out = open_storage(cli.out_uri(args))
         out.write("evaluation.json", json.dumps(result, indent=1).encode())
         out.write("evaluation.csv", figures_csv(cases).encode())
-        result["files"] = [join_uri(out.uri, f"evaluation.{kind}") for kind in ("json", "csv")]
+        page = evaluation_markdown(
+            cases, patients, result["slicewise"], title=f"{resolved} on {args.split} cases"
+        )
+        out.write("evaluation.md", page.encode())
+        result["files"] = [join_uri(out.uri, f"evaluation.{kind}") for kind in ("json", "csv", "md")]
     return {**result, "exit_code": 1 if failed else 0}
 
 

@@ -25,6 +25,7 @@ from glioray.errors import GliorayError
 from glioray.inference.evaluate import CaseFigures, evaluate_case
 from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.inference.predictor import Predictor
+from glioray.metrics.slicewise import SliceSums
 from glioray.slices.pipeline import quiet_data
 from glioray.storage import join_uri, open_storage
 
@@ -33,14 +34,15 @@ _log = logging.getLogger(__name__)
 
 def evaluate_cases(
     package: Path, data: str, entries: Sequence[CaseEntry]
-) -> tuple[dict[str, CaseFigures], dict[str, str]]:
-    """The figures of each case by region, and why the others could not be judged."""
+) -> tuple[dict[str, CaseFigures], dict[str, SliceSums], dict[str, str]]:
+    """Each case's figures by region and its sums over slices, and why the others could not be judged."""
     answers = list(
         _map_cases(
             package, [entry.files for entry in entries], partial(_evaluate, data, _conventions(entries))
         )
     )
-    return _parted(answers, "figures")
+    cases, failed = _parted(answers, "figures")
+    return cases, _parted(answers, "slices")[0], failed
 
 
 def predict_cases(
@@ -74,7 +76,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     name = conventions[files.case_id]
     case = load_case(open_storage(data), files, convention=None if name is None else CONVENTIONS[name])
-    return {"figures": evaluate_case(predictor, case)}
+    figures, slices = evaluate_case(predictor, case)
+    return {"figures": figures, "slices": slices}
 
 
 def _predict(

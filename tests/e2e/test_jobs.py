@@ -140,6 +140,10 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     )
     assert set(judged["cases"]) == {"BraTS2021_90005"}
     assert set(judged["mean"]["wt"]) >= {"dice", "hd95_mm", "sensitivity", "specificity", "precision"}
+    assert {"iou", "surface_dice", "volume_error_ml", "lesion_dice", "lesion_hd95_mm"} <= set(judged["mean"]["wt"])
+    assert set(judged["slicewise"]) == {"background", "ncr", "ed", "et", "mean"}
+    assert judged["intervals"] == {}  # one patient
+    assert "Slice-level figures flatter" in open_storage(out).read("evaluation.md").decode()
     figures = json.loads(open_storage(out).read("evaluation.json"))
     assert figures["cases"] == judged["cases"]
     assert open_storage(out).read("evaluation.csv").decode().startswith("case,region,dice")

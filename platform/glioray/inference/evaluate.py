@@ -8,39 +8,79 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from glioray.cases.load import Case
+from glioray.cases.load import Case, brain_mask
 from glioray.config import REGIONS
 from glioray.errors import CaseError
 from glioray.inference.predictor import Predictor
+from glioray.metrics.intervals import bootstrap_interval
+from glioray.metrics.lesionwise import lesionwise_scores
 from glioray.metrics.segmentation import confusion, overlap_metrics, reported_regions
-from glioray.metrics.surface import hd95_mm
+from glioray.metrics.slicewise import SliceSums, slice_sums
+from glioray.metrics.surface import surface_metrics
 
 CaseFigures = dict[str, dict[str, float]]
-"""Region -> dice, sensitivity, specificity, precision, hd95_mm, volume_ml, true_volume_ml."""
+"""Region -> dice, sensitivity, specificity, precision, iou, hd95_mm, surface_dice, lesion_dice,
+lesion_hd95_mm, volume_ml, true_volume_ml, volume_error_ml."""
 
 
-def evaluate_case(predictor: Predictor, case: Case) -> CaseFigures:
-    """A case's figures by region; those of empty regions are defined by `overlap_metrics` and `hd95_mm`.
+def evaluate_case(predictor: Predictor, case: Case) -> tuple[CaseFigures, SliceSums]:
+    """What `case_figures` and `case_slice_sums` say of the model's prediction.
 
     Raises:
         CaseError: the case has no mask.
     """
-    if case.mask is None:
-        raise CaseError(case.case_id, "", "it has no mask to judge by", "add the mask or leave the case out")
+    _mask_of(case)  # before the work of predicting
     prediction = predictor.predict(case)
-    table = confusion(case.mask, prediction)
+    return case_figures(case, prediction), case_slice_sums(case, prediction)
+
+
+def case_figures(case: Case, prediction: NDArray[np.uint8]) -> CaseFigures:
+    """A case's figures by region; those of empty regions are defined where each is computed.
+
+    Args:
+        case: with a mask.
+        prediction: (X, Y, Z) internal labels.
+
+    Raises:
+        CaseError: the case has no mask.
+    """
+    mask = _mask_of(case)
+    table = confusion(mask, prediction)
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000
     figures = {}
     for name, labels in reported_regions([table]).items():
-        truth, found = np.isin(case.mask, labels), np.isin(prediction, labels)
+        truth, found = np.isin(mask, labels), np.isin(prediction, labels)
+        lesions = lesionwise_scores(truth, found, case.spacing_mm)
+        volume_ml, true_volume_ml = found.sum() * voxel_ml, truth.sum() * voxel_ml
         figures[name] = {
             **overlap_metrics(table, labels),
-            "hd95_mm": hd95_mm(truth, found, case.spacing_mm),
-            "volume_ml": float(found.sum() * voxel_ml),
-            "true_volume_ml": float(truth.sum() * voxel_ml),
+            **surface_metrics(truth, found, case.spacing_mm),
+            "lesion_dice": lesions.dice,
+            "lesion_hd95_mm": lesions.hd95_mm,
+            "volume_ml": float(volume_ml),
+            "true_volume_ml": float(true_volume_ml),
+            "volume_error_ml": float(volume_ml - true_volume_ml),
         }
     return figures
+
+
+def case_slice_sums(case: Case, prediction: NDArray[np.uint8]) -> SliceSums:
+    """The sums over the case's axial slices through the brain, for `slicewise_table`.
+
+    Raises:
+        CaseError: the case has no mask.
+    """
+    mask = _mask_of(case)
+    through_brain = brain_mask(case.images).any(axis=(0, 1))
+    return slice_sums(mask.T[through_brain], prediction.T[through_brain])
+
+
+def _mask_of(case: Case) -> NDArray[np.uint8]:
+    if case.mask is None:
+        raise CaseError(case.case_id, "", "it has no mask to judge by", "add the mask or leave the case out")
+    return case.mask
 
 
 def mean_figures(cases: Mapping[str, CaseFigures]) -> CaseFigures:
@@ -53,6 +93,29 @@ def mean_figures(cases: Mapping[str, CaseFigures]) -> CaseFigures:
         }
         for name, figures in regions.items()
     }
+
+
+def figure_intervals(
+    cases: Mapping[str, CaseFigures], patients: Mapping[str, str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Region -> figure -> (low, high), the bootstrap 95 % interval of its mean over patients.
+
+    A region that fewer than two patients report has none, and is left out.
+
+    Args:
+        cases: each case's figures.
+        patients: whose case each is.
+    """
+    intervals = {}
+    for name, figures in mean_figures(cases).items():
+        reporting = [case_id for case_id in cases if name in cases[case_id]]
+        owners = [patients[case_id] for case_id in reporting]
+        if len(set(owners)) > 1:
+            intervals[name] = {
+                figure: bootstrap_interval([cases[case_id][name][figure] for case_id in reporting], owners)
+                for figure in figures
+            }
+    return intervals
 
 
 def figures_csv(cases: Mapping[str, CaseFigures]) -> str:

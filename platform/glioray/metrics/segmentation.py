@@ -49,11 +49,13 @@ def region_counts(counts: Counts, labels: Iterable[int]) -> tuple[int, int, int,
 
 
 def overlap_metrics(counts: Counts, labels: Iterable[int]) -> dict[str, float]:
-    """Dice, sensitivity, specificity and precision of a region, each in [0, 1].
+    """Dice, sensitivity, specificity, precision and IoU of a region, each in [0, 1].
+
+    Of voxels, Dice is the F1 score, sensitivity the recall, and IoU (Jaccard) is Dice / (2 - Dice).
 
     A region that is empty in truth and in prediction scores 1; one that is empty in truth alone scores a
-    Dice and a precision of 0, and one that is empty in the prediction alone a Dice and a sensitivity of 0.
-    Sensitivity with nothing to find, and precision with nothing claimed, follow the Dice.
+    Dice, an IoU and a precision of 0, and one that is empty in the prediction alone a Dice, an IoU and a
+    sensitivity of 0. Sensitivity with nothing to find, and precision with nothing claimed, follow the Dice.
     """
     tp, fp, fn, tn = region_counts(counts, labels)
     empty = float(tp + fp + fn == 0)
@@ -62,6 +64,7 @@ def overlap_metrics(counts: Counts, labels: Iterable[int]) -> dict[str, float]:
         "sensitivity": tp / (tp + fn) if tp + fn else empty,
         "specificity": tn / (tn + fp) if tn + fp else 1.0,
         "precision": tp / (tp + fp) if tp + fp else empty,
+        "iou": tp / (tp + fp + fn) if tp + fp + fn else empty,
     }
 
 

@@ -12,27 +12,38 @@ import pytest
 
 from glioray.cases.load import Case
 from glioray.errors import CaseError
-from glioray.inference.evaluate import evaluate_case, figures_csv, mean_figures, mean_region_dice
+from glioray.inference.evaluate import (
+    case_figures,
+    case_slice_sums,
+    evaluate_case,
+    figure_intervals,
+    figures_csv,
+    mean_figures,
+    mean_region_dice,
+)
+from glioray.inference.evaluation_page import evaluation_markdown
 from glioray.inference.predictor import Predictor
-from glioray.metrics.surface import hd95_mm
+from glioray.metrics.intervals import bootstrap_interval
+from glioray.metrics.lesionwise import lesionwise_scores
+from glioray.metrics.slicewise import slicewise_table
+from glioray.metrics.surface import surface_metrics
 
-
-class _Answering(Predictor):
-    """A predictor that has made up its mind."""
-
-    def __init__(self, answer: np.ndarray) -> None:
-        self.answer = answer
-
-    def predict(self, case: Case) -> np.ndarray:
-        return self.answer
-
-
-NAMES = ["dice", "sensitivity", "specificity", "precision", "hd95_mm", "volume_ml", "true_volume_ml"]
+OVERLAP = ["dice", "sensitivity", "specificity", "precision", "iou"]
+NAMES = [
+    *OVERLAP,
+    "hd95_mm",
+    "surface_dice",
+    "lesion_dice",
+    "lesion_hd95_mm",
+    "volume_ml",
+    "true_volume_ml",
+    "volume_error_ml",
+]
 
 
 def test_a_perfect_prediction(case: Case):
     assert case.mask is not None
-    figures = evaluate_case(_Answering(case.mask), case)
+    figures = case_figures(case, case.mask)
     assert list(figures) == ["wt", "tc", "et", "ncr", "ed"]
     voxel_ml = np.prod(case.spacing_mm) / 1000
     for name, labels in {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,), "ncr": (1,), "ed": (2,)}.items():
@@ -40,45 +51,75 @@ def test_a_perfect_prediction(case: Case):
         ml = np.isin(case.mask, labels).sum() * voxel_ml
         assert ml > 0
         assert figures[name] == pytest.approx(
-            {**dict.fromkeys(NAMES[:4], 1.0), "hd95_mm": 0, "volume_ml": ml, "true_volume_ml": ml}
+            {
+                **dict.fromkeys([*OVERLAP, "surface_dice", "lesion_dice"], 1.0),
+                **dict.fromkeys(["hd95_mm", "lesion_hd95_mm", "volume_error_ml"], 0.0),
+                "volume_ml": ml,
+                "true_volume_ml": ml,
+            }
         )
 
 
 def test_a_shifted_prediction(case: Case):
     assert case.mask is not None
     shifted = np.roll(case.mask, 2, axis=0)
-    figures = evaluate_case(_Answering(shifted), case)
+    figures = case_figures(case, shifted)
     for name, labels in {"wt": (1, 2, 3), "et": (3,)}.items():
         truth, found = np.isin(case.mask, labels), np.isin(shifted, labels)
         both = (truth & found).sum()
         assert figures[name]["dice"] == pytest.approx(2 * both / (truth.sum() + found.sum()))
+        assert figures[name]["iou"] == pytest.approx(both / (truth | found).sum())
         assert figures[name]["precision"] == pytest.approx(both / found.sum())
-        assert figures[name]["hd95_mm"] == hd95_mm(truth, found, case.spacing_mm) > 0
+        surface = surface_metrics(truth, found, case.spacing_mm)
+        assert {key: figures[name][key] for key in surface} == surface
+        assert surface["hd95_mm"] > 0
+        lesions = lesionwise_scores(truth, found, case.spacing_mm)
+        assert (figures[name]["lesion_dice"], figures[name]["lesion_hd95_mm"]) == (
+            lesions.dice,
+            lesions.hd95_mm,
+        )
 
 
 def test_what_is_missed_and_what_is_made_up(case: Case):
     assert case.mask is not None
     without = np.where(case.mask == 3, 1, case.mask).astype(np.uint8)
-    missed = evaluate_case(_Answering(without), case)["et"]
+    ml = (case.mask == 3).sum() * np.prod(case.spacing_mm) / 1000
+    missed = case_figures(case, without)["et"]
     assert (missed["dice"], missed["hd95_mm"], missed["volume_ml"]) == (0, 374, 0)
-    made_up = evaluate_case(_Answering(case.mask), replace(case, mask=without))["et"]
+    assert (missed["lesion_dice"], missed["lesion_hd95_mm"], missed["surface_dice"]) == (0, 374, 0)
+    assert missed["volume_error_ml"] == pytest.approx(-ml)
+    made_up = case_figures(replace(case, mask=without), case.mask)["et"]
     assert (made_up["dice"], made_up["hd95_mm"], made_up["true_volume_ml"]) == (0, 374, 0)
-    neither = evaluate_case(_Answering(without), replace(case, mask=without))["et"]
+    assert made_up["volume_error_ml"] == pytest.approx(ml)
+    neither = case_figures(replace(case, mask=without), without)["et"]
     assert (neither["dice"], neither["hd95_mm"]) == (1, 0)
+    assert (neither["lesion_dice"], neither["lesion_hd95_mm"], neither["surface_dice"]) == (1, 0, 1)
+
+
+def test_slices_are_the_axial_ones_through_the_brain(case: Case):
+    assert case.mask is not None
+    sums = case_slice_sums(case, case.mask)
+    through_brain = (case.images != 0).any(axis=(0, 1, 2))
+    assert 0 < through_brain.sum() < case.mask.shape[2]
+    assert sums["ed"]["num_slices"] == through_brain.sum()
+    assert sums["ed"]["num_with_class"] == (case.mask == 2).any(axis=(0, 1)).sum()
+    table = slicewise_table([sums])
+    assert all(table[name]["dice"] == 1 for name in ("background", "ncr", "ed", "et", "mean"))
 
 
 def test_a_model_on_a_real_network(make_predictor: Callable[..., Predictor], case: Case):
     predictor = make_predictor()
-    figures = evaluate_case(predictor, case)
+    figures, slices = evaluate_case(predictor, case)
     prediction = predictor.predict(case)
+    assert (figures, slices) == (case_figures(case, prediction), case_slice_sums(case, prediction))
     assert figures["wt"]["volume_ml"] == pytest.approx(
         np.isin(prediction, (1, 2, 3)).sum() * np.prod(case.spacing_mm) / 1000
     )
 
 
-def test_a_case_without_a_mask_cannot_be_judged(case: Case):
+def test_a_case_without_a_mask_cannot_be_judged(make_predictor: Callable[..., Predictor], case: Case):
     with pytest.raises(CaseError, match="it has no mask to judge by; add the mask or leave the case out"):
-        evaluate_case(_Answering(np.zeros(1)), replace(case, mask=None))
+        evaluate_case(make_predictor(), replace(case, mask=None))
 
 
 CASES = {
@@ -110,3 +151,38 @@ def test_mean_region_dice_is_over_the_three_regions_alone():
         "b": {"wt": 0.3, "tc": 0.3, "et": 0.3, "rc": 1.0},
     }
     assert mean_region_dice(cases) == pytest.approx(0.45)
+
+
+def test_intervals_are_over_the_patients_that_report_a_region():
+    cases = {f"case{i}": {"wt": {"dice": value}} for i, value in enumerate([0.1, 0.5, 0.9, 0.7])}
+    cases["case0"]["rc"] = {"dice": 0.3}
+    patients = {"case0": "p", "case1": "p", "case2": "q", "case3": "r"}
+    intervals = figure_intervals(cases, patients)
+    assert intervals == {"wt": {"dice": bootstrap_interval([0.1, 0.5, 0.9, 0.7], ["p", "p", "q", "r"])}}
+
+
+def test_the_page_has_both_tables_and_says_which_one_flatters(case: Case):
+    assert case.mask is not None
+    shifted = np.roll(case.mask, 1, axis=1)
+    cases = {"a": case_figures(case, case.mask), "b": case_figures(case, shifted)}
+    table = slicewise_table([case_slice_sums(case, case.mask), case_slice_sums(case, shifted)])
+    page = evaluation_markdown(cases, {"a": "p", "b": "q"}, table, title="models:/x/1 on val cases")
+    lines = page.splitlines()
+    assert lines[0] == "# models:/x/1 on val cases"
+    dice = cases["b"]["wt"]["dice"]
+    row = next(line for line in lines if line.startswith("| WT |"))
+    assert row.startswith(f"| WT | 2 | {(1 + dice) / 2:.3f} [{dice:.3f}, 1.000] |")
+    assert sum(line.startswith(("| WT |", "| TC |", "| ET |", "| NCR |", "| ED |")) for line in lines) == 8
+    assert "Slice-level figures flatter" in page
+    assert "2 cases of 2 patients" in page
+    assert "| column average |" in page
+    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert widths == {13, 8}
+
+
+def test_one_patient_has_means_without_intervals(case: Case):
+    assert case.mask is not None
+    cases = {"a": case_figures(case, case.mask)}
+    table = slicewise_table([case_slice_sums(case, case.mask)])
+    assert figure_intervals(cases, {"a": "p"}) == {}
+    assert "| WT | 1 | 1.000 | 1.000 |" in evaluation_markdown(cases, {"a": "p"}, table, title="t")

@@ -69,6 +69,7 @@ def test_ratios_equal_scikit_learns(name: str):
             "sensitivity": sk.recall_score(*inside),
             "specificity": sk.recall_score(*inside, pos_label=False),
             "precision": sk.precision_score(*inside),
+            "iou": sk.jaccard_score(*inside),
         }
     )
 
@@ -81,10 +82,10 @@ def test_ratios_by_hand():
     assert region_counts(table, (1, 3)) == (4, 0, 1, 5)
     assert region_counts(table, (1, 2, 3)) == (6, 1, 1, 2)
     assert overlap_metrics(table, (1,)) == pytest.approx(
-        {"dice": 4 / 7, "sensitivity": 1 / 2, "specificity": 5 / 6, "precision": 2 / 3}
+        {"dice": 4 / 7, "sensitivity": 1 / 2, "specificity": 5 / 6, "precision": 2 / 3, "iou": 2 / 5}
     )
     assert overlap_metrics(table, (1, 2, 3)) == pytest.approx(
-        {"dice": 6 / 7, "sensitivity": 6 / 7, "specificity": 2 / 3, "precision": 6 / 7}
+        {"dice": 6 / 7, "sensitivity": 6 / 7, "specificity": 2 / 3, "precision": 6 / 7, "iou": 6 / 8}
     )
 
 
@@ -114,6 +115,7 @@ def test_ratios_of_empty_regions(
         "sensitivity": sensitivity,
         "specificity": specificity,
         "precision": precision,
+        "iou": dice,  # equal at 0 and 1
     }
 
 

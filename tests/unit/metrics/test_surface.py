@@ -1,15 +1,15 @@
-"""The 95th percentile Hausdorff distance against MONAI's, and where it is a definition."""
+"""HD95 and surface Dice against MONAI's, and where they are a definition."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glioray.metrics.surface import EMPTY_HD95_MM, hd95_mm
+from glioray.metrics.surface import EMPTY_HD95_MM, hd95_mm, surface_metrics
 
 SHAPE = (22, 18, 14)
 
@@ -74,3 +74,36 @@ def test_the_regions_are_left_as_they_are():
     hd95_mm(truth, prediction, (1.0, 1.0, 1.0))
     assert np.array_equal(truth, before[0])
     assert np.array_equal(prediction, before[1])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 0.9, 3.0)], ids=str)
+@pytest.mark.parametrize("tolerance", [0.4, 1.0, 2.5])
+def test_surface_dice_equals_monais(spacing: tuple[float, ...], tolerance: float):
+    for seed in range(3):
+        truth, prediction = _blob(seed), np.roll(_blob(seed), seed, axis=2) ^ (_blob(seed + 50) & _blob(seed))
+        pair = (torch.as_tensor(mask)[None, None] for mask in (prediction, truth))
+        expected = float(
+            compute_surface_dice(
+                *pair, class_thresholds=[tolerance], include_background=True, spacing=spacing
+            )
+        )
+        figures = surface_metrics(truth, prediction, spacing, tolerance_mm=tolerance)
+        assert figures["surface_dice"] == pytest.approx(expected, rel=1e-5)
+        assert figures["hd95_mm"] == hd95_mm(truth, prediction, spacing)
+
+
+def test_surface_dice_by_hand():
+    truth, prediction = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    truth[2:5, 3, 3] = True
+    prediction[2:6, 3, 3] = True  # the last voxel is 1 voxel from the truth
+    assert surface_metrics(truth, prediction, (1.0, 1.0, 1.0))["surface_dice"] == 1
+    assert surface_metrics(truth, prediction, (2.0, 1.0, 1.0))["surface_dice"] == pytest.approx(6 / 7)
+    assert surface_metrics(truth, prediction, (2.0, 1.0, 1.0), tolerance_mm=2)["surface_dice"] == 1
+    assert surface_metrics(truth, np.roll(truth, 9, axis=1), (1.0, 1.0, 1.0))["surface_dice"] == 0
+
+
+def test_surface_metrics_of_empty_regions():
+    empty, there = np.zeros(SHAPE, bool), _blob(0)
+    assert surface_metrics(empty, empty, (1.0, 1.0, 1.0)) == {"hd95_mm": 0, "surface_dice": 1}
+    for pair in ((there, empty), (empty, there)):
+        assert surface_metrics(*pair, (1.0, 1.0, 1.0)) == {"hd95_mm": 374, "surface_dice": 0}
