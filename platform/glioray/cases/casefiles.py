@@ -13,10 +13,12 @@ _ROLES = {
     "t1c": ("t1c", "t1ce", "t1gd"),
     "t2": ("t2", "t2w"),
     "flair": ("flair", "fla", "t2f"),
-    "mask": ("seg", "segm", "mask", "label"),
+    "mask": ("seg", "segm", "segmentation", "mask", "label", "glistrboost"),
 }
 ROLE_OF = {token: role for role, tokens in _ROLES.items() for token in tokens}
 STUDY = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
+TCGA = re.compile(r"TCGA[-_]([A-Z0-9]{2})[-_]([A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
+"""A patient of The Cancer Genome Atlas, at the beginning of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,15 @@ class CaseFiles:
     Attributes:
         case_id: one study of one patient.
         patient_id: the patient; studies of one patient share it.
-        layout: "brats2021", "brats2023", "msd" or "nnunet".
-        images: modality -> key; empty where `image` is set.
+        layout: "brats2021", "brats2023", "msd", "nnunet", "lgg-1p19q" or "lgg-tif".
+        images: modality -> key; empty where `image` or `slices` is set.
         image: the key of one 4-D file, or None.
-        channels: the modalities in the 4-D file's order; () otherwise.
+        slices: the keys of 2-D files, from below upwards; () otherwise.
+        channels: the modalities in the order of the 4-D file's or the slices' channels; () otherwise.
         mask: the key of the mask, or None.
-        declared: the label convention that the data set's dataset.json states, or None.
+        mask_slices: the keys of the masks of `slices`, or ().
+        declared: the label convention that the data set's dataset.json states or that its layout always has,
+            or None.
     """
 
     case_id: str
@@ -42,13 +47,19 @@ class CaseFiles:
     channels: tuple[str, ...] = ()
     mask: str | None = None
     declared: str | None = None
+    slices: tuple[str, ...] = ()
+    mask_slices: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the case has, in the order of `config.MODALITIES`."""
+        return tuple(m for m in MODALITIES if m in self.images or m in self.channels)
 
     def keys(self) -> tuple[str, ...]:
         """Every object of the case: images in the fixed order of the modalities, then the mask."""
-        images = (
-            (self.image,) if self.image else tuple(self.images[m] for m in MODALITIES if m in self.images)
-        )
-        return images + ((self.mask,) if self.mask else ())
+        images = tuple(self.images[m] for m in MODALITIES if m in self.images)
+        masks = (self.mask,) if self.mask else ()
+        return ((self.image,) if self.image else images) + self.slices + masks + self.mask_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +90,16 @@ class File:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012; other ids are the patient's."""
+    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012; other ids are the patient's.
+
+    Patients of The Cancer Genome Atlas are TCGA-CS-4941 however a collection writes it, so that a patient who is
+    in two collections stays on one side of a split.
+    """
     match = STUDY.fullmatch(case_id)
-    return match.group(1) if match else case_id
+    if match:
+        return match.group(1)
+    tcga = TCGA.match(case_id)
+    return f"TCGA-{tcga[1]}-{tcga[2]}".upper() if tcga else case_id
 
 
 def modality_of(name: str) -> str | None:
@@ -98,9 +116,10 @@ def checked_case(
     mask: str | None,
     declared: str | None,
     problems: list[Problem],
+    expected: tuple[str, ...] = MODALITIES,
 ) -> list[CaseFiles]:
-    """The case, if its four modalities are there; otherwise a problem that names what is missing."""
-    missing = [m for m in MODALITIES if m not in images]
+    """The case, if the modalities expected are there; otherwise a problem that names what is missing."""
+    missing = [m for m in expected if m not in images]
     if missing:
         there = ", ".join(m for m in MODALITIES if m in images)
         found = f"has no {' and no '.join(missing)} ({f'only {there}' if there else 'only a mask'})"
@@ -108,7 +127,7 @@ def checked_case(
         file = next(iter(images.values()), mask or "")
         problems.append(Problem(case_id=case_id, file=file.rpartition("/")[0], found=found, advice=advice))
         return []
-    ordered = {m: images[m] for m in MODALITIES}
+    ordered = {m: images[m] for m in expected}
     return [
         CaseFiles(
             case_id=case_id,

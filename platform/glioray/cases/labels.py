@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glioray.config import REGIONS
 from glioray.errors import CaseError
 
 LABELS = ("background", "ncr", "ed", "et", "rc")
@@ -31,10 +32,13 @@ class LabelConvention:
     Attributes:
         name: as the manifest states it.
         to_internal: number in the file -> internal label.
+        regions: what a mask in it tells. One that knows the whole tumour alone is held as oedema, so that
+            WT is right; nothing is reported of TC and ET, and a model's outputs for them learn "empty".
     """
 
     name: str
     to_internal: Mapping[int, int]
+    regions: tuple[str, ...] = REGIONS
 
 
 CONVENTIONS: dict[str, LabelConvention] = {
@@ -44,10 +48,12 @@ CONVENTIONS: dict[str, LabelConvention] = {
         LabelConvention("brats-et3", {0: 0, 1: 1, 2: 2, 3: 3}),
         LabelConvention("brats2024", {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}),
         LabelConvention("msd", {0: 0, 1: 2, 2: 1, 3: 3}),
+        LabelConvention("wt", {0: 0, 1: 2}, ("wt",)),
+        LabelConvention("wt-255", {0: 0, 255: 2}, ("wt",)),
     )
 }
 """BraTS 2017 to 2021; BraTS 2023 and re-labelled copies; BraTS 2024; Medical Segmentation Decathlon Task01
-(and data that nnU-Net's BraTS converter wrote)."""
+(and data that nnU-Net's BraTS converter wrote); whole tumour alone, as 1 (LGG-1p19qDeletion) or as 255 (tif slices)."""
 
 
 def detect_convention(
@@ -110,10 +116,14 @@ def from_internal(
 ) -> np.ndarray:
     """The mask in the convention's own numbers, uint8.
 
+    A convention that knows the whole tumour alone has one number for all its labels, and none for a cavity.
+
     Raises:
         CaseError: a label for which the convention has no number.
     """
     back = {internal: number for number, internal in convention.to_internal.items()}
+    if convention.regions == ("wt",):
+        back |= dict.fromkeys(REGION_LABELS["wt"], back[2]) | {4: 0}
     return _mapped(np.asarray(mask), back, convention.name, case_id, file)
 
 

@@ -6,8 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from glioray.cases.casefiles import ROLE_OF, STUDY, CaseFiles, File, Problem, checked_case
+from glioray.cases.casefiles import ROLE_OF, STUDY, TCGA, CaseFiles, File, Problem, checked_case
 from glioray.cases.dataset_json import DATA_FOLDERS, dataset_cases, read_dataset_json
+from glioray.cases.tif_slices import tif_cases
 from glioray.config import MODALITIES
 from glioray.storage import Storage
 
@@ -16,11 +17,16 @@ BraTS 2017 to 2021      CASE/CASE_{t1,t1ce,t2,flair,seg}.nii.gz
 BraTS 2023 and 2024     CASE/CASE-{t1n,t1c,t2w,t2f,seg}.nii.gz
 Decathlon (Task01)      dataset.json, imagesTr/CASE.nii.gz with four channels, labelsTr/CASE.nii.gz
 nnU-Net raw             imagesTr/CASE_0000.nii.gz to CASE_0003.nii.gz, labelsTr/CASE.nii.gz
-(.nii as well as .nii.gz, in folders of any depth)"""
+BraTS-TCGA (LGG, GBM)   TCGA-XX-NNNN/..._{t1,t1Gd,t2,flair,GlistrBoost,GlistrBoost_ManuallyCorrected}.nii.gz
+LGG-1p19qDeletion       LGG-NNN/LGG-NNN_{T1,T2}.nii.gz, LGG-NNN-Segmentation.nii.gz: T1 after contrast, and T2
+LGG in slices (Buda)    CASE/CASE_1.tif to CASE_N.tif (red T1, green FLAIR, blue T1c), CASE_1_mask.tif (0 and 255)
+(.nii as well as .nii.gz, .tif as well as .tiff, in folders of any depth)"""
 """What `discover_cases` recognises, as a text for messages."""
 
 _BRATS2023_TOKENS = {"t1n", "t2w", "t2f"}
 _LOOKS_LIKE_CASE = re.compile(r"[-_]\d{3,}$")
+_LGG_1P19Q = re.compile(r"LGG[-_]\d{3}", re.IGNORECASE)
+_CORRECTED = re.compile(r"_ManuallyCorrected$", re.IGNORECASE)
 _NAME = re.compile(r"(?P<stem>.+?)(?P<ext>\.nii(?:\.gz)?)$", re.IGNORECASE)
 
 
@@ -48,6 +54,7 @@ def discover_cases(storage: Storage) -> tuple[list[CaseFiles], list[Problem]]:
         meta = read_dataset_json(storage, root, set(keys), problems)
         cases += dataset_cases(by_root[root], root, meta, problems)
     cases += _named_cases(named, problems)
+    cases += tif_cases(keys, problems)
     return _without_duplicates(cases, problems), sorted(problems, key=lambda p: (p.case_id, p.file))
 
 
@@ -78,8 +85,10 @@ def _image_files(keys: Iterable[str], problems: list[Problem]) -> list[File]:
 def _named_cases(files: Sequence[File], problems: list[Problem]) -> list[CaseFiles]:
     """Cases whose modality is the last word of the file's name."""
     folders: dict[str, list[File]] = defaultdict(list)
+    corrected = {(f.folder, _CORRECTED.sub("", f.stem)) for f in files if _CORRECTED.search(f.stem)}
     for file in files:
-        folders[file.folder].append(file)
+        if (file.folder, file.stem) not in corrected:
+            folders[file.folder].append(file)
     cases = []
     for folder, inside in sorted(folders.items()):
         groups: dict[str, list[tuple[str, str, File]]] = defaultdict(list)
@@ -96,7 +105,8 @@ def _named_cases(files: Sequence[File], problems: list[Problem]) -> list[CaseFil
         if folder and groups and len(roles) == len(set(roles)):
             # One case in a folder of its own, whatever its files call it.
             only = next(iter(groups)) if len(groups) == 1 else ""
-            case_id = name if not only or _LOOKS_LIKE_CASE.search(name) else only
+            is_case = _LOOKS_LIKE_CASE.search(name) or TCGA.fullmatch(name)
+            case_id = name if not only or is_case else only
             members = [item for group in groups.values() for item in group]
             cases += _named_case(case_id, members, others, problems)
         else:
@@ -106,7 +116,7 @@ def _named_cases(files: Sequence[File], problems: list[Problem]) -> list[CaseFil
 
 
 def _split_name(stem: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(?:(.*)[-_.])?([A-Za-z0-9]+)", stem)
+    match = re.fullmatch(r"(?:(.*)[-_.])?([A-Za-z0-9]+)", _CORRECTED.sub("", stem))
     return (match[1] or "", match[2].lower()) if match else (stem, "")
 
 
@@ -132,9 +142,14 @@ def _named_case(
             return []
         by_role["mask"] = segs
     images = {role: keys[0] for role, keys in by_role.items() if role in MODALITIES}
+    mask = next(iter(by_role["mask"]), None)
+    if _LGG_1P19Q.fullmatch(case_id) and not {"t1c", "flair"} & set(images):
+        # What the collection calls T1 was taken after contrast.
+        images = {{"t1": "t1c"}.get(role, role): key for role, key in images.items()}
+        return checked_case(case_id, "lgg-1p19q", images, mask, "wt", problems, expected=("t1c", "t2"))
     tokens = {token for _, token, _ in members}
     layout = "brats2023" if STUDY.fullmatch(case_id) or tokens & _BRATS2023_TOKENS else "brats2021"
-    return checked_case(case_id, layout, images, next(iter(by_role["mask"]), None), None, problems)
+    return checked_case(case_id, layout, images, mask, None, problems)
 
 
 def _without_duplicates(cases: Iterable[CaseFiles], problems: list[Problem]) -> list[CaseFiles]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,12 @@ from glioray.cases.nifti import (
     Header,
     Limits,
     Volume,
+    make_header,
     read_volume,
+    slice_axis,
     to_canonical,
 )
+from glioray.cases.tif_slices import read_mask_slices, read_slices
 from glioray.config import MODALITIES
 from glioray.errors import CaseError
 from glioray.storage import Storage
@@ -37,7 +40,8 @@ class Case:
         affine: (4, 4) float64 from voxel index to mm, both in RAS+.
         spacing_mm: voxel edges along X, Y, Z.
         reference: the header of the file whose grid a prediction goes back to (T1, or the 4-D file);
-            what `nifti.encode_mask` takes.
+            what `nifti.encode_mask` takes. Where the case was cut to its segmented slices, the header of
+            what is left.
         convention: of the mask, or None without one.
         modalities: of the images, in their order.
     """
@@ -67,7 +71,12 @@ def load_case(
         files: its objects.
         convention: of the mask; None for what the data set declares, or else is detected in this mask.
         with_mask: whether to read the mask at all.
-        limits: of one file.
+        limits: of one file; of tif slices, all of a case together.
+
+    Of the layout "lgg-1p19q" a few slices were segmented, three as a rule, and nothing is known of the others.
+    With its mask such a case is those slices alone: training and evaluation see nothing else of it. Slices that
+    do not lie side by side are put together all the same; distances across such a gap come out too short.
+    Without its mask it is the whole volume.
 
     Raises:
         CaseError: a file that cannot be decoded, values that are not finite, an image without contrast,
@@ -78,23 +87,30 @@ def load_case(
 
 
 def load_case_from_bytes(
-    parts: Mapping[str, bytes], *, case_id: str = "request", limits: Limits = DEFAULT_LIMITS
+    parts: Mapping[str, bytes],
+    *,
+    case_id: str = "request",
+    modalities: Collection[str] = MODALITIES,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
     """The case of files that were sent, without a mask.
 
     Args:
-        parts: either "t1", "t1c", "t2" and "flair", or one 4-D "image" whose channels are in the order
-            of the Medical Segmentation Decathlon: FLAIR, T1, T1c, T2.
+        parts: a file for each modality; or, where all four are expected, one 4-D "image" whose channels are in
+            the order of the Medical Segmentation Decathlon: FLAIR, T1, T1c, T2.
         case_id: for messages.
+        modalities: that are expected.
         limits: of one file.
 
     Raises:
         CaseError: as `load_case`, and parts that are missing or not known.
     """
-    names = ("image",) if "image" in parts else MODALITIES
+    names = tuple(m for m in MODALITIES if m in modalities)
+    expected = f"expected {name_files(names)}"
+    if "image" in parts and names == MODALITIES:
+        names = ("image",)
     missing = [name for name in names if name not in parts]
     unknown = [name for name in parts if name not in names]
-    expected = "expected t1, t1c, t2 and flair, or one 4-D image"
     if missing or unknown:
         found = f"{missing[0]} is missing" if missing else f"{unknown[0]} is one file too many"
         raise CaseError(case_id, "", f"{found}; {expected}", "send those files")
@@ -102,11 +118,18 @@ def load_case_from_bytes(
         case_id=case_id,
         patient_id=case_id,
         layout="msd" if "image" in parts else "brats2021",
-        images={} if "image" in parts else {m: m for m in MODALITIES},
+        images={} if "image" in parts else {m: m for m in names},
         image="image" if "image" in parts else None,
         channels=MSD_CHANNELS if "image" in parts else (),
     )
     return assemble_case(files, parts.__getitem__, with_mask=False, limits=limits)
+
+
+def name_files(modalities: Collection[str]) -> str:
+    """What `load_case_from_bytes` expects, in words: "t1 and flair", "t1, t1c, t2 and flair, or one 4-D image"."""
+    *others, last = (m for m in MODALITIES if m in modalities)
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"{names}, or one 4-D image" if set(modalities) == set(MODALITIES) else names
 
 
 def assemble_case(
@@ -118,47 +141,85 @@ def assemble_case(
     limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
     """`load_case` with the reading of an object's bytes left to the caller."""
-    stack = _Stack(files.case_id)
-    if files.image is not None:
-        volume = read_volume(read(files.image), name=files.image, case_id=files.case_id, limits=limits)
-        _check_channels(volume, files)
-        for modality in MODALITIES:
-            stack.put(modality, volume, volume.array[..., files.channels.index(modality)])
-    else:
-        for modality in MODALITIES:
-            key = files.images[modality]
-            volume = read_volume(read(key), name=key, case_id=files.case_id, limits=limits)
-            _check_three_dimensions(volume, files.case_id)
-            stack.put(modality, volume, volume.array)
-    reference = stack.reference
+    stack = _Stack(files)
+    for modality, volume, array in _read_images(files, read, limits):
+        stack.put(modality, volume, array)
+    images, reference = stack.images, stack.reference
     mask = None
-    if with_mask and files.mask is not None:
-        volume = read_volume(read(files.mask), name=files.mask, case_id=files.case_id, limits=limits)
-        _check_three_dimensions(volume, files.case_id)
+    if with_mask and (files.mask is not None or files.mask_slices):
+        volume = _read_mask(files, read, limits)
         _check_grid(reference, volume, files.case_id)
         internal, convention = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
-    affine = to_canonical(np.empty(reference.shape[:3], np.uint8), reference.affine)[1]
+        if files.layout == "lgg-1p19q":
+            images, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
+    affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
     return Case(
         case_id=files.case_id,
-        images=stack.images,
+        images=images,
         mask=mask,
         affine=affine,
         spacing_mm=(x, y, z),
         reference=reference,
         convention=convention if mask is not None else None,
+        modalities=files.modalities,
     )
 
 
+def _read_images(
+    files: CaseFiles, read: Callable[[str], bytes], limits: Limits
+) -> Iterator[tuple[str, Volume, np.ndarray]]:
+    """Each modality with the volume it comes from and its voxels, (X, Y, Z) as stored."""
+    if files.slices:
+        volumes = read_slices(files, read, limits)
+        yield from ((modality, volumes[modality], volumes[modality].array) for modality in files.modalities)
+    elif files.image is not None:
+        volume = read_volume(read(files.image), name=files.image, case_id=files.case_id, limits=limits)
+        _check_channels(volume, files)
+        for modality in files.modalities:
+            yield modality, volume, volume.array[..., files.channels.index(modality)]
+    else:
+        for modality in files.modalities:
+            key = files.images[modality]
+            volume = read_volume(read(key), name=key, case_id=files.case_id, limits=limits)
+            _check_three_dimensions(volume, files.case_id)
+            yield modality, volume, volume.array
+
+
+def _read_mask(files: CaseFiles, read: Callable[[str], bytes], limits: Limits) -> Volume:
+    if files.mask is None:
+        return read_mask_slices(files, read, limits)
+    volume = read_volume(read(files.mask), name=files.mask, case_id=files.case_id, limits=limits)
+    _check_three_dimensions(volume, files.case_id)
+    return volume
+
+
+def _segmented_slices(
+    images: np.ndarray, mask: np.ndarray, reference: Header, file: str, case_id: str
+) -> tuple[np.ndarray, np.ndarray, Header]:
+    """The slices that hold mask, with the header of a file of them, stored along RAS+."""
+    axis = slice_axis(reference)
+    kept = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    if not len(kept):
+        raise CaseError(case_id, file, "marks no slice, so that nothing is known", "leave the case out")
+    affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
+    affine[:3, 3] += affine[:3, axis] * kept[0]
+    mask = np.asfortranarray(mask.take(kept, axis))
+    header = make_header(mask.shape, reference.dtype, affine, name=reference.name)
+    # The images keep x running fastest, as `_Stack` stores them.
+    parts = images.transpose(0, 3, 2, 1).take(kept, 3 - axis)
+    return parts.transpose(0, 3, 2, 1), mask, header
+
+
 class _Stack:
-    """Fills (4, X, Y, Z) one file after the other, so that only one decoded file is held beside it."""
+    """Fills (M, X, Y, Z) one file after the other, so that only one decoded file is held beside it."""
 
     images: np.ndarray
     reference: Header
 
-    def __init__(self, case_id: str) -> None:
-        self.case_id = case_id
+    def __init__(self, files: CaseFiles) -> None:
+        self.case_id, self.modalities = files.case_id, files.modalities
         self.num_filled = 0
 
     def put(self, modality: str, volume: Volume, array: np.ndarray) -> None:
@@ -170,12 +231,13 @@ class _Stack:
             self.reference = reference
             # Stored like the files: x runs fastest, so that an axial slice is one block.
             dtype = np.int16 if small else np.float32
-            self.images = np.empty((4, *view.shape[::-1]), dtype).transpose(0, 3, 2, 1)
+            shape = (len(self.modalities), *view.shape[::-1])
+            self.images = np.empty(shape, dtype).transpose(0, 3, 2, 1)
         else:
             _check_grid(self.reference, volume, self.case_id)
             if not small and self.images.dtype == np.int16:
                 self.images = self.images.astype(np.float32)
-        self.images[MODALITIES.index(modality)] = view
+        self.images[self.modalities.index(modality)] = view
         self.num_filled += 1
 
 
@@ -199,8 +261,8 @@ def _check_values(array: np.ndarray, file: str, modality: str, case_id: str) -> 
 
 
 def _check_channels(volume: Volume, files: CaseFiles) -> None:
-    if volume.array.ndim != 4 or volume.array.shape[3] != len(MODALITIES):
-        found = f"is {volume.array.shape}; expected (X, Y, Z, {len(MODALITIES)})"
+    if volume.array.ndim != 4 or volume.array.shape[3] != len(files.channels):
+        found = f"is {volume.array.shape}; expected (X, Y, Z, {len(files.channels)})"
         raise CaseError(files.case_id, volume.name, found, f"give the channels {', '.join(files.channels)}")
 
 

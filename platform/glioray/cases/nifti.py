@@ -376,7 +376,9 @@ def encode_volume(array: np.ndarray, affine: np.ndarray, *, compress: bool = Tru
     return _encode(array, _nifti1_header(array.shape, array.dtype, affine), compress)
 
 
-def make_header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: np.ndarray, *, name: str) -> Header:
+def make_header(
+    shape: tuple[int, int, int], dtype: np.dtype[Any], affine: np.ndarray, *, name: str
+) -> Header:
     """The header of a volume that is in no NIfTI file of its own: what `encode_volume` would write for it.
 
     Args:
