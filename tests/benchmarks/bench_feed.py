@@ -132,7 +132,7 @@ def _glioray(data: str, entries: list[CaseEntry], scratch: str) -> Callable[[], 
     found = [SliceCache(cache, config).get(entry) for entry in entries]
     store = SliceStore([stack for stacks in found if stacks for stack in stacks], config)
     store.warm(cache.memory_bytes)
-    sampler = EpochSampler(store.foreground(), store.case_numbers(), SampleConfig(), BATCH, seed=0)
+    sampler = EpochSampler(store.tumour_px(), store.case_numbers(), SampleConfig(), BATCH, seed=0)
     feed = SliceFeed(store, sampler, (0, 1), sampler.num_steps)
     numbers = iter(range(sys.maxsize))
 

@@ -110,6 +110,8 @@ def test_an_int_is_a_float_where_one_is_wanted():
         (SampleConfig, "steps_per_epoch", [None, 1], [0]),
         (AugmentConfig, "strength", [0.0, 3.0], [-1.0, 3.1]),
         (AugmentConfig, "noise_p", [0.0, 1.0], [-0.1, 1.1]),
+        (AugmentConfig, "lowres", [1.0], [0.9]),
+        (AugmentConfig, "ghost", [0.0, 1.0], [-0.1, 1.1]),
         (AugmentConfig, "flip", [(0.0, 1.0)], [(0.0, 1.1), (-0.1, 0.5)]),
         (OptimConfig, "name", ["adam", "sgd"], ["lion"]),
         (OptimConfig, "lr", [1e-6, 10.0], [0.0, 10.1, float("nan")]),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glioray.config import PreprocessConfig, SampleConfig
 from glioray.errors import DataError
 from glioray.slices.preprocess import SliceStack
+from glioray.slices.splits import holds_tumour
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,25 @@ class SliceStore:
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
-    def foreground(self) -> NDArray[np.bool_]:
-        """(len,) whether a slice holds any tumour."""
-        flags = [
-            np.zeros(len(stack.images), bool) if stack.mask is None else stack.mask.any(axis=(1, 2))
+    def tumour_px(self) -> NDArray[np.int64]:
+        """(len,) pixels of tumour of each slice."""
+        counts = [
+            np.zeros(len(stack.images), np.int64)
+            if stack.mask is None
+            else np.count_nonzero(stack.mask, axis=(1, 2))
             for stack in self.stacks
         ]
-        return np.concatenate(flags)
+        return np.concatenate(counts)
 
     def case_numbers(self) -> NDArray[np.int64]:
         """(len,) which of the store's cases, from 0 on, a slice is of."""
         _, numbers = np.unique([stack.case_id for stack in self.stacks], return_inverse=True)
         return np.repeat(numbers, np.diff(self._offsets))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which of `stacks` a slice is of, and its number in it."""
+        number = int(np.searchsorted(self._offsets, index, side="right")) - 1
+        return number, int(index - self._offsets[number])
 
     def draw(
         self, indices: Sequence[int] | NDArray[np.int64], positions: NDArray[np.int64] | None = None
@@ -97,8 +105,7 @@ class SliceStore:
         masks = torch.zeros(len(indices), height, width, dtype=torch.uint8)
         lateral = np.empty(len(indices), bool)
         for row, index in enumerate(indices):
-            number = int(np.searchsorted(self._offsets, index, side="right")) - 1
-            place = int(index - self._offsets[number])
+            number, place = self.locate(int(index))
             stack, mask = self._images[number], self._masks[number]
             lateral[row] = self.stacks[number].plane != "sagittal"
             for block, offset in enumerate(offsets):
@@ -167,14 +174,30 @@ class EpochSampler:
 
     def __init__(
         self,
-        foreground: NDArray[np.bool_],
+        tumour_px: NDArray[np.int64],
         case_numbers: NDArray[np.int64],
         config: SampleConfig,
         batch_size: int,
         seed: int,
+        allowed: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Batches of `batch_size` over all ranks that share this pool of slices; see `SliceStore` for the arrays."""
-        empty = np.flatnonzero(~foreground)
+        """Batches of `batch_size` over all ranks that share this pool of slices.
+
+        Args:
+            tumour_px: of `SliceStore`.
+            case_numbers: of `SliceStore`.
+            config: which slices are drawn, and how often.
+            batch_size: of these ranks together.
+            seed: of the order.
+            allowed: (slices,) those that may be drawn at all; None for all.
+
+        Raises:
+            DataError: no slice is left.
+        """
+        foreground, empty_flags = holds_tumour(tumour_px, config), tumour_px == 0
+        if allowed is not None:
+            foreground, empty_flags = foreground & allowed, empty_flags & allowed
+        empty = np.flatnonzero(empty_flags)
         kept = empty[
             np.unique(np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int))
         ]
@@ -183,8 +206,10 @@ class EpochSampler:
         self._case_numbers = case_numbers
         self.num_slices = len(self._foreground) + len(kept)
         if not self.num_slices:
+            enough = f" of {config.min_tumour_px} pixels" if config.min_tumour_px else ""
             raise DataError(
-                "no slice is left to train on: none holds tumour and sample.empty_share is 0; raise it"
+                f"no slice is left to train on: none holds tumour{enough} and sample.empty_share is "
+                f"{config.empty_share:g}; raise it{' or lower sample.min_tumour_px' if enough else ''}"
             )
 
     @property

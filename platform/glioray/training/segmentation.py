@@ -23,6 +23,7 @@ from glioray.training.checkpoint import Checkpoint
 from glioray.training.collectives import Ranks, gather, reduce_sum
 from glioray.training.loop import check_finite
 from glioray.training.optim import MovingAverage, build_optimizer, learning_rate
+from glioray.training.slice_validation import HeldOutSlices, predict_slices
 
 _NUM_PICTURES = 4
 
@@ -38,17 +39,19 @@ class Picture:
 
 
 class SegmentationTask:
-    """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases."""
+    """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices."""
 
     def __init__(
         self,
         config: RunConfig,
         spec: ModelSpec,
-        val_cases: Sequence[tuple[SliceStack, ...]],
+        judged: Sequence[tuple[SliceStack, ...]] | HeldOutSlices,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
-        self.config, self.spec, self.val_cases, self.device = config, spec, val_cases, device
+        self.config, self.spec, self.device = config, spec, device
+        self.val_slices = judged if isinstance(judged, HeldOutSlices) else None
+        self.val_cases = () if isinstance(judged, HeldOutSlices) else judged
         torch.manual_seed(config.train.seed)
         self.net = to_device(spec.build(), device)
         self.ddp: nn.Module = self.net
@@ -86,6 +89,8 @@ class SegmentationTask:
     def validate(self) -> dict[str, float]:
         """Patient-level 3-D Dice of the averaged weights, with the rules that the model will be served with."""
         predictor = Predictor(self.spec, self._inference_net(), str(self.device))
+        if self.val_slices is not None:
+            return self._validate_slices(predictor, self.val_slices)
         tables: dict[str, Counts] = {}
         self.pictures = []
         for stacks in self.val_cases:
@@ -103,6 +108,19 @@ class SegmentationTask:
         }
         self.spec = dataclasses.replace(self.spec, val_cases=cases)
         return mean_dice(list(tables.values()))
+
+    def _validate_slices(self, predictor: Predictor, held_out: HeldOutSlices) -> dict[str, float]:
+        """The mean over slices of each slice's Dice, not over patients; see `slice_validation.FLATTERS`."""
+        tables: list[Counts] = []
+        self.pictures = []
+        shown = held_out.indices[:: max(len(held_out.indices) // _NUM_PICTURES, 1)][:_NUM_PICTURES]
+        for index, truth, prediction in predict_slices(predictor, held_out):
+            tables.append(confusion(truth, prediction))
+            if index in shown:
+                number, place = held_out.store.locate(index)
+                self.pictures.append(_slice_picture(held_out.store.stacks[number], place, prediction))
+        tables = [table for part in gather(tables) for table in part]
+        return mean_dice(tables) if tables else {}
 
     def state(self) -> dict[str, Any]:
         """Network, optimiser and average, and what they were made under."""
@@ -149,11 +167,14 @@ def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:
 def _picture(stack: SliceStack, labels: NDArray[np.uint8]) -> Picture:
     assert stack.mask is not None
     number = int((stack.mask > 0).sum(axis=(1, 2)).argmax())
+    return _slice_picture(stack, number, stack.cut(labels)[number])
+
+
+def _slice_picture(stack: SliceStack, number: int, prediction: NDArray[np.uint8]) -> Picture:
+    assert stack.mask is not None
     # FLAIR, the last modality: where the whole tumour shows best.
     image = np.asarray(stack.images[number, -1], np.float32)
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
     # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
     shown = (slice(None, None, -1), slice(None, None, -1))
-    return Picture(
-        title, image[shown], np.asarray(stack.mask[number])[shown], stack.cut(labels)[number][shown]
-    )
+    return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], prediction[shown])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig, RunConfig, fingerprint, to_dict
@@ -28,10 +29,12 @@ from glioray.storage import Storage, open_storage
 from glioray.tracking.figures import learning_curves, overlay_figure
 from glioray.tracking.registry import log_model
 from glioray.tracking.runs import Kind, RunLogger
+from glioray.training.balance import balance_classes
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks, barrier, gather, reduce_max
 from glioray.training.loop import Report, fit
 from glioray.training.segmentation import SegmentationTask
+from glioray.training.slice_validation import FLATTERS, HeldOutSlices, split_store
 
 _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
@@ -82,7 +85,8 @@ def train_segmentation(
     also `run_id` and `model`, the MLflow URI of the logged model (or the run's own URI where none is logged).
 
     Raises:
-        UsageError: the run's name is taken by a run with other settings.
+        UsageError: the run's name is taken by a run with other settings, or its loss has no class weights to
+            balance.
         DataError: nothing to train on.
         TrainingError: the run diverged.
     """
@@ -90,6 +94,7 @@ def train_segmentation(
         torch.set_num_threads(plan.num_threads)
     device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     storage = open_storage(plan.storage)
+    plan = balanced(plan)
     if ranks.is_first:
         claim_run(storage, plan)
     with ExitStack() as stack:
@@ -113,6 +118,17 @@ def train_segmentation(
                 logger.finish("FAILED", str(error) or type(error).__name__)
             raise
     return result
+
+
+def balanced(plan: RunPlan) -> RunPlan:
+    """The plan with the class weights that `loss.balance` makes of its training cases.
+
+    Raises:
+        UsageError: the loss has no class weights, or has been given others.
+    """
+    train, _ = _cases(plan)
+    config = balance_classes(plan.config, train, _first_spec(plan).out_channels)
+    return dataclasses.replace(plan, config=config)
 
 
 def claim_run(storage: Storage, plan: RunPlan) -> None:
@@ -153,8 +169,14 @@ def _open_logger(plan: RunPlan) -> RunLogger:
     return logger
 
 
+def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+    """The cases to train on and those to validate on; where slices are split, all are trained on, in part."""
+    train, val = (plan.manifest.select(name) for name in ("train", "val"))
+    return (train, val) if plan.config.sample.slice_split is None else ([*train, *val], [])
+
+
 def _first_spec(plan: RunPlan) -> ModelSpec:
-    train = plan.manifest.select("train")
+    train, _ = _cases(plan)
     has_cavity = any(entry.label_voxels.get("rc", 0) for entry in train)
     spacing = np.median([entry.spacing_mm for entry in train], axis=0)
     return ModelSpec(
@@ -168,13 +190,13 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
 
 def _load_slices(
     plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device
-) -> tuple[SliceFeed, list[tuple[SliceStack, ...]]]:
-    """This rank's batches and its validation cases.
+) -> tuple[SliceFeed, list[tuple[SliceStack, ...]] | HeldOutSlices]:
+    """This rank's batches and its validation cases, or slices where these are split.
 
     Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes and keeps its
     own part, once, and every rank draws from all of its node's slices.
     """
-    train, val = plan.manifest.select("train"), plan.manifest.select("val")
+    train, val = _cases(plan)
     if not train:
         raise DataError(
             "no labelled case is left to train on; check the report of jobs/prepare.py and the split"
@@ -191,7 +213,7 @@ def _load_slices(
     if ranks.world_size > 1:
         fill(plan.manifest.data, pool[ranks.local_rank :: ranks.local_world_size], preprocess, plan.cache)
         barrier()
-    stacks = []
+    stacks: list[list[tuple[SliceStack, ...]]] = []
     for entries in (pool, mine):
         fill(plan.manifest.data, entries, preprocess, plan.cache)
         found = [cache.get(entry) for entry in entries]
@@ -211,10 +233,18 @@ def _load_slices(
     config = plan.config
     node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
     seed = config.train.seed + 1_000_003 * ranks.node_rank
-    sampler = EpochSampler(store.foreground(), store.case_numbers(), config.sample, node_batch, seed)
     part = (ranks.local_rank, ranks.local_world_size)
+    allowed: NDArray[np.bool_] | None = None
+    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = stacks[1]
+    if config.sample.slice_split is not None:
+        allowed, held_out, _ = split_store(store, config.sample, config.train.seed)
+        judged = HeldOutSlices(store, np.flatnonzero(held_out)[part[0] :: part[1]])
+        if ranks.is_first:
+            _log.warning(FLATTERS)
+    tumour_px, case_numbers = store.tumour_px(), store.case_numbers()
+    sampler = EpochSampler(tumour_px, case_numbers, config.sample, node_batch, seed, allowed)
     num_steps = int(reduce_max(sampler.num_steps))
-    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]
+    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), judged
 
 
 def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: PreprocessConfig) -> None:

@@ -35,7 +35,7 @@ def store(stacks: list[SliceStack]) -> SliceStore:
 
 
 def sampler_of(store: SliceStore, config: SampleConfig, batch_size: int = 8, seed: int = 0) -> EpochSampler:
-    return EpochSampler(store.foreground(), store.case_numbers(), config, batch_size, seed)
+    return EpochSampler(store.tumour_px(), store.case_numbers(), config, batch_size, seed)
 
 
 def test_a_draw_equals_plain_indexing(store: SliceStore, stacks: list[SliceStack]) -> None:
@@ -54,7 +54,7 @@ def test_a_draw_equals_plain_indexing(store: SliceStore, stacks: list[SliceStack
         np.testing.assert_array_equal(batch.positions, np.arange(len(indices)))
         # Rows of a sagittal slice do not run from left to right.
         np.testing.assert_array_equal(batch.lateral, [not 13 <= index < 23 for index in indices])
-    np.testing.assert_array_equal(store.foreground(), masks.any(axis=(1, 2)))
+    np.testing.assert_array_equal(store.tumour_px(), [(mask > 0).sum() for mask in masks])
     np.testing.assert_array_equal(store.case_numbers(), [0] * 23 + [1] * 7 + [2] * 5)
 
 
@@ -121,7 +121,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(store: SliceStore) -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
 def test_each_batch_has_its_share_of_tumour(store: SliceStore, share: float, expected: int) -> None:
-    sampler, foreground = sampler_of(store, SampleConfig(foreground_share=share)), store.foreground()
+    sampler, foreground = sampler_of(store, SampleConfig(foreground_share=share)), store.tumour_px() > 0
     order = np.concatenate([sampler.epoch(epoch) for epoch in range(4)])
     assert (foreground[order].sum(axis=1) == expected).all()
     # Over the epochs all of the drawn kind's slices have come.
@@ -132,7 +132,7 @@ def test_each_batch_has_its_share_of_tumour(store: SliceStore, share: float, exp
 
 
 def test_of_the_empty_slices_a_share_is_kept(store: SliceStore) -> None:
-    foreground = store.foreground()
+    foreground = store.tumour_px() > 0
     num_foreground = int(foreground.sum())
     for share in (0.0, 0.3, 1.0):
         sampler = sampler_of(store, SampleConfig(empty_share=share), batch_size=1)
@@ -140,6 +140,34 @@ def test_of_the_empty_slices_a_share_is_kept(store: SliceStore) -> None:
         assert sampler.num_slices == len(drawn) == num_foreground + round(share * (35 - num_foreground))
         assert set(np.flatnonzero(foreground)) <= set(drawn.tolist())
         np.testing.assert_array_equal(np.sort(drawn), np.sort(sampler.epoch(1).ravel()))
+
+
+def test_slices_with_little_tumour_are_left_out(store: SliceStore) -> None:
+    """And those without any are not: they go by their own share."""
+    tumour_px = store.tumour_px()
+    # A slice that has just so many pixels stays.
+    bound = int(np.sort(tumour_px)[-5])
+    large, empty = np.flatnonzero(tumour_px >= bound), np.flatnonzero(tumour_px == 0)
+    assert 0 < len(large) < (tumour_px > 0).sum()
+    for share, expected in ((0.0, large), (1.0, np.union1d(large, empty))):
+        sampler = sampler_of(store, SampleConfig(min_tumour_px=bound, empty_share=share), batch_size=1)
+        assert sorted(sampler.epoch(0).ravel().tolist()) == expected.tolist()
+    half = sampler_of(store, SampleConfig(min_tumour_px=bound, foreground_share=0.5))
+    order = half.epoch(0)
+    assert (np.isin(order, large).sum(axis=1) == 4).all()
+    assert (np.isin(order, empty).sum(axis=1) == 4).all()
+
+
+def test_only_allowed_slices_are_drawn(store: SliceStore) -> None:
+    tumour_px, allowed = store.tumour_px(), np.arange(35) % 3 == 0
+    for config in (SampleConfig(), SampleConfig(foreground_share=0.5, balance_cases=True)):
+        sampler = EpochSampler(tumour_px, store.case_numbers(), config, 1, 0, allowed)
+        assert sampler.num_slices == allowed.sum()
+        drawn = np.concatenate([sampler.epoch(epoch).ravel() for epoch in range(9)])
+        assert allowed[drawn].all()
+    assert sorted(
+        EpochSampler(tumour_px, store.case_numbers(), SampleConfig(), 1, 0, allowed).epoch(0).ravel()
+    ) == [*np.flatnonzero(allowed)]
 
 
 def test_balanced_cases_come_equally_often(make_stack: MakeStack) -> None:
@@ -165,6 +193,8 @@ def test_without_any_slice_there_is_nothing_to_train_on(make_stack: MakeStack) -
     store = SliceStore([make_stack("A", with_mask=False)], CONFIG)
     with pytest.raises(DataError, match="no slice is left to train on"):
         sampler_of(store, SampleConfig(empty_share=0))
+    with pytest.raises(DataError, match=r"none holds tumour of 9 pixels .* lower sample.min_tumour_px"):
+        sampler_of(store, SampleConfig(empty_share=0, min_tumour_px=9))
 
 
 @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(foreground_share=0.5, balance_cases=True)])
