@@ -15,7 +15,7 @@ from glioray import cli
 from glioray.cluster import run_training
 from glioray.sources import plan_run
 
-FLAGS = "data storage recipe run-name workers max-epochs minutes seed experiment fold set dry-run"
+FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run"
 
 
 def main() -> dict[str, object]:

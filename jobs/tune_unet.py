@@ -16,7 +16,7 @@ from glioray.cluster import default_concurrency
 from glioray.sources import plan_run
 from glioray.tuning.search import SweepPlan, run_sweep
 
-FLAGS = "data storage recipe run-name workers trials concurrent max-epochs minutes seed name experiment fold set dry-run"
+FLAGS = "data storage recipe net loss optimizer run-name workers trials concurrent max-epochs minutes seed name experiment fold set dry-run"
 
 
 def main() -> dict[str, object]:

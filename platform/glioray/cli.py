@@ -22,6 +22,8 @@ from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.recipes import RECIPES, build_recipe
 from glioray.storage import is_local, open_storage
+from glioray.studies import entrant_config, product_entrants
+from glioray.training.balance import check_balance
 
 _FLAGS: dict[str, dict[str, Any]] = {
     "--data": {"metavar": "URI", "help": "folder, s3://bucket/prefix, or a manifest.json by prepare.py"},
@@ -33,6 +35,15 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--recipe": {
         "metavar": "NAME",
         "help": f"one of {', '.join(RECIPES)} (default: unet_small)",
+    },
+    "--net": {
+        "metavar": "NAME[:OPTION=VALUE,…]",
+        "help": "network in place of the recipe's, such as unetpp:width=32,deep_supervision=true",
+    },
+    "--loss": {"metavar": "NAME[:OPTION=VALUE,…]", "help": "loss in place of the recipe's"},
+    "--optimizer": {
+        "metavar": "NAME[:OPTION=VALUE,…]",
+        "help": "optimiser in place of the recipe's, such as sgd:lr=0.01,schedule=poly",
     },
     "--run-name": {"metavar": "NAME", "help": "names the run; the same name goes on with it"},
     "--workers": {
@@ -155,6 +166,8 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     # GLIORAY_RECIPE goes with GLIORAY_DATA: whoever brings data of their own gets the usual default.
     default = "unet_small" if args.data else os.environ.get("GLIORAY_RECIPE") or "unet_small"
     config = build_recipe(args.recipe or default)
+    parts = [[text] if (text := getattr(args, name, None)) else [] for name in ("net", "loss", "optimizer")]
+    config = entrant_config(config, product_entrants(*parts)[0])
     settings: dict[str, Any] = {
         "train.max_epochs": args.max_epochs,
         "train.seed": args.seed,
@@ -183,9 +196,15 @@ def check_buildable(config: RunConfig) -> None:
     try:
         with torch.device("meta"):
             build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
-        build_loss(config.loss.name, **config.loss.options)
+        build_loss(
+            config.loss.name,
+            side_weights=config.loss.side_weights,
+            presence_weight=config.loss.presence_weight,
+            **config.loss.options,
+        )
     except ValueError as error:
         raise UsageError(f"{error}; see --set net.name, net.options, loss.name and loss.options") from error
+    check_balance(config.loss)
 
 
 def data_uri(args: argparse.Namespace) -> str:

@@ -21,7 +21,7 @@ from glioray.config import RunConfig
 from glioray.errors import DataError, TrainingError, UsageError
 from glioray.inference.package import ModelSpec
 
-FLAGS = "data storage recipe run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
+FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
 
 
 def _args(*argv: str) -> argparse.Namespace:
@@ -201,10 +201,10 @@ def test_run_names_that_are_no_folders(name: str):
 
 
 def test_numbers_of_trials():
-    cli.check_counts(_args("--trials", "1", "--concurrent", "2"))
+    cli.check_counts(_args("--trials", "1", "--concurrent", "2"), "trials concurrent")
     for flag in ("--trials", "--concurrent"):
         with pytest.raises(UsageError, match=f"{flag} is 0; expected at least 1"):
-            cli.check_counts(_args(flag, "0"))
+            cli.check_counts(_args(flag, "0"), "trials concurrent")
 
 
 def test_tracking_without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -377,3 +377,13 @@ def test_a_dry_run_prints_the_config_as_its_last_line(repo: Path, tmp_path: Path
     config = json.loads(line)["config"]
     assert (config["recipe"], config["optim"]["lr"]) == ("unet_tiny", 0.25)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_another_kind_brings_its_own_options():
+    config = cli.resolve_config(
+        _args("--net", "unet:depth=2", "--loss", "region_dice_bce", "--optimizer", "adam:lr=0.1")
+    )
+    # How any network is run is the recipe's, what is the lean U-Net's own is not.
+    assert config.net.options == {"stem_stride": 2, "prior": 0.12, "depth": 2}
+    assert config.loss.options == {}
+    assert (config.optim.name, config.optim.lr) == ("adam", 0.1)

@@ -289,7 +289,7 @@ def _register(plan: SweepPlan, winner: RunPlan, best: dict[str, Any]) -> tuple[s
     if latest_folder(storage) is None:
         raise TrainingError(f"trial {best['trial']} won but left no checkpoint in '{winner.storage}'")
     logger = _open_trial(winner)
-    log_run_model(storage, logger, winner.config)
+    log_run_model(storage, logger)
     logger.finish()
     tags = {
         "recipe": winner.config.recipe,
