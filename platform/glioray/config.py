@@ -278,13 +278,13 @@ class OptimConfig:
         lr: the largest learning rate.
         weight_decay: of weights; biases and norms are not decayed.
         momentum: of sgd (Nesterov's) and rmsprop.
-        schedule: one of `SCHEDULES`; schedulefree wants constant.
-        warmup: share of the run in which the rate rises linearly.
+        schedule: one of `SCHEDULES`, as `training.optim.learning_rate` has them; schedulefree wants constant.
+        warmup: share of the run in which the rate rises.
         floor: share of `lr` that cosine, cyclic, onecycle and poly end on.
         power: of poly.
         cycles: of cyclic.
         grad_clip: largest norm of the gradient; 0 turns it off.
-        ema: decay of the weights' moving average; 0 turns it off.
+        ema: decay of the weights' moving average; 0 turns it off, as schedulefree wants it.
     """
 
     name: str = "adamw"
@@ -316,6 +316,12 @@ class OptimConfig:
         _check(self.power > 0, "optim.power", self.power, "above 0")
         _check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
+        _check(
+            self.name != "schedulefree" or self.ema == 0,
+            "optim.ema",
+            self.ema,
+            "0 with schedulefree, which averages the weights itself",
+        )
         _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
 
 

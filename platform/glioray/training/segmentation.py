@@ -22,7 +22,13 @@ from glioray.slices.store import Batch
 from glioray.training.checkpoint import Checkpoint
 from glioray.training.collectives import Ranks, gather, reduce_sum
 from glioray.training.loop import check_finite
-from glioray.training.optim import MovingAverage, build_optimizer, learning_rate
+from glioray.training.optim import (
+    MovingAverage,
+    build_optimizer,
+    learning_rate,
+    to_evaluation,
+    to_training,
+)
 from glioray.training.slice_validation import HeldOutSlices, predict_slices
 
 _NUM_PICTURES = 4
@@ -58,7 +64,13 @@ class SegmentationTask:
         if ranks.world_size > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.ddp = nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
-        self.loss = build_loss(config.loss.name, reduce=reduce_sum, **config.loss.options)
+        self.loss = build_loss(
+            config.loss.name,
+            reduce=reduce_sum,
+            side_weights=config.loss.side_weights,
+            presence_weight=config.loss.presence_weight,
+            **config.loss.options,
+        ).to(device)
         self.optimizer = build_optimizer(self.net, config.optim)
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
         self.augment = Augment(config.augment, config.train.seed)
@@ -73,10 +85,11 @@ class SegmentationTask:
         self.ddp.train()
         images, masks = self.augment(batch.to(self.device), epoch)
         with autocast(self.device, self.config.train.precision):
-            logits = self.ddp(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(logits, masks)
+            outputs = self.ddp(images.contiguous(memory_format=torch.channels_last))
+        loss = self.loss(outputs, masks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        to_training(self.optimizer)
         # DDP has averaged the gradients, so this norm, and what is decided by it, is alike on every rank.
         limit = config.grad_clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), limit))
@@ -151,6 +164,7 @@ class SegmentationTask:
         return self.net.state_dict() if self.average is None else self.average.weights
 
     def _inference_net(self) -> nn.Module:
+        to_evaluation(self.optimizer)
         net = self.spec.build()
         net.load_state_dict(self._weights())
         return net
@@ -175,6 +189,7 @@ def _slice_picture(stack: SliceStack, number: int, prediction: NDArray[np.uint8]
     # FLAIR, the last modality: where the whole tumour shows best.
     image = np.asarray(stack.images[number, -1], np.float32)
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
+        to_evaluation(self.optimizer)
     # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
     shown = (slice(None, None, -1), slice(None, None, -1))
     return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], prediction[shown])

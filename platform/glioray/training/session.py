@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import PreprocessConfig, RunConfig, fingerprint, to_dict
+from glioray.config import REGIONS, PreprocessConfig, RunConfig, fingerprint, to_dict
 from glioray.errors import DataError, UsageError
 from glioray.inference.package import ModelSpec, read_package
 from glioray.slices.cache import CacheConfig, SliceCache
@@ -127,8 +127,8 @@ def balanced(plan: RunPlan) -> RunPlan:
         UsageError: the loss has no class weights, or has been given others.
     """
     train, _ = _cases(plan)
-    config = balance_classes(plan.config, train, _first_spec(plan).out_channels)
-    return dataclasses.replace(plan, config=config)
+    # Without cases there is nothing to count; loading them says so.
+    return replace(plan, config=balance_classes(plan.config, train, _out_channels(plan))) if train else plan
 
 
 def claim_run(storage: Storage, plan: RunPlan) -> None:
@@ -175,13 +175,21 @@ def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
     return (train, val) if plan.config.sample.slice_split is None else ([*train, *val], [])
 
 
+def _out_channels(plan: RunPlan) -> int:
+    """Regions, or background and labels: the resection cavity only where the training cases have one."""
+    if plan.config.loss.target == "regions":
+        return len(REGIONS)
+    train, _ = _cases(plan)
+    return 4 + any(entry.label_voxels.get("rc", 0) for entry in train)
+
+
 def _first_spec(plan: RunPlan) -> ModelSpec:
     train, _ = _cases(plan)
     has_cavity = any(entry.label_voxels.get("rc", 0) for entry in train)
     spacing = np.median([entry.spacing_mm for entry in train], axis=0)
     return ModelSpec(
         config=plan.config,
-        out_channels=3 if plan.config.loss.target == "regions" else 4 + has_cavity,
+        out_channels=_out_channels(plan),
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         manifest_hash=plan.manifest.hash,
         train_patients=tuple(sorted({entry.patient_id for entry in train})),
