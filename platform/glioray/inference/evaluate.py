@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case, brain_mask
 from glioray.config import REGIONS
 from glioray.errors import CaseError
@@ -39,6 +40,8 @@ def evaluate_case(predictor: Predictor, case: Case) -> tuple[CaseFigures, SliceS
 def case_figures(case: Case, prediction: NDArray[np.uint8]) -> CaseFigures:
     """A case's figures by region; those of empty regions are defined where each is computed.
 
+    Of a mask that tells the whole tumour alone, only that is judged.
+
     Args:
         case: with a mask.
         prediction: (X, Y, Z) internal labels.
@@ -50,7 +53,7 @@ def case_figures(case: Case, prediction: NDArray[np.uint8]) -> CaseFigures:
     table = confusion(mask, prediction)
     voxel_ml = float(np.prod(case.spacing_mm)) / 1000
     figures = {}
-    for name, labels in reported_regions([table]).items():
+    for name, labels in reported_regions([table], _known(case)).items():
         truth, found = np.isin(mask, labels), np.isin(prediction, labels)
         lesions = lesionwise_scores(truth, found, case.spacing_mm)
         volume_ml, true_volume_ml = found.sum() * voxel_ml, truth.sum() * voxel_ml
@@ -69,12 +72,23 @@ def case_figures(case: Case, prediction: NDArray[np.uint8]) -> CaseFigures:
 def case_slice_sums(case: Case, prediction: NDArray[np.uint8]) -> SliceSums:
     """The sums over the case's axial slices through the brain, for `slicewise_table`.
 
+    Of a mask that tells the whole tumour alone, those of background and "wt".
+
     Raises:
         CaseError: the case has no mask.
     """
     mask = _mask_of(case)
     through_brain = brain_mask(case.images).any(axis=(0, 1))
-    return slice_sums(mask.T[through_brain], prediction.T[through_brain])
+    if set(REGIONS) <= set(_known(case)):
+        return slice_sums(mask.T[through_brain], prediction.T[through_brain])
+    truth, found = (np.isin(m, REGION_LABELS["wt"]).astype(np.uint8) for m in (mask, prediction))
+    background, whole = list(slice_sums(truth.T[through_brain], found.T[through_brain]).values())[:2]
+    return {"background": background, "wt": whole}
+
+
+def _known(case: Case) -> tuple[str, ...]:
+    """What of WT, TC and ET the case's mask tells."""
+    return REGIONS if case.convention is None else case.convention.regions
 
 
 def _mask_of(case: Case) -> NDArray[np.uint8]:
@@ -133,5 +147,10 @@ def figures_csv(cases: Mapping[str, CaseFigures]) -> str:
 
 
 def mean_region_dice(cases: Mapping[str, Mapping[str, float]]) -> float:
-    """The mean over cases of the mean Dice of WT, TC and ET; `cases` gives each case's Dice by region."""
-    return float(np.mean([[dice[name] for name in REGIONS] for dice in cases.values()]))
+    """The mean over cases of the mean Dice of WT, TC and ET, or of those that the case's mask tells.
+
+    Args:
+        cases: each case's Dice by region.
+    """
+    means = [np.mean([dice[name] for name in REGIONS if name in dice]) for dice in cases.values()]
+    return float(np.mean(means))

@@ -16,7 +16,9 @@ from glioray.metrics.segmentation import confusion, overlap_metrics
 SLICE_FIGURES = ("precision", "sensitivity", "specificity", "iou", "dice")
 
 SliceSums = dict[str, dict[str, float]]
-"""Class -> sums over slices of each figure, `num_slices`, and `num_with_class` (in truth or prediction)."""
+"""Class -> sums over slices of each figure, `num_slices`, and `num_with_class` (in truth or prediction).
+
+The classes are the internal labels; background and "wt" of a case whose mask tells the whole tumour alone."""
 
 SliceTable = dict[str, dict[str, float]]
 """Class -> means over slices of each figure, and the share of slices that hold it; "mean" over the classes."""
@@ -58,12 +60,13 @@ def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
     Raises:
         ValueError: no slices.
     """
-    totals: SliceSums = {name: {} for name in LABELS}
+    totals: SliceSums = {}
     for case in cases:
         for name, sums in case.items():
+            total = totals.setdefault(name, {})
             for figure, value in sums.items():
-                totals[name][figure] = totals[name].get(figure, 0.0) + value
-    if not totals["background"].get("num_slices"):
+                total[figure] = total.get(figure, 0.0) + value
+    if not totals.get("background", {}).get("num_slices"):
         raise ValueError("there is no slice to take a mean over; give at least one case")
     table = {
         name: _means(sums) for name, sums in totals.items() if name != "rc" or sums["num_with_class"] > 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case
 from glioray.errors import CaseError
 from glioray.inference.evaluate import (
@@ -186,3 +187,20 @@ def test_one_patient_has_means_without_intervals(case: Case):
     table = slicewise_table([case_slice_sums(case, case.mask)])
     assert figure_intervals(cases, {"a": "p"}) == {}
     assert "| WT | 1 | 1.000 | 1.000 |" in evaluation_markdown(cases, {"a": "p"}, table, title="t")
+
+
+def test_a_mask_that_tells_the_whole_tumour_alone_is_judged_by_that(case: Case):
+    assert case.mask is not None
+    inside = np.isin(case.mask, (1, 2, 3))
+    whole = replace(case, mask=np.where(inside, np.uint8(2), np.uint8(0)), convention=CONVENTIONS["wt"])
+    figures, usual = case_figures(whole, case.mask), case_figures(case, case.mask)
+    assert figures == {"wt": pytest.approx(usual["wt"])}
+    table = slicewise_table([case_slice_sums(whole, case.mask)])
+    assert list(table) == ["background", "wt", "mean"]
+    assert table["wt"]["dice"] == 1
+    assert 0 < table["wt"]["share_with_class"] < 1
+    # Beside cases that tell all, each region's mean is over the cases that report it.
+    both = {"a": figures, "b": usual}
+    assert mean_figures(both)["tc"] == pytest.approx(usual["tc"])
+    dice = {name: {region: f["dice"] for region, f in case.items()} for name, case in both.items()}
+    assert mean_region_dice({**dice, "c": {"wt": 0.0}}) == pytest.approx(2 / 3)

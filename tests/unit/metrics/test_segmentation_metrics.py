@@ -11,6 +11,7 @@ from glioray.cases.labels import REGION_LABELS
 from glioray.metrics.segmentation import (
     NUM_LABELS,
     confusion,
+    dice_by_region,
     mean_dice,
     overlap_metrics,
     region_counts,
@@ -135,3 +136,22 @@ def test_mean_dice_is_over_cases_and_not_over_voxels():
     assert means == pytest.approx(
         {"dice_wt": 0.5, "dice_tc": 0.5, "dice_et": 1, "dice_ncr": 0.5, "dice_ed": 1, "dice_mean": 2 / 3}
     )
+
+
+def test_of_a_mask_that_tells_the_whole_tumour_alone_nothing_else_is_reported():
+    known = [("wt",), ("wt", "tc", "et")]
+    whole = confusion(np.array([2, 2, 2, 0]), np.array([3, 1, 0, 4]))
+    full = confusion(np.array([1, 2, 3, 0]), np.array([1, 2, 2, 0]))
+    assert list(reported_regions([whole], known[0])) == ["wt"]
+    assert dice_by_region([whole, full], known)[0] == {"wt": pytest.approx(4 / 5)}
+    assert mean_dice([whole, full], known) == pytest.approx(
+        {
+            "dice_wt": (4 / 5 + 1) / 2,
+            "dice_tc": 2 / 3,
+            "dice_et": 0,
+            "dice_ncr": 1,
+            "dice_ed": 2 / 3,
+            "dice_mean": (9 / 10 + 2 / 3 + 0) / 3,
+        }
+    )
+    assert mean_dice([whole], known[:1]) == pytest.approx({"dice_wt": 0.8, "dice_mean": 0.8})
