@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from glioray.nets import build_net
 from glioray.nets.blocks import ConvBlock
+from glioray.nets.fcn import FCN
+from glioray.nets.outputs import Supervised
 from glioray.nets.pyramid import ASPP, SpatialPyramid
+from glioray.nets.unet import UNet
+from glioray.nets.unet3p import UNet3P
+from glioray.nets.unetpp import UNetPP
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +67,7 @@ def _keras_count(net: nn.Module) -> int:
 @pytest.mark.parametrize(("bridge", "expected"), [(True, 46_774_852), (False, 22_117_956)])
 def test_three_convolutions_as_keras_counts_them(bridge: bool, expected: int):
     with torch.device("meta"):
-        net = build_net("unet", in_channels=4, out_channels=4, norm="batch", num_convs=3, bridge=bridge)
+        net = UNet(in_channels=4, out_channels=4, norm="batch", num_convs=3, bridge=bridge)
     assert _keras_count(net) == expected
 
 
@@ -77,4 +84,199 @@ def test_three_convolutions_as_keras_counts_them(bridge: bool, expected: int):
 )
 def test_unet_options_out_of_range(options: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
-        build_net("unet", in_channels=4, out_channels=3, **options)
+        UNet(in_channels=4, out_channels=3, **options)
+
+
+@pytest.mark.parametrize("prune", [1, 2])
+def test_a_pruned_unetpp_answers_as_the_column_of_the_whole_one(prune: int):
+    torch.manual_seed(0)
+    options = {"in_channels": 4, "out_channels": 3, "width": 4, "depth": 3}
+    whole = UNetPP(**options, deep_supervision=True)
+    images = _noise(2, 4, 37, 53)
+    found = whole(images)
+    assert isinstance(found, Supervised)
+    assert len(found.sides) == 2
+    for deep_supervision in (True, False):
+        pruned = UNetPP(**options, deep_supervision=deep_supervision, prune=prune)
+        pruned.load_state_dict(whole.state_dict())
+        assert len(pruned.nodes) < len(whole.nodes)
+        torch.testing.assert_close(pruned.eval()(images), found.sides[2 - prune])
+    torch.testing.assert_close(whole.eval()(images), found.logits)
+
+
+def test_a_pruned_unetpp_takes_no_other_network():
+    options = {"in_channels": 4, "out_channels": 3, "width": 4}
+    deeper = UNetPP(**options, depth=3).state_dict()
+    for pruned in (UNetPP(**options, depth=2), UNetPP(**options, depth=2, prune=1, deep_supervision=True)):
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            pruned.load_state_dict(deeper)
+    with pytest.raises(ValueError, match="prune 3: expected a column from 1 to depth, which is 2"):
+        UNetPP(**options, depth=2, prune=3)
+
+
+def test_a_unetpp_of_depth_1_is_a_unet():
+    """The same convolutions in the same places: no column lies between."""
+    torch.manual_seed(0)
+    plus = UNetPP(in_channels=4, out_channels=3, width=4, depth=1)
+    unet = UNet(in_channels=4, out_channels=3, width=4, depth=1)
+    parts = {"nodes.0_0": "down.0", "nodes.1_0": "down.1", "ups.0_1": "up.0", "nodes.0_1": "merge.0"}
+    state = plus.state_dict()
+    for old, new in {**parts, "outputs.1": "head"}.items():
+        state = {f"{new}{key[len(old) :]}" if key.startswith(old) else key: v for key, v in state.items()}
+    unet.load_state_dict(state)
+    images = _noise(2, 4, 21, 34)
+    torch.testing.assert_close(plus(images), unet(images))
+
+
+def test_every_decoder_level_of_unet3p_reads_every_level():
+    net = UNet3P(in_channels=4, out_channels=3, width=4, depth=3, cat_channels=4)
+    seen: dict[str, tuple[int, ...]] = {}
+    for key, block in net.sources.items():
+        block.register_forward_hook(lambda _m, given, _out, key=key: seen.update({key: given[0].shape[1:]}))
+    net(_noise(1, 4, 64, 32))
+    merged = 4 * 4
+    assert seen == {
+        f"{level}_{source}": (
+            merged if level < source < 3 else 4 << source,
+            64 >> level,
+            32 >> level,
+        )
+        for level in range(3)
+        for source in range(4)
+    }
+
+
+def test_unet3p_supervises_every_level_at_the_images_size():
+    net = UNet3P(in_channels=4, out_channels=3, width=4, depth=3, cat_channels=4, deep_supervision=True)
+    found = net(_noise(2, 4, 37, 53))
+    assert [tuple(side.shape) for side in found.sides] == [(2, 3, 37, 53)] * 3
+    assert found.presence is None
+    assert len(net.heads()) == 4
+    assert isinstance(net.eval()(_noise(2, 4, 37, 53)), torch.Tensor)
+
+
+def test_unet3ps_gate_answers_nowhere_where_a_slice_holds_nothing():
+    torch.manual_seed(0)
+    net = UNet3P(in_channels=4, out_channels=3, width=4, depth=2, cat_channels=4, classify=True)
+    last = net.presence[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    images = _noise(2, 4, 16, 24)
+    found = net(images)
+    torch.testing.assert_close(found.presence, torch.tensor([[1.0, -1.0, 0.5]]).expand(2, 3))
+    answer = net.eval()(images)
+    torch.testing.assert_close(answer[:, [0, 2]], found.logits[:, [0, 2]])
+    assert (answer[:, 1] == -20).all()
+    assert (found.logits[:, 1] != -20).all()
+
+
+@pytest.mark.parametrize("build", [UNet, UNet3P])
+def test_without_bridge_the_deepest_level_is_the_one_above_pooled(build: type[UNet | UNet3P]):
+    net = build(in_channels=4, out_channels=3, width=4, depth=2, bridge=False)
+    levels = net.down if isinstance(net, UNet) else net.encoder
+    assert not list(levels[2].parameters())
+    seen: list[torch.Tensor] = []
+    for level in (1, 2):
+        levels[level].register_forward_hook(lambda _m, _given, output: seen.append(output))
+    net(_noise(1, 4, 16, 16))
+    assert torch.equal(F.max_pool2d(seen[0], 2), seen[1])
+
+
+def test_unet3p_options_out_of_range():
+    with pytest.raises(ValueError, match="width 4, cat_channels 0, depth 2: expected"):
+        UNet3P(in_channels=4, out_channels=3, width=4, depth=2, cat_channels=0)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_fcns_scores_are_as_fine_as_its_stride(stride: int):
+    torch.manual_seed(0)
+    net = FCN(in_channels=4, out_channels=3, stride=stride, width=4, fc=False).eval()
+    scores: list[torch.Size] = []
+    for layer in (net.pool3, net.pool4, net.head):
+        if layer is not None:
+            layer.register_forward_hook(lambda _m, _given, output: scores.append(output.shape[-2:]))
+    assert net(_noise(1, 4, 70, 96)).shape == (1, 3, 70, 96)
+    assert min(96 // size[-2] for size in scores) == stride
+    assert len(scores) == {8: 3, 16: 2, 32: 1}[stride]
+
+
+def _vgg(width: int, *, fully_connected: bool) -> dict[str, torch.Tensor]:
+    """A VGG16's state dict under torchvision's keys, at another width."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    source = 3
+    numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    for number, multiple in zip(numbers, (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8), strict=True):
+        shapes[f"features.{number}"] = (multiple * width, source, 3, 3)
+        source = multiple * width
+    if fully_connected:
+        shapes["classifier.0"] = (64 * width, source * 49)
+        shapes["classifier.3"] = (64 * width, 64 * width)
+    shapes["classifier.6"] = (10, 64 * width)
+    state = {}
+    for seed, (key, shape) in enumerate(shapes.items()):
+        state[f"{key}.weight"] = _noise(*shape, seed=seed)
+        state[f"{key}.bias"] = _noise(shape[0], seed=100 + seed)
+    return state
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_fcn_begins_with_the_weights_of_a_file(tmp_path: Path, suffix: str):
+    state = _vgg(2, fully_connected=True)
+    path = tmp_path / f"vgg.{suffix}"
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    net = FCN(in_channels=3, out_channels=2, width=2, weights=str(path))
+    for key, value in net.features.state_dict().items():
+        assert torch.equal(value, state[f"features.{key}"]), key
+    # Over the 7x7 features of a 224 x 224 image the convolution is the fully connected layer.
+    features = _noise(2, 16, 7, 7)
+    expected = F.linear(features.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
+    torch.testing.assert_close(net.fc[0](features)[..., 3, 3], expected, rtol=1e-4, atol=1e-3)
+    expected = F.linear(expected, state["classifier.3.weight"], state["classifier.3.bias"])
+    hidden = net.fc[0](features)[..., 3:4, 3:4]
+    torch.testing.assert_close(net.fc[3](hidden).flatten(1), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("in_channels", [1, 4, 5, 12])
+def test_the_first_layer_is_repeated_over_the_inputs_channels(tmp_path: Path, in_channels: int):
+    state = _vgg(2, fully_connected=False)
+    safetensors.torch.save_file(state, tmp_path / "vgg.safetensors")
+    weights = str(tmp_path / "vgg.safetensors")
+    net = FCN(in_channels=in_channels, out_channels=2, width=2, fc=False, weights=weights)
+    first = net.features[0].weight
+    for channel in range(in_channels):
+        expected = state["features.0.weight"][:, channel % 3] * 3 / in_channels
+        torch.testing.assert_close(first[:, channel], expected)
+
+
+def test_weights_that_are_not_vgg16s_are_refused(tmp_path: Path):
+    def refused(name: str, said: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=said):
+            FCN(in_channels=4, out_channels=3, weights=str(tmp_path / name), **{"width": 2, **options})
+
+    state = _vgg(2, fully_connected=False)
+    safetensors.torch.save_file(state, tmp_path / "features.safetensors")
+    refused("absent.pt", "absent.pt' are not there")
+    refused("features.safetensors", r"has no 'classifier.0.weight'.* fc=False")
+    refused("features.safetensors", r"'features.0.weight' has the shape \(2, 3, 3, 3\)", width=4, fc=False)
+    del state["features.28.bias"]
+    torch.save(state, tmp_path / "short.pth")
+    refused("short.pth", "has no 'features.28.bias'", fc=False)
+    torch.save([1, 2], tmp_path / "list.pt")
+    refused("list.pt", "give a state dict")
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
+    refused("module.pt", "cannot be read")
+    for suffix in ("pt", "safetensors"):
+        (tmp_path / f"noise.{suffix}").write_bytes(b"neither")
+        refused(f"noise.{suffix}", "cannot be read")
+    (tmp_path / "vgg.h5").write_bytes(b"")
+    refused("vgg.h5", "expected a file .safetensors, .pt or .pth")
+
+
+@pytest.mark.parametrize(("options", "said"), [({"stride": 4}, "stride 4"), ({"width": 0}, "width 0")])
+def test_fcn_options_out_of_range(options: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        FCN(in_channels=4, out_channels=3, **options)
