@@ -32,8 +32,8 @@ def split_slices(
 def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -> tuple[Flags, Flags, Flags]:
     """(train, val, test) flags of a whole data set's slices by `config.slice_split`, each (num_slices,).
 
-    Slices with tumour and slices without are dealt each among themselves; those with less tumour than
-    `config.min_tumour_px` are in no part.
+    Slices with tumour and those without, by `config.empty_share`, are dealt each among themselves; what
+    `usable_slices` leaves out is in no part.
 
     Args:
         tumour_px: (num_slices,) pixels of tumour of each slice.
@@ -42,11 +42,15 @@ def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -
     """
     assert config.slice_split is not None
     parts = np.zeros((3, len(tumour_px)), bool)
-    for places in (np.flatnonzero(holds_tumour(tumour_px, config)), np.flatnonzero(tumour_px == 0)):
+    for places in usable_slices(tumour_px, config):
         parts[:, places] = split_slices(len(places), config.slice_split, seed)
     return parts[0], parts[1], parts[2]
 
 
-def holds_tumour(tumour_px: NDArray[np.int64], config: SampleConfig) -> Flags:
-    """Which slices count as ones with tumour."""
-    return tumour_px >= max(config.min_tumour_px, 1)
+def usable_slices(
+    tumour_px: NDArray[np.int64], config: SampleConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the slices with enough tumour and of those without any that are kept, evenly spaced."""
+    empty = np.flatnonzero(tumour_px == 0)
+    places = np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int)
+    return np.flatnonzero(tumour_px >= max(config.min_tumour_px, 1)), empty[np.unique(places)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from glioray.config import PreprocessConfig, SampleConfig
 from glioray.errors import DataError
 from glioray.slices.preprocess import SliceStack
-from glioray.slices.splits import holds_tumour
+from glioray.slices.splits import usable_slices
 
 
 @dataclass(frozen=True)
@@ -189,22 +189,20 @@ class EpochSampler:
             config: which slices are drawn, and how often.
             batch_size: of these ranks together.
             seed: of the order.
-            allowed: (slices,) those that may be drawn at all; None for all.
+            allowed: (slices,) those that are drawn, from `deal_slices`; None for all that `config` leaves.
 
         Raises:
             DataError: no slice is left.
         """
-        foreground, empty_flags = holds_tumour(tumour_px, config), tumour_px == 0
-        if allowed is not None:
-            foreground, empty_flags = foreground & allowed, empty_flags & allowed
-        empty = np.flatnonzero(empty_flags)
-        kept = empty[
-            np.unique(np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int))
-        ]
-        self._foreground, self._empty = np.flatnonzero(foreground), kept
+        if allowed is None:
+            self._foreground, self._empty = usable_slices(tumour_px, config)
+        else:
+            self._foreground, self._empty = (
+                np.flatnonzero(allowed & flags) for flags in (tumour_px > 0, tumour_px == 0)
+            )
         self._config, self._batch_size, self._seed = config, batch_size, seed
         self._case_numbers = case_numbers
-        self.num_slices = len(self._foreground) + len(kept)
+        self.num_slices = len(self._foreground) + len(self._empty)
         if not self.num_slices:
             enough = f" of {config.min_tumour_px} pixels" if config.min_tumour_px else ""
             raise DataError(

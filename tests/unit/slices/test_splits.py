@@ -40,6 +40,8 @@ def test_slices_with_and_without_tumour_are_dealt_apart() -> None:
         [15, 0, 12],
         [10, 0, 8],
     ]
+    few = SampleConfig(min_tumour_px=20, slice_split=(0.5, 0.3, 0.2), empty_share=0.4)
+    assert (np.array(deal_slices(tumour_px, few, 1))[:, tumour_px == 0].sum(axis=1) == [10, 6, 4]).all()
     whole = np.array(deal_slices(tumour_px, SampleConfig(slice_split=(0.5, 0.3, 0.2)), 1))
     assert (whole.sum(axis=0) == 1).all()
     assert whole[:, tumour_px > 0].sum(axis=1).tolist() == [35, 21, 14]

@@ -39,10 +39,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "net.options.norm": "group",
         "sample.foreground_share": None,
     },
+    "slices": {"optim.lr": 1e-3, "sample.slice_split": [0.6, 0.2, 0.2], "sample.min_tumour_px": 9},
 }
 # Adam divides by what may be rounding alone: a share of the rate is what floats allow, and grows with the steps.
 FIRST = 6
-WEIGHTS_ATOL = {"instance": 1e-6, "batch": 1e-4, "classes": 1e-5}
+WEIGHTS_ATOL = {"instance": 1e-6, "batch": 1e-4, "classes": 1e-5, "slices": 1e-6}
 Made = dict[str, Any]
 
 
