@@ -416,6 +416,21 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
+    def __post_init__(self) -> None:
+        _check(
+            not self.postprocess.fit_thresholds or self.loss.target == "regions",
+            "postprocess.fit_thresholds",
+            True,
+            f"false with loss.name '{self.loss.name}', whose network predicts classes; thresholds are those of "
+            "regions, so take a loss whose name starts with region_",
+        )
+        _check(
+            not self.postprocess.fit_thresholds or self.sample.slice_split is None,
+            "postprocess.fit_thresholds",
+            True,
+            "false with sample.slice_split, which leaves no whole case to fit thresholds on",
+        )
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON values; tuples become lists."""

@@ -152,7 +152,8 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
         UsageError: fewer than two networks.
         ModelError: a package cannot be read, or they differ in what an ensemble has once.
     """
-    specs, nets = [], []
+    specs: list[ModelSpec] = []
+    nets: list[nn.Module] = []
     for path in folders:
         spec, net = read_package(path)
         specs.append(spec)

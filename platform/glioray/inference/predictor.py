@@ -127,7 +127,8 @@ def uncertainty(probs: NDArray[np.float32], target: str) -> NDArray[np.float32]:
 
 def _entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
     """-p log p, which is 0 at 0; rounding may have led past either end."""
-    return special.entr(probs.clip(0, 1))  # type: ignore[no-any-return]
+    entropy: NDArray[np.float32] = special.entr(probs.clip(0, 1))
+    return entropy
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -39,6 +39,12 @@ class Task(Protocol):
     def validate(self) -> dict[str, float]:
         """Figures over all ranks, alike on each; empty where there is nothing to validate on."""
 
+    def finish(self) -> dict[str, float]:
+        """What is left to do after the last validation; figures, alike on each rank, in place of that one's.
+
+        The time that this takes comes on top of a run's minutes.
+        """
+
     def state(self) -> dict[str, Any]:
         """All that training goes on from: tensors and plain values."""
 
@@ -127,6 +133,8 @@ def fit(
         metrics = {**train, **task.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
         validation_s = time.monotonic() - validation_began
         done = progress()
+        if done >= 1:
+            metrics |= task.finish()
         metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
         rng = gather(_rng_state())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from glioray.config import RunConfig
+from glioray.cases.labels import REGION_LABELS
+from glioray.config import REGIONS, RunConfig
 from glioray.inference.package import ModelSpec
 from glioray.inference.predictor import Predictor, autocast, to_device
+from glioray.inference.thresholds import Histogram, fit_thresholds, region_histogram
 from glioray.losses import build_loss
-from glioray.metrics.segmentation import Counts, confusion, mean_dice, overlap_metrics, reported_regions
+from glioray.metrics.segmentation import Counts, confusion, dice_by_region, mean_dice
 from glioray.slices.augment import Augment
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import Batch
@@ -31,6 +34,7 @@ from glioray.training.optim import (
 )
 from glioray.training.slice_validation import HeldOutSlices, predict_slices
 
+_log = logging.getLogger(__name__)
 _NUM_PICTURES = 4
 
 
@@ -45,7 +49,11 @@ class Picture:
 
 
 class SegmentationTask:
-    """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices."""
+    """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices.
+
+    `known_regions` says for each validation case what of WT, TC and ET its mask tells: all of them where it is not
+    named.
+    """
 
     def __init__(
         self,
@@ -54,10 +62,13 @@ class SegmentationTask:
         judged: Sequence[tuple[SliceStack, ...]] | HeldOutSlices,
         ranks: Ranks,
         device: torch.device,
+        known_regions: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.config, self.spec, self.device = config, spec, device
+        self.known_regions = known_regions or {}
         self.val_slices = judged if isinstance(judged, HeldOutSlices) else None
         self.val_cases = () if isinstance(judged, HeldOutSlices) else judged
+        self.is_first = ranks.is_first
         torch.manual_seed(config.train.seed)
         self.net = to_device(spec.build(), device)
         self.ddp: nn.Module = self.net
@@ -75,6 +86,7 @@ class SegmentationTask:
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
         self.augment = Augment(config.augment, config.train.seed)
         self.pictures: list[Picture] = []
+        self._histograms: list[list[Histogram]] = []
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """One optimiser step; `loss`, `lr` and the gradient's norm before clipping."""
@@ -83,13 +95,13 @@ class SegmentationTask:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.ddp.train()
+        to_training(self.optimizer)
         images, masks = self.augment(batch.to(self.device), epoch)
         with autocast(self.device, self.config.train.precision):
             outputs = self.ddp(images.contiguous(memory_format=torch.channels_last))
         loss = self.loss(outputs, masks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        to_training(self.optimizer)
         # DDP has averaged the gradients, so this norm, and what is decided by it, is alike on every rank.
         limit = config.grad_clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), limit))
@@ -105,38 +117,68 @@ class SegmentationTask:
         if self.val_slices is not None:
             return self._validate_slices(predictor, self.val_slices)
         tables: dict[str, Counts] = {}
+        histograms: dict[str, list[Histogram]] = {}
         self.pictures = []
         for stacks in self.val_cases:
-            labels = predictor.predict_stacks(stacks)
+            probs = predictor.probs_of_stacks(stacks)
+            labels = predictor.decode(probs, stacks[0].voxel_ml)
             tables[stacks[0].case_id] = counts_in_case(stacks[0], labels)
+            if self.config.postprocess.fit_thresholds:
+                histograms[stacks[0].case_id] = _region_histograms(stacks[0], probs)
             if len(self.pictures) < _NUM_PICTURES:
-                self.pictures.append(_picture(stacks[0], labels))
+                self.pictures.append(_picture(stacks[0], labels, len(self.config.preprocess.modalities)))
         tables = {case_id: table for part in gather(tables) for case_id, table in part.items()}
+        self._histograms = [found for part in gather(histograms) for found in part.values()]
         if not tables:
             return {}
-        regions = reported_regions(tables.values())
-        cases = {
-            case_id: {name: overlap_metrics(table, labels)["dice"] for name, labels in regions.items()}
-            for case_id, table in sorted(tables.items())
-        }
-        self.spec = dataclasses.replace(self.spec, val_cases=cases)
-        return mean_dice(list(tables.values()))
+        tables = dict(sorted(tables.items()))
+        known = [self._known(case_id) for case_id in tables]
+        dice = dice_by_region(list(tables.values()), known)
+        self.spec = dataclasses.replace(self.spec, val_cases=dict(zip(tables, dice, strict=True)))
+        return mean_dice(list(tables.values()), known)
+
+    def _known(self, case_id: str) -> tuple[str, ...]:
+        return self.known_regions.get(case_id, REGIONS)
+
+    def finish(self) -> dict[str, float]:
+        """Figures under the thresholds that do best on the validation cases; empty where none are to be fitted."""
+        config = self.spec.config
+        if not config.postprocess.fit_thresholds:
+            return {}
+        if not self._histograms:
+            if self.is_first:
+                _log.warning("there is no validation case to fit thresholds on; they stay as they are")
+            return {}
+        thresholds = fit_thresholds(self._histograms, config.postprocess.thresholds)
+        rules = dataclasses.replace(config.postprocess, thresholds=thresholds)
+        self.spec = dataclasses.replace(self.spec, config=dataclasses.replace(config, postprocess=rules))
+        if self.is_first:
+            _log.info(
+                "thresholds fitted on the %d validation cases: WT %g, TC %g, ET %g; their Dice is optimistic from here "
+                "on, test the model on other patients", len(self._histograms), *thresholds,
+            )  # fmt: skip
+        fitted = {f"threshold_{name}": value for name, value in zip(REGIONS, thresholds, strict=True)}
+        return {**self.validate(), **fitted}
 
     def _validate_slices(self, predictor: Predictor, held_out: HeldOutSlices) -> dict[str, float]:
         """The mean over slices of each slice's Dice, not over patients; see `slice_validation.FLATTERS`."""
-        tables: list[Counts] = []
+        tables: list[tuple[Counts, tuple[str, ...]]] = []
         self.pictures = []
         shown = held_out.indices[:: max(len(held_out.indices) // _NUM_PICTURES, 1)][:_NUM_PICTURES]
         for index, truth, prediction in predict_slices(predictor, held_out):
-            tables.append(confusion(truth, prediction))
+            number, place = held_out.store.locate(index)
+            known = self._known(held_out.store.stacks[number].case_id)
+            tables.append((confusion(truth, prediction), known))
             if index in shown:
-                number, place = held_out.store.locate(index)
-                self.pictures.append(_slice_picture(held_out.store.stacks[number], place, prediction))
+                num_modalities = len(self.config.preprocess.modalities)
+                stack = held_out.store.stacks[number]
+                self.pictures.append(_slice_picture(stack, place, prediction, num_modalities))
         tables = [table for part in gather(tables) for table in part]
-        return mean_dice(tables) if tables else {}
+        return mean_dice(*zip(*tables, strict=True)) if tables else {}
 
     def state(self) -> dict[str, Any]:
         """Network, optimiser and average, and what they were made under."""
+        to_evaluation(self.optimizer)
         average = self.average
         return {
             "net": self.net.state_dict(),
@@ -161,10 +203,10 @@ class SegmentationTask:
         return Checkpoint(step=step, spec=self.spec, weights=self._weights(), state=state)
 
     def _weights(self) -> dict[str, torch.Tensor]:
+        to_evaluation(self.optimizer)
         return self.net.state_dict() if self.average is None else self.average.weights
 
     def _inference_net(self) -> nn.Module:
-        to_evaluation(self.optimizer)
         net = self.spec.build()
         net.load_state_dict(self._weights())
         return net
@@ -178,18 +220,31 @@ def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:
     return table
 
 
-def _picture(stack: SliceStack, labels: NDArray[np.uint8]) -> Picture:
+def _region_histograms(stack: SliceStack, probs: NDArray[np.float32]) -> list[Histogram]:
+    """Of WT, TC and ET over a whole case, probabilities (3, X, Y, Z); the truth as `counts_in_case` has it."""
+    assert stack.mask is not None, "validation cases are labelled"
+    truth = stack.restore(np.asarray(stack.mask))
+    histograms = []
+    for region, labels in zip(probs, REGION_LABELS.values(), strict=True):
+        inside = np.isin(truth, labels)
+        num_unseen = sum(stack.label_voxels[label] for label in labels) - int(np.count_nonzero(inside))
+        histograms.append(region_histogram(region, inside, num_unseen))
+    return histograms
+
+
+def _picture(stack: SliceStack, labels: NDArray[np.uint8], num_modalities: int) -> Picture:
     assert stack.mask is not None
     number = int((stack.mask > 0).sum(axis=(1, 2)).argmax())
-    return _slice_picture(stack, number, stack.cut(labels)[number])
+    return _slice_picture(stack, number, stack.cut(labels)[number], num_modalities)
 
 
-def _slice_picture(stack: SliceStack, number: int, prediction: NDArray[np.uint8]) -> Picture:
+def _slice_picture(
+    stack: SliceStack, number: int, prediction: NDArray[np.uint8], num_modalities: int
+) -> Picture:
     assert stack.mask is not None
-    # FLAIR, the last modality: where the whole tumour shows best.
-    image = np.asarray(stack.images[number, -1], np.float32)
+    # FLAIR as a rule, the last modality: where the whole tumour shows best.
+    image = np.asarray(stack.images[number, num_modalities - 1], np.float32)
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
-        to_evaluation(self.optimizer)
     # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
     shown = (slice(None, None, -1), slice(None, None, -1))
     return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], prediction[shown])

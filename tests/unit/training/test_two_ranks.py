@@ -25,7 +25,7 @@ from glioray.training.session import RunPlan
 
 UNET_SMALL = build_recipe("unet_small")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "instance": {"optim.lr": 1e-3},
+    "instance": {"optim.lr": 1e-3, "postprocess.fit_thresholds": True},
     "batch": {
         "optim.lr": 1e-3,
         "net.options": {**UNET_SMALL.net.options, "width": 4, "depth": 2},
