@@ -25,10 +25,16 @@ LABELS = {
     "choices": sorted(CONVENTIONS),
     "help": "numbers of the labels in the masks (default: those of the case's own layout or mask)",
 }
+UNCERTAINTY = {
+    "action": "store_true",
+    "help": "write CASE_uncertainty.nii.gz too: 0 (sure) to 1, the entropy of the prediction",
+}
 
 
 def main() -> dict[str, object]:
-    args = cli.parse_flags(__doc__.splitlines()[0], "model data out storage dry-run", labels=LABELS)
+    args = cli.parse_flags(
+        __doc__.splitlines()[0], "model data out storage dry-run", labels=LABELS, uncertainty=UNCERTAINTY
+    )
     data, out, storage = cli.data_uri(args), cli.out_uri(args), cli.storage_uri(args)
     cli.tracking_address(storage)
     cases, problems = discover_cases(open_storage(data))
@@ -43,7 +49,9 @@ def main() -> dict[str, object]:
             print(f"left out: {problem}", file=sys.stderr)
         connect()
         check_shared(out, "--out")
-        masks, failed = predict_cases(package, data, cases, out, labels=args.labels)
+        masks, failed = predict_cases(
+            package, data, cases, out, labels=args.labels, with_uncertainty=args.uncertainty
+        )
     failed |= {problem.case_id: str(problem) for problem in problems if problem.case_id not in masks}
     return {"model": resolved, "masks": masks, "failed": failed, "exit_code": 1 if failed else 0}
 

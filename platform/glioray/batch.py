@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 import torch
@@ -18,13 +19,13 @@ from glioray.cases.labels import CONVENTIONS, detect_convention, from_internal
 from glioray.cases.layouts import CaseFiles
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
-from glioray.cases.nifti import encode_mask
+from glioray.cases.nifti import encode_map, encode_mask
 from glioray.cluster import log_to_stderr, share_of
 from glioray.config import from_dict, to_dict
 from glioray.errors import GliorayError
 from glioray.inference.evaluate import CaseFigures, evaluate_case
 from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
-from glioray.inference.predictor import Predictor
+from glioray.inference.predictor import Predictor, uncertainty
 from glioray.metrics.slicewise import SliceSums
 from glioray.slices.pipeline import quiet_data
 from glioray.storage import join_uri, open_storage
@@ -46,7 +47,13 @@ def evaluate_cases(
 
 
 def predict_cases(
-    package: Path, data: str, cases: Sequence[CaseFiles], out: str, *, labels: str | None = None
+    package: Path,
+    data: str,
+    cases: Sequence[CaseFiles],
+    out: str,
+    *,
+    labels: str | None = None,
+    with_uncertainty: bool = False,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write `<out>/<case>_seg.nii.gz` for each case; the URIs of the masks, and why the others have none.
 
@@ -56,8 +63,9 @@ def predict_cases(
         cases: their objects.
         out: a folder or `s3://` URI.
         labels: the masks' label convention; by default that of the case's mask or else of its layout.
+        with_uncertainty: write `<out>/<case>_uncertainty.nii.gz` too (see `predictor.uncertainty`).
     """
-    answers = list(_map_cases(package, cases, partial(_predict, data, out, labels)))
+    answers = list(_map_cases(package, cases, partial(_predict, data, out, labels, with_uncertainty)))
     return _parted(answers, "mask")
 
 
@@ -81,15 +89,27 @@ def _evaluate(
 
 
 def _predict(
-    data: str, out: str, labels: str | None, predictor: Predictor, files: CaseFiles
+    data: str,
+    out: str,
+    labels: str | None,
+    with_uncertainty: bool,
+    predictor: Predictor,
+    files: CaseFiles,
 ) -> dict[str, Any]:
     storage = open_storage(data)
-    # The numbers of the case's own mask where it has one: what its owner's tools expect.
-    case = load_case(storage, files, with_mask=labels is None)
-    convention = CONVENTIONS[labels] if labels else case.convention or detect_convention(set(), files.layout)
-    mask = from_internal(predictor.predict(case), convention)
-    key = f"{files.case_id}_seg.nii.gz"
+    # The numbers of the case's own mask where it has one: what its owner's tools expect. Where they are stated,
+    # the mask is not read, and a case that would be cut to its segmented slices is predicted whole.
+    stated = labels or files.declared
+    case = load_case(storage, files, with_mask=stated is None)
+    convention = CONVENTIONS[stated] if stated else case.convention or detect_convention(set(), files.layout)
+    probs = predictor.probs(case)
+    mask = from_internal(predictor.decode(probs, float(np.prod(case.spacing_mm)) / 1000), convention)
     target = open_storage(out)
+    if with_uncertainty:
+        doubt = uncertainty(probs, predictor.spec.config.loss.target)
+        target.write(f"{files.case_id}_uncertainty.nii.gz", encode_map(doubt, like=case.reference))
+    # Last: where a mask is, all is there.
+    key = f"{files.case_id}_seg.nii.gz"
     target.write(key, encode_mask(mask, like=case.reference))
     return {"mask": join_uri(target.uri, key)}
 

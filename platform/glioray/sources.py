@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
+from glioray.cases.notes import collection_notes
 from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
 from glioray.cluster import check_shared, connect, log_to_stderr
-from glioray.config import RunConfig
+from glioray.config import MODALITIES, RunConfig
 from glioray.errors import DataError, ModelError, UsageError
 from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
 from glioray.slices.pipeline import index_data
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.registry import fetch_package, register_model, resolve_version
 from glioray.tracking.runs import Kind
+from glioray.training.checkpoint import kept_folders
 from glioray.training.session import RunPlan
 
 
@@ -28,9 +32,11 @@ def plan_run(args: argparse.Namespace, config: RunConfig, kind: Kind) -> RunPlan
     name = default_run_name(args, config)
     connect()
     check_shared(storage, "--storage")
+    manifest = open_data(data, storage, seed=config.train.seed, fold=args.fold)
+    check_modalities(manifest, config)
     return RunPlan(
         config=config,
-        manifest=open_data(data, storage, seed=config.train.seed, fold=args.fold),
+        manifest=manifest,
         storage=join_uri(storage, name),
         run_name=name,
         tracking_uri=tracking_uri,
@@ -55,6 +61,8 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None)
         print(f"left out: {problem}", file=sys.stderr)
     if not manifest.cases:
         raise DataError(f"none of the cases in '{uri}' can be used; the problems are listed above")
+    for note in collection_notes(manifest.cases):
+        print(f"note: {note}", file=sys.stderr)
     if fold is None:
         return manifest
     if fold == "all":
@@ -63,6 +71,22 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None)
     if not fold.isdigit():
         raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
     return manifest.with_fold(int(fold))
+
+
+def check_modalities(manifest: Manifest, config: RunConfig) -> None:
+    """Raises: UsageError for labelled cases that lack a modality which the config wants."""
+    entries, wanted = manifest.select("labelled"), config.preprocess.modalities
+    lacking = [entry for entry in entries if not set(wanted) <= set(entry.modalities)]
+    if not lacking:
+        return
+    common = [m for m in MODALITIES if all(m in entry.modalities for entry in entries)]
+    advice = f"give --set 'preprocess.modalities={json.dumps(common)}'" if common else ""
+    if len(lacking) < len(entries):
+        advice += f"{', or ' if advice else ''}leave those cases out"
+    raise UsageError(
+        f"{len(lacking)} of {len(entries)} labelled cases, {lacking[0].case_id} the first, have "
+        f"{', '.join(lacking[0].modalities)} alone; the recipe wants {', '.join(wanted)}; {advice}"
+    )
 
 
 def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
@@ -87,6 +111,40 @@ def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec,
         )
     resolved = resolve_version(args.model)
     return *open_package(resolved, folder), resolved
+
+
+def member_uris(models: Sequence[str], *, checkpoints: bool) -> list[str]:
+    """What the members of an ensemble stand for now.
+
+    Args:
+        models: their URIs.
+        checkpoints: the URIs are runs' folders, of which every checkpoint that was kept is a member.
+
+    Raises:
+        UsageError: none is given, one is given twice, or one is no run's folder where that is asked for.
+        ModelError: there is no such model, or a run has no checkpoint.
+    """
+    if not models:
+        raise UsageError("no model was named; give --model once for each member, such as a run's folder")
+    members = [resolve_version(uri) for uri in models]
+    if checkpoints:
+        members = [uri for run in members for uri in _kept_checkpoints(run)]
+    twice = [uri for uri in members if members.count(uri) > 1]
+    if twice:
+        raise UsageError(f"'{twice[0]}' is named twice; give each member once")
+    return members
+
+
+def _kept_checkpoints(run: str) -> list[str]:
+    if run.startswith(("models:", "runs:")):
+        raise UsageError(
+            f"'{run}' is no run's folder, where checkpoints lie; give that, or leave out --checkpoints"
+        )
+    storage = open_storage(run)
+    kept = kept_folders(storage)
+    if not kept:
+        raise ModelError(f"'{storage.uri}' holds no checkpoint; give the folder of a run that saved some")
+    return [join_uri(storage.uri, folder) for folder in kept]
 
 
 def registered_version(args: argparse.Namespace) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import services
 
 from glioray.storage import open_storage
 
-JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote")
+JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote", "ensemble")
 
 
 def run_job(repo: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Kind = Literal["train", "sweep", "trial", "comparison", "evaluate"]
+Kind = Literal["train", "sweep", "trial", "comparison", "ensemble", "evaluate", "data"]
 
 KEY_TAG = "glioray.key"
 _PARENT_TAG = "mlflow.parentRunId"

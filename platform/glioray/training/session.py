@@ -104,13 +104,14 @@ def train_segmentation(
             stack.enter_context(logger.system_metrics())
         try:
             feed, val_stacks = _load_slices(plan, ranks, fill, device)
-            task = SegmentationTask(plan.config, _first_spec(plan), val_stacks, ranks, device)
+            known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
+            task = SegmentationTask(plan.config, _first_spec(plan), val_stacks, ranks, device, known)
             tracked = _Tracked(task, logger, storage, report)
             metrics = fit(task, feed, plan.config.train, storage, ranks, tracked)
             barrier()
             result: dict[str, object] = {"metrics": metrics}
             if logger is not None:
-                model = log_run_model(storage, logger, plan.config) if plan.log_model else plan.storage
+                model = log_run_model(storage, logger) if plan.log_model else plan.storage
                 result |= {"run_id": logger.run_id, "model": model}
                 logger.finish()
         except Exception as error:
@@ -185,7 +186,6 @@ def _out_channels(plan: RunPlan) -> int:
 
 def _first_spec(plan: RunPlan) -> ModelSpec:
     train, _ = _cases(plan)
-    has_cavity = any(entry.label_voxels.get("rc", 0) for entry in train)
     spacing = np.median([entry.spacing_mm for entry in train], axis=0)
     return ModelSpec(
         config=plan.config,
@@ -304,12 +304,16 @@ def load_history(storage: Storage) -> list[dict[str, float]]:
     return history
 
 
-def log_run_model(storage: Storage, logger: RunLogger, config: RunConfig) -> str:
+def log_run_model(storage: Storage, logger: RunLogger) -> str:
     """Log the model of the run's latest checkpoint with its MLflow run; its URI."""
     with tempfile.TemporaryDirectory() as folder:
-        package = fetch_model(storage, Path(folder))
-        spec, net = read_package(package)
-        # MLflow keeps the example as text: a small one will do.
-        example = torch.zeros(1, config.preprocess.num_channels, 64, 64)
-        logger.log_json(spec.val_cases, "validation_cases.json")
-        return log_model(logger, package, net, example)
+        return log_package(logger, fetch_model(storage, Path(folder)))
+
+
+def log_package(logger: RunLogger, package: Path) -> str:
+    """Log the model of a package's folder with an MLflow run; its URI."""
+    spec, net = read_package(package)
+    # MLflow keeps the example as text: a small one will do.
+    example = torch.zeros(1, spec.config.preprocess.num_channels, 64, 64)
+    logger.log_json(spec.val_cases, "validation_cases.json")
+    return log_model(logger, package, net, example)

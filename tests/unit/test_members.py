@@ -1,0 +1,44 @@
+"""What `--model` stands for where several are joined."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glioray.errors import ModelError, UsageError
+from glioray.sources import member_uris
+
+
+def _run(folder: Path, *kept: str) -> str:
+    folder.mkdir()
+    pointer = {"checkpoint": kept[-1], "kept": list(kept)}
+    (folder / "latest.json").write_text(json.dumps(pointer))
+    return str(folder)
+
+
+def test_folders_are_themselves_or_their_kept_checkpoints(tmp_path: Path):
+    runs = [_run(tmp_path / "a", "checkpoints/1", "checkpoints/2"), _run(tmp_path / "b", "checkpoints/9")]
+    assert member_uris(runs, checkpoints=False) == runs
+    assert member_uris(runs, checkpoints=True) == [
+        f"{tmp_path}/a/checkpoints/1",
+        f"{tmp_path}/a/checkpoints/2",
+        f"{tmp_path}/b/checkpoints/9",
+    ]
+
+
+def test_what_cannot_be_a_member(tmp_path: Path):
+    run = _run(tmp_path / "a", "checkpoints/1")
+    with pytest.raises(UsageError, match="no model was named; give --model once for each member"):
+        member_uris([], checkpoints=False)
+    for checkpoints in (False, True):
+        with pytest.raises(UsageError, match="is named twice; give each member once"):
+            member_uris([run, run], checkpoints=checkpoints)
+    with pytest.raises(UsageError, match="'runs:/1/model' is no run's folder, where checkpoints lie"):
+        member_uris([run, "runs:/1/model"], checkpoints=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ModelError, match="empty' holds no checkpoint; give the folder of a run that saved some"
+    ):
+        member_uris([str(tmp_path / "empty")], checkpoints=True)
