@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.config import override
+from glioray.config import OPTIMIZERS, override
 from glioray.errors import TrainingError, UsageError
 from glioray.inference.package import read_package
 from glioray.inference.predictor import Predictor, autocast, gains_by_bf16
@@ -64,10 +64,8 @@ def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "metrics": metrics, "spent_s": 0.0}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
-def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precision: str):
-    # Dropout draws from the global generator: with the rest in place, it shows that this too goes on where it was.
-    settings = {"train.precision": precision, "net.options.dropout": 0.3, "net.options.norm": "batch"}
+def _resume_and_compare(runs: ModuleType, make_plan: Plans, settings: dict[str, Any]) -> None:
+    """A run that died in the midst of its third epoch of four, and went on, is bitwise one that did not."""
     uninterrupted, plan = make_plan(**settings), make_plan(**settings)
     whole, whole_metrics = runs.train(uninterrupted)
     with pytest.raises(Killed):
@@ -87,6 +85,44 @@ def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precis
     assert second["step"] == 12
     assert metrics.keys() == whole_metrics.keys()
     assert resumed.spec.val_cases == whole.spec.val_cases
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
+def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precision: str):
+    # Dropout draws from the global generator: with the rest in place, it shows that this too goes on where it was.
+    settings = {"train.precision": precision, "net.options.dropout": 0.3, "net.options.norm": "batch"}
+    _resume_and_compare(runs, make_plan, settings)
+
+
+SCHEDULE_OF = {
+    "adam": "cyclic",
+    "adamw": "cosine",
+    "sgd": "poly",
+    "rmsprop": "onecycle",
+    "adagrad": "constant",
+    "schedulefree": "constant",
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resumed_equals_uninterrupted_by_every_optimiser(runs: ModuleType, make_plan: Plans, name: str):
+    settings = {"optim.name": name, "optim.schedule": SCHEDULE_OF[name], "optim.ema": 0.0}
+    _resume_and_compare(runs, make_plan, settings)
+
+
+def test_schedulefree_is_judged_and_kept_by_its_average(runs: ModuleType, make_plan: Plans, tmp_path: Path):
+    plan = make_plan(**{"optim.name": "schedulefree", "optim.schedule": "constant", "optim.ema": 0.0})
+    task, _ = runs.train(plan)
+    spec, net = read_package(fetch_model(open_storage(plan.storage), tmp_path))
+    # What the last step left is where the next gradient would be taken; the average lies elsewhere.
+    last, kept = task.weights[-1], net.state_dict()
+    assert not any(torch.equal(last[key], kept[key]) for key in kept)
+    task.optimizer.train()
+    task.optimizer.eval()
+    torch.testing.assert_close(task.net.state_dict(), kept, rtol=1e-5, atol=1e-6)
+    (stacks,) = task.val_cases
+    labels = Predictor(spec, net, "cpu").predict_stacks(stacks)
+    assert mean_dice([counts_in_case(stacks[0], labels)])["dice_mean"] == spec.metrics["dice_mean"]
 
 
 def test_a_run_that_is_over_only_gives_its_figures_again(runs: ModuleType, make_plan: Plans):
