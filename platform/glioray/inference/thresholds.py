@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from glioray.config import REGIONS
 
 NUM_BINS = 128
 """A power of two: every threshold between two bins is a float32 by itself, so that no voxel is counted amiss."""
@@ -32,13 +34,15 @@ def region_histogram(probs: NDArray[np.float32], truth: NDArray[np.bool_], num_u
     return histogram
 
 
-def fit_threshold(histograms: Iterable[Histogram]) -> float | None:
+def fit_threshold(histograms: Sequence[Histogram]) -> float | None:
     """The threshold from 0.1 to 0.9 with the best mean Dice over cases; None where no case holds the region.
 
     Ties go to the one nearest 0.5. A case without the region scores 1 or 0, as in `overlap_metrics`. Each region
     is fitted by itself: that an inner region is painted over the outer ones, and the rules of size, are left out.
     """
-    table = np.stack(list(histograms))
+    if not histograms:
+        return None
+    table = np.stack(histograms)
     total = table[:, 1].sum(axis=1, keepdims=True)
     if not total.any():
         return None
@@ -54,11 +58,21 @@ def fit_threshold(histograms: Iterable[Histogram]) -> float | None:
 
 
 def fit_thresholds(
-    cases: Sequence[Sequence[Histogram]], defaults: tuple[float, float, float]
+    cases: Sequence[Mapping[str, Histogram]], defaults: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """The thresholds of WT, TC and ET by their histograms in each case; a region that no case holds keeps its own."""
+    """The thresholds of WT, TC and ET, each fitted on the cases whose masks tell the region.
+
+    Args:
+        cases: for each its histograms by region.
+        defaults: what a region that no case holds keeps.
+    """
     wt, tc, et = (
-        default if fitted is None else fitted
-        for fitted, default in zip(map(fit_threshold, zip(*cases, strict=True)), defaults, strict=True)
+        _fitted([case[region] for case in cases if region in case], default)
+        for region, default in zip(REGIONS, defaults, strict=True)
     )
     return wt, tc, et
+
+
+def _fitted(histograms: Sequence[Histogram], default: float) -> float:
+    threshold = fit_threshold(histograms)
+    return default if threshold is None else threshold

@@ -86,7 +86,7 @@ class SegmentationTask:
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
         self.augment = Augment(config.augment, config.train.seed)
         self.pictures: list[Picture] = []
-        self._histograms: list[list[Histogram]] = []
+        self._histograms: list[dict[str, Histogram]] = []
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """One optimiser step; `loss`, `lr` and the gradient's norm before clipping."""
@@ -117,25 +117,27 @@ class SegmentationTask:
         if self.val_slices is not None:
             return self._validate_slices(predictor, self.val_slices)
         tables: dict[str, Counts] = {}
-        histograms: dict[str, list[Histogram]] = {}
+        histograms: dict[str, dict[str, Histogram]] = {}
         self.pictures = []
         for stacks in self.val_cases:
             probs = predictor.probs_of_stacks(stacks)
             labels = predictor.decode(probs, stacks[0].voxel_ml)
             tables[stacks[0].case_id] = counts_in_case(stacks[0], labels)
             if self.config.postprocess.fit_thresholds:
-                histograms[stacks[0].case_id] = _region_histograms(stacks[0], probs)
+                known = self._known(stacks[0].case_id)
+                histograms[stacks[0].case_id] = _region_histograms(stacks[0], probs, known)
             if len(self.pictures) < _NUM_PICTURES:
                 self.pictures.append(_picture(stacks[0], labels, len(self.config.preprocess.modalities)))
         tables = {case_id: table for part in gather(tables) for case_id, table in part.items()}
-        self._histograms = [found for part in gather(histograms) for found in part.values()]
+        histograms = {case_id: found for part in gather(histograms) for case_id, found in part.items()}
+        self._histograms = [found for _, found in sorted(histograms.items())]
         if not tables:
             return {}
         tables = dict(sorted(tables.items()))
-        known = [self._known(case_id) for case_id in tables]
-        dice = dice_by_region(list(tables.values()), known)
+        told = [self._known(case_id) for case_id in tables]
+        dice = dice_by_region(list(tables.values()), told)
         self.spec = dataclasses.replace(self.spec, val_cases=dict(zip(tables, dice, strict=True)))
-        return mean_dice(list(tables.values()), known)
+        return mean_dice(list(tables.values()), told)
 
     def _known(self, case_id: str) -> tuple[str, ...]:
         return self.known_regions.get(case_id, REGIONS)
@@ -220,15 +222,18 @@ def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:
     return table
 
 
-def _region_histograms(stack: SliceStack, probs: NDArray[np.float32]) -> list[Histogram]:
-    """Of WT, TC and ET over a whole case, probabilities (3, X, Y, Z); the truth as `counts_in_case` has it."""
+def _region_histograms(
+    stack: SliceStack, probs: NDArray[np.float32], known: Sequence[str]
+) -> dict[str, Histogram]:
+    """Of the known regions over a whole case, probabilities (3, X, Y, Z); the truth as `counts_in_case` has it."""
     assert stack.mask is not None, "validation cases are labelled"
     truth = stack.restore(np.asarray(stack.mask))
-    histograms = []
-    for region, labels in zip(probs, REGION_LABELS.values(), strict=True):
-        inside = np.isin(truth, labels)
-        num_unseen = sum(stack.label_voxels[label] for label in labels) - int(np.count_nonzero(inside))
-        histograms.append(region_histogram(region, inside, num_unseen))
+    histograms = {}
+    for region, (name, labels) in zip(probs, REGION_LABELS.items(), strict=True):
+        if name in known:
+            inside = np.isin(truth, labels)
+            num_unseen = sum(stack.label_voxels[label] for label in labels) - int(np.count_nonzero(inside))
+            histograms[name] = region_histogram(region, inside, num_unseen)
     return histograms
 
 

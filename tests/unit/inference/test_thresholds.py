@@ -59,9 +59,19 @@ def test_a_region_that_is_nowhere_keeps_its_threshold():
     # Where a case holds it, those that do not ask for silence.
     assert fit_threshold([nothing, something, something]) == 0.25 - 1 / NUM_BINS
     assert fit_threshold([nothing, nothing, _histogram({0.0: 5}, {0.875: 5})]) == 0.75
-    cases = [[something, nothing, something], [something, nothing, something]]
+    cases = [{"wt": something, "tc": nothing, "et": something}] * 2
     fitted = 0.25 - 1 / NUM_BINS
     assert fit_thresholds(cases, (0.5, 0.375, 0.5)) == (fitted, 0.375, fitted)
+
+
+def test_a_mask_that_does_not_tell_a_region_does_not_count_for_it():
+    low, high = _histogram({0.0: 5}, {0.25: 5}), _histogram({0.0: 5}, {0.75: 5})
+    silent = _histogram({0.0: 5, 0.875: 2}, {})
+    cases = [{"wt": low, "tc": low, "et": low}, {"wt": high}]
+    fitted = 0.25 - 1 / NUM_BINS
+    assert fit_thresholds(cases, (0.5, 0.5, 0.5)) == (fitted, fitted, fitted)
+    assert fit_thresholds([*cases, {"wt": low, "tc": silent}, {"tc": silent}], (0.5, 0.5, 0.5))[1] == 0.875
+    assert fit_thresholds([{"wt": low}], (0.5, 0.375, 0.625)) == (fitted, 0.375, 0.625)
 
 
 def _dice(probs: np.ndarray, truth: np.ndarray, threshold: float, num_unseen: int) -> float:
