@@ -40,10 +40,14 @@ _BODY = {
             "schema": {
                 "type": "object",
                 "properties": {
-                    **{m: {**_FILE, "description": f"NIfTI, {m}; needs all four"} for m in MODALITIES},
+                    **{
+                        m: {**_FILE, "description": f"NIfTI, {m}; where the model takes it"}
+                        for m in MODALITIES
+                    },
                     "image": {
                         **_FILE,
-                        "description": "one 4-D NIfTI instead, with the channels FLAIR, T1, T1c, T2",
+                        "description": "one 4-D NIfTI instead, with the channels FLAIR, T1, T1c, T2, "
+                        "where the model takes all four",
                     },
                     LABELS_FIELD: {"type": "string", "enum": list(CONVENTIONS), "default": DEFAULT_LABELS},
                 },
@@ -134,7 +138,8 @@ class _Desk:
             raise HTTPException(429, f"{found}; try again in some seconds", _RETRY_AFTER)
         try:
             async with asyncio.timeout(self.settings.timeout_s):
-                upload = await read_upload(request, self.settings.max_body_bytes)
+                modalities = served.predictor.spec.config.preprocess.modalities
+                upload = await read_upload(request, self.settings.max_body_bytes, modalities)
             accept = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
             as_json = "application/json" in accept
             work = self.pool.submit(_segment, served, upload, as_json)
@@ -177,7 +182,8 @@ def _set_threads(num_threads: int | None) -> None:
 def _segment(served: Served, upload: Upload, as_json: bool) -> Response:
     """The answer to a case; what cannot be done becomes an HTTPException of one sentence."""
     try:
-        case = load_case_from_bytes(upload.parts, limits=_LIMITS)
+        modalities = served.predictor.spec.config.preprocess.modalities
+        case = load_case_from_bytes(upload.parts, modalities=modalities, limits=_LIMITS)
         mask = served.predictor.predict(case)
         if as_json:
             answer = _measure(mask, case, served)
@@ -222,7 +228,7 @@ def _describe(uri: str, served: Served) -> ModelAnswer:
         version=served.version,
         recipe=spec.config.recipe,
         metrics=spec.metrics,
-        modalities=MODALITIES,
+        modalities=spec.config.preprocess.modalities,
         spacing_mm=spec.spacing_mm,
         preprocessing=to_dict(spec.config.preprocess),
     )

@@ -69,7 +69,7 @@ class ModelAnswer(BaseModel):
     version: str = Field(description="what that stands for now, as models:/NAME/VERSION")
     recipe: str
     metrics: dict[str, float] = Field(description="of its last validation")
-    modalities: tuple[str, ...]
+    modalities: tuple[str, ...] = Field(description="the files that it takes")
     spacing_mm: tuple[float, float, float] = Field(
         description="median of its training cases, along X, Y, Z in RAS+ order"
     )

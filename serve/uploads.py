@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
@@ -16,7 +16,6 @@ from glioray.config import MODALITIES
 FILES = (*MODALITIES, "image")
 LABELS_FIELD = "labels"
 DEFAULT_LABELS = "brats-et4"
-_EXPECTED = f"send the files {', '.join(MODALITIES)}, or one 4-D file image"
 _MAX_PARTS = 16
 _MAX_FIELD_BYTES = 1024
 
@@ -29,8 +28,20 @@ class Upload:
     convention: LabelConvention
 
 
-async def read_upload(request: Request, max_bytes: int) -> Upload:
-    """What a request to segment brings.
+def expected_files(modalities: Collection[str]) -> str:
+    """What to send to a model of these modalities, in words."""
+    names = [name for name in MODALITIES if name in modalities]
+    files = f"send the file{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return f"{files}, or one 4-D file image" if takes_image(modalities) else files
+
+
+def takes_image(modalities: Collection[str]) -> bool:
+    """Whether one 4-D file will do: it holds all four modalities."""
+    return set(modalities) == set(MODALITIES)
+
+
+async def read_upload(request: Request, max_bytes: int, modalities: Collection[str] = MODALITIES) -> Upload:
+    """What a request to segment brings to a model of these modalities.
 
     Raises:
         HTTPException: 400 for a broken form, 413 for a large one, 415 for none, 422 for the wrong parts.
@@ -38,7 +49,8 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         raise HTTPException(
-            415, f"the body is {media_type or 'of no stated type'}; {_EXPECTED} as multipart/form-data"
+            415,
+            f"the body is {media_type or 'of no stated type'}; {expected_files(modalities)} as multipart/form-data",
         )
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > max_bytes:
@@ -59,7 +71,7 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     except ClientDisconnect as error:
         raise HTTPException(400, "the body ended early; send it again") from error
     try:
-        return Upload(await _files(form), _convention(form))
+        return Upload(await _files(form, modalities), _convention(form))
     finally:
         await form.close()
 
@@ -79,23 +91,26 @@ def _too_large(max_bytes: int) -> HTTPException:
     )
 
 
-async def _files(form: FormData) -> dict[str, bytes]:
-    items = form.multi_items()
+async def _files(form: FormData, modalities: Collection[str]) -> dict[str, bytes]:
+    items, expected = form.multi_items(), expected_files(modalities)
     names = [name for name, _ in items]
     for name, value in items:
         if name not in (*FILES, LABELS_FIELD):
-            raise _unfit(f"the field '{name[:40]}' is not known; {_EXPECTED}, and {LABELS_FIELD} if you wish")
+            raise _unfit(f"the field '{name[:40]}' is not known; {expected}, and {LABELS_FIELD} if you wish")
+        if name in FILES and name not in modalities and not (name == "image" and takes_image(modalities)):
+            raise _unfit(f"the model does not take {name}; {expected}")
         if names.count(name) > 1:
             raise _unfit(f"the field '{name}' was sent {names.count(name)} times; send it once")
         if name in FILES and isinstance(value, str):
             raise _unfit(f"the field '{name}' is text; send it as a file")
     sent = [name for name in FILES if name in names]
     if "image" in sent and len(sent) > 1:
-        raise _unfit(f"both image and {', '.join(sent[:-1])} were sent; {_EXPECTED}, not both")
-    missing = [] if "image" in sent else [name for name in MODALITIES if name not in sent]
+        raise _unfit(f"both image and {', '.join(sent[:-1])} were sent; {expected}, not both")
+    wanted = [name for name in MODALITIES if name in modalities]
+    missing = [] if "image" in sent else [name for name in wanted if name not in sent]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise _unfit(f"{', '.join(missing)} {verb} missing; {_EXPECTED}")
+        raise _unfit(f"{', '.join(missing)} {verb} missing; {expected}")
     return {name: await value.read() for name, value in items if not isinstance(value, str)}
 
 

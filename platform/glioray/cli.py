@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from glioray.cases.manifest import Manifest
+from glioray.cases.notes import collection_notes
 from glioray.cluster import disconnect
 from glioray.config import RunConfig, to_dict, with_settings
 from glioray.errors import GliorayError, UsageError
@@ -307,7 +308,7 @@ def training_answer(result: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def print_report(manifest: Manifest) -> None:
-    """What a manifest holds, on stderr: a line a problem, then the counts."""
+    """What a manifest holds, on stderr: a line a problem, then the counts and what the files do not tell."""
     for problem in manifest.problems:
         print(f"problem: {problem}", file=sys.stderr)
     for entry in manifest.cases:
@@ -320,6 +321,8 @@ def print_report(manifest: Manifest) -> None:
         )
     for name, ids in manifest.splits.items():
         print(f"{name}: {len(ids)} cases", file=sys.stderr)
+    for note in collection_notes(manifest.cases):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def answer_dry_run(config: RunConfig, **more: Any) -> dict[str, Any]:

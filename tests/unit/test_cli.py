@@ -17,7 +17,7 @@ import pytest
 from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import RunConfig
+from glioray.config import MODALITIES, RunConfig
 from glioray.errors import DataError, TrainingError, UsageError
 from glioray.inference.package import ModelSpec
 
@@ -220,7 +220,9 @@ def test_tracking_without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def _entry(case_id: str, patient_id: str, *, has_mask: bool = True) -> CaseEntry:
     return CaseEntry(
-        files=CaseFiles(case_id=case_id, patient_id=patient_id, layout="brats2021", images={}),
+        files=CaseFiles(
+            case_id=case_id, patient_id=patient_id, layout="brats2021", images={m: m for m in MODALITIES}
+        ),
         checksum=case_id,
         checksums={},
         shape=(8, 8, 8),

@@ -25,6 +25,7 @@ from serve.schemas import NOTICE, Settings
 from serve.watch import ModelWatch
 
 from glioray.cases.nifti import encode_volume
+from glioray.config import override
 from glioray.inference.package import ModelSpec, write_package
 from glioray.recipes import unet_tiny
 
@@ -34,12 +35,12 @@ MODALITIES = ("t1", "t1c", "t2", "flair")
 
 
 @pytest.fixture
-def make_package(tmp_path: Path) -> Callable[[int], Path]:
-    """Writes a package of unet_tiny with weights of a seed; returns its folder."""
+def make_package(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a package of unet_tiny, with settings of its own and weights of a seed; returns its folder."""
 
-    def make(seed: int) -> Path:
+    def make(seed: int, **settings: Any) -> Path:
         spec = ModelSpec(
-            config=unet_tiny(),
+            config=override(unet_tiny(), **settings),
             out_channels=3,
             spacing_mm=(1.0, 1.0, 1.0),
             manifest_hash="0" * 12,

@@ -1,0 +1,121 @@
+"""Lower-grade gliomas with fewer modalities go the whole way, without Ray: names to slices to figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glioray import sources
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.layouts import discover_cases
+from glioray.cases.load import load_case
+from glioray.cases.manifest import Manifest, build_manifest, check_case
+from glioray.cases.notes import collection_notes
+from glioray.cases.phantom import write_phantoms
+from glioray.cases.phantom_lgg import write_1p19q_phantoms, write_tif_phantoms
+from glioray.config import override
+from glioray.errors import CaseError, UsageError
+from glioray.inference.evaluate import case_figures
+from glioray.inference.package import ModelSpec
+from glioray.recipes import unet_tiny
+from glioray.slices.preprocess import preprocess
+from glioray.storage import FileStorage
+from glioray.training.collectives import Ranks
+from glioray.training.segmentation import SegmentationTask, counts_in_case
+
+SHAPE = (48, 48, 24)
+TIF, NIFTI = ("t1", "t1c", "flair"), ("t1c", "t2")
+
+
+def index(folder: Path) -> Manifest:
+    storage = FileStorage(str(folder))
+    cases, problems = discover_cases(storage)
+    assert not problems
+    return build_manifest(storage.uri, [check_case(storage, case) for case in cases])
+
+
+@pytest.fixture(scope="module")
+def tif_data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("tif")
+    write_tif_phantoms(FileStorage(str(folder)), num_cases=2, shape=SHAPE)
+    return index(folder)
+
+
+@pytest.fixture(scope="module")
+def nifti_data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("nifti")
+    write_1p19q_phantoms(FileStorage(str(folder)), num_cases=2, shape=SHAPE)
+    return index(folder)
+
+
+@pytest.mark.parametrize(("data", "modalities", "depth"), [("tif_data", TIF, 24), ("nifti_data", NIFTI, 3)])
+def test_from_files_to_figures(
+    request: pytest.FixtureRequest, data: str, modalities: tuple[str, ...], depth: int
+) -> None:
+    manifest: Manifest = request.getfixturevalue(data)
+    config = override(unet_tiny(), **{"preprocess.modalities": modalities, "preprocess.size": (48, 48)})
+    sources.check_modalities(manifest, config)
+    stacks, known, wanted = [], {}, {}
+    for entry in manifest.cases:
+        assert entry.convention is not None
+        case = load_case(FileStorage(manifest.data), entry.files, convention=CONVENTIONS[entry.convention])
+        assert case.images.shape[3] == depth
+        stacks.append(preprocess(case, config.preprocess))
+        known[entry.case_id] = entry.known_regions
+        assert stacks[-1][0].images.shape[1] == len(modalities)
+        # A hand-made prediction that cuts one row off and takes ET for oedema.
+        assert case.mask is not None
+        found = np.where(case.mask > 0, np.uint8(3), np.uint8(0))
+        found[:, : int(np.flatnonzero(found.any(axis=(0, 2)))[0]) + 1] = 0
+        figures = case_figures(case, found)
+        assert list(figures) == ["wt"]
+        wanted[entry.case_id] = 2 * (found > 0).sum() / ((found > 0).sum() + (case.mask > 0).sum())
+        assert figures["wt"]["dice"] == pytest.approx(wanted[entry.case_id])
+        assert counts_in_case(stacks[-1][0], found)[2, 3] == (found > 0).sum()
+    spec = ModelSpec(
+        config=config, out_channels=3, spacing_mm=stacks[0][0].spacing_mm, manifest_hash=manifest.hash
+    )
+    task = SegmentationTask(config, spec, stacks, Ranks(), torch.device("cpu"), known)
+    assert set(task.validate()) == {"dice_wt", "dice_mean"}
+    assert {name: list(dice) for name, dice in task.spec.val_cases.items()} == {
+        name: ["wt"] for name in known
+    }
+
+
+def test_a_recipe_that_wants_more_is_told_before_it_starts(
+    tif_data: Manifest, nifti_data: Manifest, tmp_path: Path
+) -> None:
+    four = unet_tiny()
+    with pytest.raises(UsageError) as error:
+        sources.check_modalities(tif_data, four)
+    assert str(error.value) == (
+        "2 of 2 labelled cases, TCGA_XX_9000_20000101 the first, have t1, t1c, flair alone; the recipe wants t1, t1c, "
+        """t2, flair; give --set 'preprocess.modalities=["t1", "t1c", "flair"]'"""
+    )
+    write_phantoms(FileStorage(str(tmp_path)), num_cases=1, shape=SHAPE)
+    write_1p19q_phantoms(FileStorage(str(tmp_path)), num_cases=1, shape=SHAPE)
+    mixed = index(tmp_path)
+    with pytest.raises(UsageError, match=r"""1 of 2 .*\["t1c", "t2"\]', or leave those cases out"""):
+        sources.check_modalities(mixed, four)
+    sources.check_modalities(mixed, override(four, **{"preprocess.modalities": NIFTI}))
+    # What the check lets pass by, a case does not.
+    (entry, *_) = nifti_data.cases
+    with pytest.raises(CaseError, match="t1"):
+        preprocess(load_case(FileStorage(nifti_data.data), entry.files), four.preprocess)
+
+
+def test_what_the_files_do_not_tell_is_said(tif_data: Manifest, nifti_data: Manifest, tmp_path: Path) -> None:
+    write_phantoms(FileStorage(str(tmp_path)), num_cases=1, shape=SHAPE)
+    usual = index(tmp_path)
+    assert collection_notes(usual.cases) == []
+    said = collection_notes([*usual.cases, *tif_data.cases, *nifti_data.cases[:1]])
+    assert [note.partition(":")[0] for note in said] == [
+        "3 of 4 cases have fewer than four modalities",
+        "2 of 4 cases have no voxel size",
+        "1 of 4 cases has a mask of a few slices",
+        "3 of 4 cases have a mask of the whole tumour alone",
+    ]
+    assert said[0].endswith("t1, t1c, flair and t1c, t2")
