@@ -3,6 +3,8 @@
 
     python jobs/prepare.py --data s3://bucket/brats --out s3://bucket/brats-manifest
 
+With --report it leaves a page about the data set too, report.html beside the manifest, and its pictures in MLflow.
+
 Good cases go on; bad ones are listed, a line each. Exit code 1 says that there were bad ones (the manifest is
 written all the same), 2 that nothing could be done.
 """
@@ -19,14 +21,16 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, build_manifest
 from glioray.cluster import connect, log_to_stderr
 from glioray.errors import DataError
-from glioray.slices.pipeline import check_cases
+from glioray.slices.pipeline import describe_cases
 from glioray.storage import join_uri, open_storage
+from glioray.tracking.client import connect as connect_tracking
+from glioray.tracking.report import choose_pictured, publish_report
 
 
 def main() -> dict[str, object]:
     args = cli.parse_flags(
         __doc__.splitlines()[0],
-        "data out seed dry-run",
+        "data out seed storage experiment dry-run",
         ratios={
             "metavar": "SHARE",
             "nargs": 3,
@@ -41,6 +45,10 @@ def main() -> dict[str, object]:
             "help": "folds for cross-validation (default: %(default)s)",
         },
         shuffle={"action": "store_true", "help": "split in a seeded order rather than in the order of ids"},
+        report={
+            "action": "store_true",
+            "help": "write report.html too: labels, areas, intensities, pictures; and log them to MLflow",
+        },
     )
     data = cli.data_uri(args)
     storage = open_storage(data)
@@ -51,10 +59,16 @@ def main() -> dict[str, object]:
         return {"num_cases": len(cases), "problems": [str(problem) for problem in problems]}
     out = cli.out_uri(args)
     log_to_stderr()
+    if args.report:
+        connect_tracking(
+            cli.tracking_address(cli.storage_uri(args))
+        )  # to hear before hours of work if it is away
     connect()
+    pictured = choose_pictured([files.case_id for files in cases]) if args.report else None
+    examined = list(describe_cases(data, cases, pictured))
     manifest = build_manifest(
         storage.uri,
-        [(None, problems), *check_cases(data, cases)],
+        [(None, problems), *((entry, found) for entry, found, _ in examined)],
         seed=args.seed or 0,
         ratios=tuple(args.ratios),
         num_folds=args.folds,
@@ -62,12 +76,14 @@ def main() -> dict[str, object]:
     )
     manifest.save(open_storage(out))
     cli.print_report(manifest)
+    statistics = [case for _, _, case in examined if case is not None]
     return {
         "manifest": join_uri(out, MANIFEST),
         "num_cases": len(manifest.cases),
         "problems": [str(problem) for problem in manifest.problems],
         "hash": manifest.hash,
         "splits": {name: len(ids) for name, ids in manifest.splits.items()},
+        **(publish_report(manifest, statistics, out, args.experiment) if args.report else {}),
         "exit_code": 1 if manifest.problems or not manifest.cases else 0,
     }
 

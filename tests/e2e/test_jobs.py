@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import services
+from mlflow.tracking import MlflowClient
 
 from glioray.storage import open_storage
 
@@ -112,11 +113,19 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
         assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
         return last_json(done.stdout), done.stdout
 
-    prepared, report = submit("jobs/prepare.py", "--data", data.uri, "--out", f"{out}/manifest", code=1)
+    prepared, report = submit(
+        "jobs/prepare.py", "--data", data.uri, "--out", f"{out}/manifest", "--report", code=1
+    )
     assert prepared["num_cases"] == 6
     assert len(prepared["problems"]) == 1
     assert "BraTS2021_99999" in prepared["problems"][0]
     assert "Traceback" not in report
+    page = open_storage(f"{out}/manifest").read("report.html").decode()
+    assert page.count("<img") == 5
+    assert "BraTS2021_99999" in page
+    run = MlflowClient(mlflow_server).get_run(prepared["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["manifest_hash"] == prepared["hash"]
 
     shared = ["--storage", f"s3://{bucket}/runs"]
     tuned, log = submit(
@@ -140,7 +149,9 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     )
     assert set(judged["cases"]) == {"BraTS2021_90005"}
     assert set(judged["mean"]["wt"]) >= {"dice", "hd95_mm", "sensitivity", "specificity", "precision"}
-    assert {"iou", "surface_dice", "volume_error_ml", "lesion_dice", "lesion_hd95_mm"} <= set(judged["mean"]["wt"])
+    assert {"iou", "surface_dice", "volume_error_ml", "lesion_dice", "lesion_hd95_mm"} <= set(
+        judged["mean"]["wt"]
+    )
     assert set(judged["slicewise"]) == {"background", "ncr", "ed", "et", "mean"}
     assert judged["intervals"] == {}  # one patient
     assert "Slice-level figures flatter" in open_storage(out).read("evaluation.md").decode()

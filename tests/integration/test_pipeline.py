@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 import ray.data
 
+from glioray.cases.layouts import discover_cases
+from glioray.cases.load import load_case
+from glioray.cases.statistics import describe_case
 from glioray.config import PLANES, PreprocessConfig
 from glioray.slices.cache import CacheConfig, SliceCache
-from glioray.slices.pipeline import check_cases, fill_cache, index_data, prepare_case, stream_cases
+from glioray.slices.pipeline import (
+    check_cases,
+    describe_cases,
+    fill_cache,
+    index_data,
+    prepare_case,
+    stream_cases,
+)
 from glioray.slices.preprocess import SliceStack
+from glioray.storage import open_storage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 CONFIG = PreprocessConfig(planes=PLANES, size=(96, 96))
@@ -57,3 +68,21 @@ def test_filling_leaves_every_case_in_this_node_s_cache(phantom_data: Path, tmp_
 
 def test_no_case_is_no_work(tmp_path: Path):
     assert list(check_cases(str(tmp_path), [])) == []
+
+
+def test_cases_described_elsewhere_are_those_described_here(phantom_data: Path):
+    storage = open_storage(phantom_data)
+    cases = discover_cases(storage)[0][:3]
+    found = {
+        case.case_id: (entry, case)
+        for entry, _, case in describe_cases(str(phantom_data), cases, [cases[1].case_id])
+        if entry and case
+    }
+    checked = {entry.case_id: entry for entry, _ in check_cases(str(phantom_data), cases) if entry}
+    assert {name: entry for name, (entry, _) in found.items()} == checked
+    for files in cases:
+        expected = describe_case(load_case(storage, files))
+        case = found[files.case_id][1]
+        for name in ("convention", "brain_voxels", "label_voxels", "percentiles", "histograms"):
+            assert np.array_equal(getattr(case, name), getattr(expected, name)), name
+        assert (case.picture is not None) == (files is cases[1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.labels import CONVENTIONS, LABELS, detect_convention
-from glioray.cases.load import assemble_case, brain_mask
+from glioray.cases.load import Case, assemble_case, brain_mask
 from glioray.cases.splits import SPLITS, fold_patients, split_patients
 from glioray.config import from_dict, to_dict
 from glioray.errors import CaseError, DataError, StorageError, UsageError
@@ -76,6 +76,12 @@ def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, li
 
     Every object is read once. Bad data never raises: the other cases go on.
     """
+    entry, problems, _ = examine_case(storage, files)
+    return entry, problems
+
+
+def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem], Case | None]:
+    """What `check_case` says, and the case itself where it can be used."""
     checksums: dict[str, str] = {}
 
     def read(key: str) -> bytes:
@@ -86,10 +92,10 @@ def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, li
     try:
         case = assemble_case(files, read)
     except CaseError as error:
-        return None, [Problem.of(error)]
+        return None, [Problem.of(error)], None
     except StorageError as error:
         advice = "check that it can be read"
-        return None, [Problem(case_id=files.case_id, file="", found=str(error), advice=advice)]
+        return None, [Problem(case_id=files.case_id, file="", found=str(error), advice=advice)], None
     counts: dict[str, int] = {}
     if case.mask is not None:
         found = np.bincount(case.mask[case.mask > 0], minlength=len(LABELS))
@@ -105,7 +111,7 @@ def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, li
         label_voxels=counts,
         brain_voxels=int(np.count_nonzero(brain_mask(case.images))),
     )
-    return entry, []
+    return entry, [], case
 
 
 @dataclass(frozen=True, kw_only=True)

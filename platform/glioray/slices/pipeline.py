@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from ray.exceptions import RayTaskError
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
-from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case, load_manifest
+from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
+from glioray.cases.statistics import CaseStatistics, describe_case
 from glioray.config import PreprocessConfig, fingerprint, from_dict, to_dict
 from glioray.errors import DataError, GliorayError
 from glioray.slices.cache import CacheConfig, SliceCache
@@ -31,22 +33,44 @@ TASK_CPUS = 0.25
 
 def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
     """`check_case` of every case, spread over the cluster, in the order in which they end."""
+    for entry, problems, _ in describe_cases(data, cases, None):
+        yield entry, problems
+
+
+def describe_cases(
+    data: str, cases: Sequence[CaseFiles], pictured: Collection[str] | None
+) -> Iterator[tuple[CaseEntry | None, list[Problem], CaseStatistics | None]]:
+    """`check_cases` with the statistics of each good case; each is read once.
+
+    Args:
+        data: the URI below which the cases lie.
+        cases: their objects.
+        pictured: the ids of the cases of which a picture is wanted too; None for no statistics at all.
+    """
     if not cases:
         return
 
-    def check(row: dict[str, Any]) -> dict[str, Any]:
-        entry, problems = check_case(open_storage(data), from_dict(CaseFiles, json.loads(row["item"])))
+    def examine(row: dict[str, Any]) -> dict[str, Any]:
+        files = from_dict(CaseFiles, json.loads(row["item"]))
+        entry, problems, case = examine_case(open_storage(data), files)
         found = [to_dict(problem) for problem in problems]
-        return {"answer": json.dumps([None if entry is None else to_dict(entry), found])}
+        statistics = None
+        if case is not None and pictured is not None:
+            statistics = describe_case(case, with_picture=files.case_id in pictured)
+        return {
+            "answer": json.dumps([None if entry is None else to_dict(entry), found]),
+            "statistics": pickle.dumps(statistics),
+        }
 
     items = [json.dumps(to_dict(files)) for files in cases]
     quiet_data()
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(check, num_cpus=TASK_CPUS)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(examine, num_cpus=TASK_CPUS)
     for row in _with_progress(dataset.iter_rows(), len(items), "checked"):
         entry, problems = json.loads(row["answer"])
         yield (
             None if entry is None else from_dict(CaseEntry, entry),
             [from_dict(Problem, problem) for problem in problems],
+            pickle.loads(row["statistics"]),
         )
 
 

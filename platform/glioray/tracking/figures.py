@@ -84,6 +84,62 @@ def overlay_figure(
     return figure
 
 
+def cases_figure(
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    titles: Sequence[str],
+    columns: Sequence[Sequence[str]],
+) -> Figure:
+    """A row a case: its modalities, and the labels over the last of them.
+
+    Args:
+        images: one (M, H, W) a case, any range and size; shown as in `overlay_figure`.
+        labels: one (H, W) uint8 a case, in the internal labels.
+        titles: one a case.
+        columns: names of each case's M modalities.
+
+    Raises:
+        ValueError: no case, or lists of different lengths.
+    """
+    if not images or not len(images) == len(labels) == len(titles) == len(columns):
+        numbers = [len(part) for part in (images, labels, titles, columns)]
+        raise ValueError(f"images, labels, titles and columns are {numbers}; expected as many of each, not 0")
+    width = max(len(names) for names in columns) + 1
+    figure = Figure(figsize=(1.9 * width + 0.3, 2.25 * len(images) + 0.5), layout="constrained")
+    grid: np.ndarray = figure.subplots(len(images), width, squeeze=False)
+    for row, (stack, mask, title, names) in enumerate(zip(images, labels, titles, columns, strict=True)):
+        for axes in grid[row]:
+            axes.set_axis_off()
+        for axes, image, name in zip(grid[row], stack, names, strict=False):
+            axes.imshow(_grey(image), interpolation="nearest")
+            axes.set_title(name, fontsize=9)
+        shown = grid[row, len(names)]
+        shown.imshow(_coloured(_grey(stack[-1]), mask), interpolation="nearest")
+        _contours(shown, mask)
+        shown.set_title(f"labels on {names[-1]}", fontsize=9)
+        grid[row, 0].text(
+            -0.04,
+            0.5,
+            title,
+            transform=grid[row, 0].transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    seen = {int(value) for mask in labels for value in np.unique(mask)}
+    handles = [
+        Patch(color=LABEL_COLOURS[name], label=_NAMES[name])
+        for value, name in enumerate(LABELS)
+        if value and value in seen
+    ]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+        )
+    return figure
+
+
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses and validation Dice against the epoch, side by side.
 

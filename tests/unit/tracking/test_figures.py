@@ -5,7 +5,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from glioray.tracking.figures import LABEL_COLOURS, learning_curves, overlay_figure, trials_figure
+from glioray.tracking.figures import (
+    LABEL_COLOURS,
+    cases_figure,
+    learning_curves,
+    overlay_figure,
+    trials_figure,
+)
 
 
 def _slices() -> tuple[np.ndarray, np.ndarray]:
@@ -108,3 +114,21 @@ def test_trials_of_nothing_say_so():
     assert [text.get_text() for axes in trials_figure([]).axes for text in axes.texts] == [
         "no trials yet"
     ] * 2
+
+
+def test_cases_show_every_modality_and_the_labels_over_the_last():
+    images, labels = _slices()
+    stacks = [np.stack([images[0], 2 * images[0]]), images[1:]]
+    figure = cases_figure(stacks, list(labels), ["case 1", "case 2"], [("t1", "flair"), ("t2",)])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["t1", "flair", "labels on flair", "t2", "labels on t2", ""]
+    plain, over = (figure.axes[column].images[0].get_array() for column in (1, 2))
+    np.testing.assert_array_equal((plain != over).any(axis=-1), labels[0] > 0)
+    assert _legend(figure) == ["NCR (necrotic core)", "ED (oedema)", "ET (enhancing)"]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["case 1", "case 2"]
+
+
+def test_cases_refuse_lists_of_different_lengths():
+    images, labels = _slices()
+    with pytest.raises(ValueError, match=r"are \[1, 2, 1, 1\]; expected as many of each"):
+        cases_figure([images], list(labels), ["a"], [("t1", "t2")])

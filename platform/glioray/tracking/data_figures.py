@@ -1,0 +1,145 @@
+"""The pictures of a data set, as matplotlib figures without pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES
+from glioray.tracking.figures import LABEL_COLOURS
+
+MAX_NAMED = 40
+"""Cases that still have their names below their bars."""
+
+MAX_CURVES = 24
+"""Cases that have a curve of their own."""
+
+
+def label_volumes_figure(case_ids: Sequence[str], volumes_ml: Mapping[str, Sequence[float]]) -> Figure:
+    """Each case's labels, stacked: by name, or by size where there are too many names to read.
+
+    Args:
+        case_ids: in the order of the values.
+        volumes_ml: label ("ncr", ...) -> a volume a case.
+    """
+    figure, axes = _one_panel(10, 4)
+    total = np.sum([np.asarray(values, float) for values in volumes_ml.values()], axis=0)
+    named = len(case_ids) <= MAX_NAMED
+    order = np.arange(len(case_ids)) if named else np.argsort(-total, kind="stable")
+    edges = np.arange(len(order) + 1) - 0.5
+    floor = np.zeros(len(order))
+    for name, values in volumes_ml.items():
+        top = floor + np.asarray(values, float)[order]
+        look: dict[str, Any] = {"color": LABEL_COLOURS[name], "label": name.upper()}
+        if named:
+            axes.bar(range(len(order)), top - floor, width=0.85, bottom=floor, **look)
+        else:
+            # One outline a label, for thousands of cases too.
+            axes.stairs(top, edges, baseline=floor, fill=True, **look)
+        floor = top
+    if named:
+        axes.set_xticks(range(len(order)), [case_ids[i] for i in order], rotation=60, ha="right", fontsize=7)
+    _finish(axes, "Labels by case", "" if named else "cases, from large to small tumours", "ml")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def absent_labels_figure(slice_shares: Mapping[str, float], case_shares: Mapping[str, float]) -> Figure:
+    """How often each label is absent: from axial slices through the brain, and from whole cases.
+
+    Args:
+        slice_shares: label -> share of slices without it, in [0, 1].
+        case_shares: label -> share of cases without it, in [0, 1].
+    """
+    figure, axes = _one_panel(8, 0.9 + 0.6 * len(slice_shares))
+    for row, name in enumerate(slice_shares):
+        for shift, height, share, alpha in (
+            (-0.17, 0.4, slice_shares[name], 1.0),
+            (0.2, 0.2, case_shares[name], 0.45),
+        ):
+            axes.barh(row + shift, share, height=height, color=LABEL_COLOURS[name], alpha=alpha)
+            axes.text(share + 0.01, row + shift, f"{100 * share:.1f} %", va="center", fontsize=8)
+    axes.set_yticks(range(len(slice_shares)), [name.upper() for name in slice_shares])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1)
+    _finish(
+        axes, "Share without the label", "of axial slices through the brain (thin and pale: of cases)", ""
+    )
+    return figure
+
+
+def tumour_area_figure(areas_cm2: Sequence[NDArray[np.float64]]) -> Figure:
+    """Tumour area from the lowest slice of the brain to the highest.
+
+    A thin line a case (of at most `MAX_CURVES`, evenly chosen), the median of all cases at each height in
+    black, and between the grey band's edges four fifths of them.
+
+    Args:
+        areas_cm2: (S,) a case: the tumour's area in each axial slice through the brain, from below.
+    """
+    figure, axes = _one_panel(8, 4)
+    heights = np.linspace(0, 1, 101)
+    curves = np.array([np.interp(heights, np.linspace(0, 1, len(area)), area) for area in areas_cm2])
+    for index in evenly_chosen(len(curves), MAX_CURVES):
+        axes.plot(100 * heights, curves[index], linewidth=0.8, alpha=0.6)
+    low, middle, high = np.percentile(curves, (10, 50, 90), axis=0)
+    axes.fill_between(100 * heights, low, high, color="black", alpha=0.1, linewidth=0)
+    axes.plot(100 * heights, middle, color="black", linewidth=2, label="median")
+    axes.set_ylim(bottom=0)
+    _finish(axes, "Tumour area along the axis", "height in the brain, % from below", "cm²")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def intensities_figure(
+    percentiles: Mapping[str, NDArray[np.float64]], histograms: Mapping[str, NDArray[np.int64]]
+) -> Figure:
+    """A column a modality: raw percentiles inside the brain by case, and z-scores of all cases together.
+
+    Args:
+        percentiles: modality -> (N, 7) of each case, at `PERCENTILES`.
+        histograms: modality -> (100,) voxels in the bins of `ZSCORE_EDGES`.
+    """
+    count = len(percentiles)
+    figure = Figure(figsize=(2.6 * count + 1, 5.4), layout="constrained")
+    grid: NDArray[np.object_] = figure.subplots(2, count, squeeze=False)
+    for column, (name, values) in enumerate(percentiles.items()):
+        raw, pooled = grid[0, column], grid[1, column]
+        cases = values[np.argsort(values[:, len(PERCENTILES) // 2], kind="stable")]
+        position = np.arange(len(cases))
+        for inner, alpha in ((0, 0.15), (1, 0.25), (2, 0.4)):
+            raw.fill_between(
+                position, cases[:, inner], cases[:, -1 - inner], color="#5b8def", alpha=alpha, linewidth=0
+            )
+        raw.plot(position, cases[:, len(PERCENTILES) // 2], color="black", linewidth=1.2)
+        raw.set_xlim(-0.5, len(cases) - 0.5)
+        raw.xaxis.get_major_locator().set_params(integer=True)
+        _finish(raw, name, "cases by median", "raw intensity" if column == 0 else "")
+        density = histograms[name] / max(histograms[name].sum(), 1) / np.diff(ZSCORE_EDGES)
+        pooled.stairs(density, ZSCORE_EDGES, fill=True, color="#5b8def", alpha=0.6)
+        _finish(pooled, "", "z-score", "density" if column == 0 else "")
+    return figure
+
+
+def evenly_chosen(total: int, most: int) -> list[int]:
+    """At most `most` of the indices below `total`, evenly spaced, the first and the last among them."""
+    return sorted({round(index) for index in np.linspace(0, total - 1, min(total, most)).tolist()})
+
+
+def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
