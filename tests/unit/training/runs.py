@@ -22,8 +22,9 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
-from glioray.losses import build_loss
+from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
+from glioray.nets.outputs import Supervised
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import Batch, SliceFeed
@@ -34,6 +35,14 @@ from glioray.training.loop import fit
 from glioray.training.segmentation import SegmentationTask
 
 CPU = torch.device("cpu")
+# Every loss but those whose import takes seconds: a Dice and a mean over samples, as others here.
+LOSSES: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in SEGMENTATION_LOSSES if "boundary" not in name and "haus" not in name},
+    "weighted": {"name": "ce", "class_weights": [0.1, 2.0, 0.7, 3.0]},
+    "weighted regions": {"name": "region_focal", "class_weights": [2.0, 0.7, 3.0]},
+    "supervised": {"name": "dice_ce", "sides": True, "presence_weight": 0.5},
+    "supervised regions": {"name": "region_dice_bce", "sides": True, "presence_weight": 0.0},
+}
 
 
 def decode(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
@@ -117,10 +126,22 @@ def batch_norm(ranks: Ranks) -> dict[str, Any]:
     return {"outputs": outputs, "images": gradients, "weights": weights, "buffers": buffers, "judged": judged}
 
 
-def loss_gradients(ranks: Ranks, name: str, channels: int) -> dict[str, Any]:
-    """A loss of this rank's part of a batch of 4, and the gradient of one convolution under it."""
+class Sides(nn.Module):
+    """A convolution's logits, a side output and the presence."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.side, self.presence = (nn.Conv2d(4, channels, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> Supervised:
+        return Supervised(self.conv(x), (self.side(x),), self.presence(x).amax((2, 3)))
+
+
+def loss_gradients(ranks: Ranks, name: str, *, sides: bool = False, **options: Any) -> dict[str, Any]:
+    """A loss of this rank's part of a batch of 4, and the gradients of one convolution, or of several, under it."""
     generator = torch.Generator().manual_seed(1)
-    net = nn.Conv2d(4, channels, 1)
+    channels = 3 if name.startswith("region_") else 4
+    net = Sides(channels) if sides else nn.Conv2d(4, channels, 1)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -130,7 +151,7 @@ def loss_gradients(ranks: Ranks, name: str, channels: int) -> dict[str, Any]:
     ddp = nn.parallel.DistributedDataParallel(net) if ranks.world_size > 1 else net
     width = 4 // ranks.world_size
     mine = slice(ranks.rank * width, (ranks.rank + 1) * width)
-    loss = build_loss(name, reduce=reduce_sum)(ddp(images[mine]), masks[mine])
+    loss = build_loss(name, reduce=reduce_sum, **options)(ddp(images[mine]), masks[mine])
     loss.backward()
     return {"loss": loss.detach(), "gradients": [parameter.grad for parameter in net.parameters()]}
 
@@ -150,10 +171,7 @@ def on_rank(ranks: Ranks, plans: dict[str, session.RunPlan]) -> dict[str, Any]:
     return {
         "runs": runs,
         "batch_norm": batch_norm(ranks),
-        "losses": {
-            "dice_ce": loss_gradients(ranks, "dice_ce", 4),
-            "region_dice_bce": loss_gradients(ranks, "region_dice_bce", 3),
-        },
+        "losses": {label: loss_gradients(ranks, **settings) for label, settings in LOSSES.items()},
         "agreed": agreed,
     }
 
