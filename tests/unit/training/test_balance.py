@@ -11,6 +11,7 @@ import pytest
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry
+from glioray.cli import check_buildable
 from glioray.config import LossConfig, RunConfig
 from glioray.errors import UsageError
 from glioray.storage import open_storage
@@ -107,3 +108,12 @@ def test_a_run_carries_the_weights_of_its_training_cases(runs: ModuleType, make_
     assert task.loss.loss.class_weights.tolist() == pytest.approx(kept)
     # The same run on other cases would be another one.
     assert balanced(dataclasses.replace(plan, manifest=plan.manifest.with_fold(1))).config != resolved.config
+
+
+def test_a_job_says_so_before_a_run_starts():
+    config = RunConfig(recipe="test", loss=LossConfig(name="tversky", balance="inverse"))
+    with pytest.raises(UsageError, match=r"^loss.balance is 'inverse' but the loss 'tversky' has no class"):
+        check_buildable(config)
+    check_buildable(RunConfig(recipe="test", loss=LossConfig(name="focal", balance="inverse")))
+    with pytest.raises(UsageError, match="'tverski' is not a loss; the losses are boundary, ce, dice, "):
+        check_buildable(RunConfig(recipe="test", loss=LossConfig(name="tverski", balance="inverse")))
