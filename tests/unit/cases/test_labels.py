@@ -95,3 +95,10 @@ def test_a_label_without_a_number_is_refused() -> None:
 def test_an_image_is_no_mask() -> None:
     with pytest.raises(CaseError, match="holds 99 different values"):
         labels_in(np.arange(100, dtype=np.int16))
+
+
+def test_whole_tumour_alone_has_one_number_for_every_label_of_it() -> None:
+    predicted = np.array([0, 1, 2, 3, 4], dtype=np.uint8)
+    assert from_internal(predicted, CONVENTIONS["wt"]).tolist() == [0, 1, 1, 1, 0]
+    assert from_internal(predicted, CONVENTIONS["wt-255"]).tolist() == [0, 255, 255, 255, 0]
+    assert {name for name, c in CONVENTIONS.items() if c.regions == ("wt",)} == {"wt", "wt-255"}
