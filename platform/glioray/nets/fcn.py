@@ -93,8 +93,8 @@ class FCN(nn.Module):
             self._load(Path(weights), in_channels)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits: the deepest, since the others only add to it."""
-        return [self.head]
+        """The convolutions whose outputs are logits or, without a bias, are added to them."""
+        return [head for head in (self.head, self.pool4, self.pool3) if head is not None]
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -98,7 +98,7 @@ class UNet3P(nn.Module):
 
     def heads(self) -> list[nn.Conv2d]:
         """The convolutions whose outputs are logits of pixels."""
-        return [self.head, *self.sides]  # type: ignore[list-item]
+        return [self.head, *self.sides]
 
     def forward(self, x: Tensor) -> Tensor | Supervised:
         height, width = x.shape[-2:]

@@ -100,7 +100,7 @@ class UNetPP(nn.Module):
         return Supervised(logits, tuple(answer(column) for column in reversed(range(1, self.last))))
 
 
-def _leave_out_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _leave_out_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_given: object) -> None:
     """Of a whole network's state, drops what this one has pruned; any other key stays and is an error."""
     for key in [key for key in state if key.startswith(prefix)]:
         kind, _, rest = key.removeprefix(prefix).partition(".")
