@@ -8,7 +8,7 @@ The files say nothing of space. Taken for granted: voxels of 1 x 1 x 1 mm, so th
 thousands of voxels here; pictures drawn in the radiological way, from the front to the back and from the patient's
 right to the left; numbers that rise from the feet to the head.
 
-Reference: Buda et al. 2019, arXiv:1906.03720. The only importer of Pillow among the cases.
+Reference: Buda et al. 2019, arXiv:1906.03720.
 """
 
 from __future__ import annotations
