@@ -68,7 +68,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         TrainingError: no trial got as far as a checkpoint.
     """
     base = plan.base
-    if not base.manifest.select("val"):
+    if not base.manifest.select("val") and base.config.sample.slice_split is None:
         raise DataError(
             "a search compares trials on validation cases and the split has none; choose another --fold"
         )

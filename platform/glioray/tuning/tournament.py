@@ -25,7 +25,7 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case, load_case
 from glioray.cluster import Share, log_to_stderr, run_training, share_of
 from glioray.config import RunConfig, fingerprint, override, to_dict
-from glioray.errors import GliorayError, TrainingError
+from glioray.errors import GliorayError, TrainingError, UsageError
 from glioray.inference.evaluate import case_figures
 from glioray.inference.predictor import Predictor
 from glioray.metrics.segmentation import confusion
@@ -85,10 +85,15 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
     Returns: `run_id`, `winner`, `standings` (a dict an entrant), `reading`, and the URIs of the tables.
 
     Raises:
-        UsageError: the name is taken by a run with other settings or other data.
+        UsageError: the name is taken by a run with other settings or other data, or slices are split.
         TrainingError: no run succeeded.
     """
     base = plan.base
+    if any(config.sample.slice_split for config in plan.entrants.values()):
+        raise UsageError(
+            "sample.slice_split trains on slices of every patient, and a tournament judges on patients that were not "
+            "trained on; leave it out"
+        )
     storage = open_storage(base.storage)
     claim_run(storage, base)
     tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
