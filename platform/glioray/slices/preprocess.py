@@ -15,6 +15,8 @@ from glioray.cases.labels import LABELS
 from glioray.cases.load import Case, brain_mask
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError
+from glioray.slices.enhance import bounding_box, equalize
+from glioray.slices.volumes import prepare_volume
 
 # RAS+ volumes are (X, Y, Z); slices are (S, H, W). As NIfTI stores x fastest, the axial order is contiguous.
 _AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
@@ -27,10 +29,11 @@ class SliceStack:
     Attributes:
         case_id: the case as the data set names it.
         plane: of the slices: axial is (Z; Y, X), coronal (Y; Z, X), sagittal (X; Y, Z).
-        images: (S, C, H, W) float16, C in the order of `config.MODALITIES`, background 0.
+        images: (S, C, H, W) float16, C in the order of the config's modalities, background 0; where it says
+            so, the brain's mask as 0 and 1 comes last.
         mask: (S, H, W) uint8 internal labels, or None.
         origin: index of the window's first voxel along (S, H, W), negative where it is padded.
-        shape: (X, Y, Z) of the case.
+        shape: (X, Y, Z) of the case; of its new grid where it was resampled, as all that follows.
         spacing_mm: along X, Y, Z.
         label_voxels: voxels of each label in the whole case, (5,); those outside the window count.
     """
@@ -70,7 +73,9 @@ class SliceStack:
 
 
 def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> tuple[SliceStack, ...]:
-    """The slices of a case, a stack for each plane: cropped to the brain, z-scored inside it, windowed.
+    """The slices of a case, a stack for each plane: prepared, cropped to the brain, z-scored inside it, windowed.
+
+    Intensities inside the brain are cut at percentiles, equalised (CLAHE) and z-scored, each as far as asked for.
 
     Args:
         case: as `load_case` gives it.
@@ -78,12 +83,14 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         whole: widen the window to hold the whole brain (prediction) rather than cut it (training).
 
     Raises:
-        CaseError: the images hold nothing but background.
+        CaseError: the images hold nothing but background; and as `prepare_volume`.
+        UsageError: as `prepare_volume`.
     """
+    case = prepare_volume(case, config)
     # In (Z, Y, X), the order of the file's bytes, for speed; each plane is a transposition of it.
     volumes = [image.T for image in case.images]
     brain = brain_mask(case.images).T
-    box = _bounding_box(brain)
+    box = bounding_box(brain)
     if box is None:
         raise CaseError(
             case.case_id, "", "every voxel is background", "export the images again or drop the case"
@@ -103,7 +110,7 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
                 max(wanted, _round_up(found)) for wanted, found in zip(size[1:], length[1:], strict=True)
             ]
         shift = [(found - wanted) // 2 for found, wanted in zip(length, size, strict=True)]
-        images = np.zeros((size[0], len(volumes), *size[1:]), np.float16)
+        images = np.zeros((size[0], len(volumes) + config.brain_channel, *size[1:]), np.float16)
         source, target = _windows(shift, size, length)
         # Torch turns and halves in one pass; numpy's own cast to float16 is twenty times slower.
         fills.append((turn, source, torch.from_numpy(images).transpose(0, 1)[_any_lead(target)]))
@@ -124,10 +131,23 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
     values = np.empty(inside.shape, np.float32)
     for channel, volume in enumerate(volumes):
         np.copyto(values, volume[box])
+        _enhance(values, inside, config)
         _normalize(values, inside, config, case.case_id)
         for turn, source, window in fills:
             window[channel].copy_(torch.from_numpy(values.transpose(turn)[source]))
+    if config.brain_channel:
+        for turn, source, window in fills:
+            window[-1].copy_(torch.from_numpy(inside.transpose(turn)[source]))
     return tuple(stacks)
+
+
+def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig) -> None:
+    """Cut at percentiles of the brain, then of equalised contrast, in place; what is around it is left to others."""
+    if config.percentiles is not None:
+        low, high = np.percentile(values[inside], config.percentiles)
+        np.clip(values, float(low), float(high), out=values)
+    if config.clahe:
+        values[:] = equalize(values, inside, config.clahe)
 
 
 def _normalize(
@@ -149,17 +169,6 @@ def _normalize(
     if config.normalize == "none" and max(-values.min(), values.max()) > limit:
         found = f"holds values up to {np.abs(values).max():g}; slices hold at most {limit:g} without z-scores"
         raise CaseError(case_id, "", found, "set preprocess.normalize to zscore")
-
-
-def _bounding_box(brain: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        found = np.flatnonzero(brain.any(axis=others))
-        if not len(found):
-            return None
-        spans.append(slice(int(found[0]), int(found[-1]) + 1))
-    return spans[0], spans[1], spans[2]
 
 
 def _windows(

@@ -140,6 +140,37 @@ def cases_figure(
     return figure
 
 
+def preparation_figure(
+    before: Sequence[np.ndarray], after: Sequence[np.ndarray], titles: Sequence[str]
+) -> Figure:
+    """A column a slice: as it was above, as a network sees it below.
+
+    Args:
+        before: (H, W) each, any range and size; shown as in `overlay_figure`.
+        after: (H, W) each, of the same places.
+        titles: one a slice.
+
+    Raises:
+        ValueError: no slice, or lists of different lengths.
+    """
+    if not titles or not len(before) == len(after) == len(titles):
+        numbers = [len(part) for part in (before, after, titles)]
+        raise ValueError(f"before, after and titles are {numbers}; expected as many of each, not 0")
+    figure = Figure(figsize=(max(2.6 * len(titles), 3.2) + 0.4, 6.4), layout="constrained")
+    grid: np.ndarray = figure.subplots(2, len(titles), squeeze=False)
+    for row, (name, images) in enumerate((("before", before), ("after", after))):
+        for column, image in enumerate(images):
+            axes: Axes = grid[row, column]
+            axes.imshow(_grey(image), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == 0:
+                axes.set_title(titles[column], fontsize=9)
+            if column == 0:
+                axes.set_ylabel(name, fontsize=10)
+    return figure
+
+
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses and validation Dice against the epoch, side by side.
 

@@ -1,6 +1,7 @@
 """From a case to its slices: what is normalised, what is cut away, and how masks find back."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,38 @@ def test_scores_are_clipped(make_case: MakeCase) -> None:
     (stack,) = preprocess(case, PreprocessConfig(size=(32, 32), clip=(-0.5, 2)), whole=True)
     assert (stack.images.min(), stack.images.max()) == (-0.5, 2)
     np.testing.assert_allclose(in_case(stack), by_hand(case, (-0.5, 2)), rtol=2**-10, atol=1e-5)
+
+
+def test_intensities_are_cut_at_percentiles_of_the_brain(make_case: MakeCase) -> None:
+    case = make_case(dtype="float32", background=(-1000, 0, 7, 0))
+    config = PreprocessConfig(size=(32, 32), percentiles=(5.0, 90.0))
+    brain = brain_mask(case.images)
+    (stack,) = preprocess(case, config, whole=True)
+    for image, found in zip(case.images, in_case(stack), strict=True):
+        ordered = np.sort(image[brain].astype(np.float64))
+        places = [share * (len(ordered) - 1) for share in (0.05, 0.9)]
+        low, high = (np.interp(place, np.arange(len(ordered)), ordered) for place in places)
+        values = np.clip(image[brain].astype(np.float64), low, high)
+        expected = (values - values.mean()) / values.std()
+        np.testing.assert_allclose(found[brain], expected, rtol=2**-10, atol=1e-3)
+        assert not found[~brain].any()
+    (plain,) = preprocess(case, PreprocessConfig(size=(32, 32), normalize="none"), whole=True)
+    (cut,) = preprocess(case, replace(config, normalize="none", percentiles=(0.0, 100.0)), whole=True)
+    np.testing.assert_array_equal(plain.images, cut.images)
+
+
+def test_the_brain_s_mask_comes_last(make_case: MakeCase) -> None:
+    """In every plane, whether the window is cut or padded; and it changes nothing else."""
+    case = make_case(radii=(20, 24, 14), background=(-1000, 0, 7, 0))
+    brain = brain_mask(case.images)
+    for whole in (False, True):
+        plain = preprocess(case, ALL_PLANES, whole=whole)
+        for one, other in zip(
+            plain, preprocess(case, replace(ALL_PLANES, brain_channel=True), whole=whole), strict=True
+        ):
+            assert (other.images.shape[1], other.images.dtype) == (5, np.float16)
+            np.testing.assert_array_equal(other.images[:, :4], one.images)
+            np.testing.assert_array_equal(other.images[:, 4], one.cut(brain))
 
 
 def test_a_modality_without_contrast_in_the_brain_becomes_0(make_case: MakeCase) -> None:
@@ -176,14 +209,22 @@ def test_a_millilitre_is_a_thousand_cubic_millimetres(make_case: MakeCase) -> No
     assert stack.voxel_ml == pytest.approx(0.003)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        ALL_PLANES,
+        replace(ALL_PLANES, modalities=("flair", "t1"), spacing_mm=(1.2, 1.2, 1.2), brain_channel=True),
+        replace(ALL_PLANES, percentiles=(1.0, 99.0), clahe=0.02),
+    ],
+)
 def test_a_case_gives_the_same_bits_for_any_number_of_threads_and_order_of_memory(
-    make_case: MakeCase, one_thread: None
+    make_case: MakeCase, one_thread: None, config: PreprocessConfig
 ) -> None:
     case = make_case(dtype="float32")
-    alone = preprocess(case, ALL_PLANES)
+    alone = preprocess(case, config)
     torch.set_num_threads(3)
     turned = np.asfortranarray(case.images)
     assert turned.strides != case.images.strides
-    others = preprocess(Case(**{**vars(case), "images": turned}), ALL_PLANES)
+    others = preprocess(Case(**{**vars(case), "images": turned}), config)
     for one, other in zip(alone, others, strict=True):
         assert one.images.tobytes() == other.images.tobytes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glioray.cases.manifest import CaseEntry
-from glioray.config import PreprocessConfig, SampleConfig
+from glioray.config import MODALITIES, PreprocessConfig, SampleConfig
 from glioray.errors import DataError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
@@ -72,6 +72,22 @@ def test_neighbours_past_the_ends_of_the_brain_are_background(
             expected = np.concatenate([padded[place + pad + k * step] for k in range(-reach, reach + 1)])
             np.testing.assert_array_equal(batch.images[row], expected)
             row += 1
+
+
+@pytest.mark.parametrize(("brain_channel", "reach"), [(False, 0), (False, 1), (True, 0), (True, 1)])
+def test_a_batch_says_which_channels_are_intensities(
+    stacks: list[SliceStack], brain_channel: bool, reach: int
+) -> None:
+    """The brain's mask comes after each slice's own modalities."""
+    three = ("t1", "t1c", "flair")
+    config = PreprocessConfig(
+        size=(32, 48), modalities=three if brain_channel else MODALITIES, brain_channel=brain_channel,
+        neighbours=reach,
+    )  # fmt: skip
+    batch = SliceStore(stacks, config).draw([3, 20])
+    assert batch.images.shape[1] == len(batch.is_intensity) == config.num_channels
+    expected = ([True] * 3 + [not brain_channel]) * (2 * reach + 1)
+    assert batch.is_intensity.tolist() == expected
 
 
 def test_mapped_slices_are_drawn_without_a_warning_and_stay_as_they_are(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from glioray.slices.volumes import probs_on_grid, resample, resample_labels
+from glioray.cases.load import Case, brain_mask
+from glioray.config import MODALITIES, PLANES, PreprocessConfig
+from glioray.errors import CaseError, UsageError
+from glioray.slices.preprocess import preprocess
+from glioray.slices.volumes import prepare_volume, probs_on_grid, resample, resample_labels
+
+MakeCase = Callable[..., Case]
 
 
 def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -64,7 +73,7 @@ def test_probabilities_come_back_to_the_case_s_own_grid() -> None:
     assert probs_on_grid(probs, prepared) is probs
 
 
-@pytest.mark.parametrize("factor", [0.6, 0.8, 1.3, 1.7])
+@pytest.mark.parametrize("factor", [0.8, 0.9, 1.3, 1.7])
 def test_there_and_back_again(factor: float) -> None:
     volume, labels = smooth((48, 44, 40)), (smooth((48, 44, 40)) > 0.3).astype(np.uint8)
     shape = tuple(round(n * factor) for n in volume.shape)
@@ -75,3 +84,86 @@ def test_there_and_back_again(factor: float) -> None:
     assert dice(back > 0, labels > 0) > 0.97
     # Images and masks move alike: what a mask covers of the image keeps its sign.
     assert dice(there > 0.3, resample_labels(labels, shape) > 0) > 0.95
+
+
+def test_a_case_that_needs_nothing_is_the_very_same(make_case: MakeCase) -> None:
+    case = make_case()
+    assert prepare_volume(case, PreprocessConfig()) is case
+    assert prepare_volume(case, PreprocessConfig(spacing_mm=(1.0, 1.5, 2.0))) is case
+    plain, right = (
+        preprocess(case, PreprocessConfig(planes=PLANES, size=(32, 32), spacing_mm=spacing))
+        for spacing in (None, (1.01, 1.5, 2.0))
+    )
+    for one, other in zip(plain, right, strict=True):
+        assert one.images.tobytes() == other.images.tobytes()
+
+
+def test_modalities_come_in_the_order_asked_for(make_case: MakeCase) -> None:
+    case = make_case()
+    found = prepare_volume(case, PreprocessConfig(modalities=("flair", "t1")))
+    assert found.modalities == ("flair", "t1")
+    np.testing.assert_array_equal(found.images, case.images[[3, 0]])
+    assert found.mask is case.mask
+    # The order is the case's own, not that of the constant.
+    turned = replace(case, modalities=MODALITIES[::-1])
+    np.testing.assert_array_equal(
+        prepare_volume(turned, PreprocessConfig(modalities=("t1", "t2"))).images, case.images[[3, 1]]
+    )
+    (stack,) = preprocess(turned, PreprocessConfig(modalities=("t2",), size=(32, 32)))
+    (same,) = preprocess(case, PreprocessConfig(modalities=("t1c",), size=(32, 32)))
+    assert stack.images.shape[1] == 1
+    assert stack.images.tobytes() == same.images.tobytes()
+
+
+def test_a_missing_modality_is_named(make_case: MakeCase) -> None:
+    two = replace(make_case(), images=make_case().images[:2], modalities=("t1", "flair"))
+    with pytest.raises(
+        CaseError, match=r"A: has t1, flair but no t2; expected flair, t2; set preprocess\.mod"
+    ):
+        prepare_volume(two, PreprocessConfig(modalities=("flair", "t2")))
+
+
+def test_a_resampled_case_lies_where_it_lay(make_case: MakeCase) -> None:
+    case = make_case(radii=(13, 17, 11))
+    case = replace(case, affine=case.affine + np.outer([1, 1, 1, 0], [0, 0, 0, 1]) * [0, 0, 0, 7.0])
+    found = prepare_volume(case, PreprocessConfig(spacing_mm=(1.5, 1.4, 1.2)))
+    old, new = case.images.shape[1:], found.images.shape[1:]
+    assert new == (29, 54, 50)
+    assert found.images.dtype == np.float32
+    assert found.reference is case.reference
+    for spacing, wanted in zip(found.spacing_mm, (1.5, 1.4, 1.2), strict=True):
+        assert spacing == pytest.approx(wanted, rel=0.02)
+    np.testing.assert_allclose(np.linalg.norm(found.affine[:3, :3], axis=0), found.spacing_mm)
+    for low, high in (([-0.5] * 3, [-0.5] * 3), (np.array(old) - 0.5, np.array(new) - 0.5)):
+        np.testing.assert_allclose(case.affine @ [*low, 1], found.affine @ [*high, 1])
+    assert case.mask is not None
+    assert found.mask is not None
+    one, other = case.mask > 0, found.mask > 0
+    volumes = [m.sum() * np.prod(c.spacing_mm) for m, c in ((one, case), (other, found))]
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.05)
+    assert dice(resample_labels(other, old), one) > 0.9
+    (stack,) = preprocess(case, PreprocessConfig(spacing_mm=(1.5, 1.4, 1.2), size=(64, 64)))
+    assert (stack.shape, stack.spacing_mm) == (new, found.spacing_mm)
+    assert stack.label_voxels == tuple(int((found.mask == label).sum()) for label in range(5))
+    assert stack.restore(stack.images.swapaxes(0, 1)).shape[1:] == new
+
+
+@pytest.mark.parametrize("background", [(0, 0, 0, 0), (-1000, 0, 7, 0)])
+def test_no_background_bleeds_into_the_brain(make_case: MakeCase, background: tuple[float, ...]) -> None:
+    case = make_case(background=background)
+    brain = brain_mask(case.images)
+    for channel, value in enumerate((100, 300, 5, 20000)):
+        case.images[channel][brain] = value
+    found = prepare_volume(case, PreprocessConfig(spacing_mm=(1.3, 1.1, 3.1)))
+    inside = resample_labels(brain, found.images.shape[1:])
+    np.testing.assert_array_equal(brain_mask(found.images), inside)
+    assert not found.images[:, ~inside].any()
+    for image, value in zip(found.images, (100, 300, 5, 20000), strict=True):
+        np.testing.assert_allclose(image[inside], value, rtol=1e-5)
+
+
+def test_voxels_too_many_for_memory_are_refused(make_case: MakeCase) -> None:
+    with pytest.raises(
+        UsageError, match=r"of 0\.1 x 0\.1 x 0\.1 mm makes \(440, 750, 600\) voxels of case A"
+    ):
+        prepare_volume(make_case(), PreprocessConfig(spacing_mm=(0.1, 0.1, 0.1)))

@@ -10,6 +10,7 @@ from glioray.tracking.figures import (
     cases_figure,
     learning_curves,
     overlay_figure,
+    preparation_figure,
     trials_figure,
 )
 
@@ -114,6 +115,20 @@ def test_trials_of_nothing_say_so():
     assert [text.get_text() for axes in trials_figure([]).axes for text in axes.texts] == [
         "no trials yet"
     ] * 2
+
+
+def test_preparation_shows_each_slice_before_and_after():
+    images, _ = _slices()
+    titles = ["t1", "flair"]
+    figure = preparation_figure(list(images), [images[0, :24, :20], images[1] * 0], titles)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes[:2]] == titles
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["before", "after"]
+    shapes = [axes.images[0].get_array().shape[:2] for axes in figure.axes]
+    assert shapes == [(48, 40), (48, 40), (24, 20), (48, 40)]
+    assert not figure.axes[3].images[0].get_array().any()
+    with pytest.raises(ValueError, match=r"\[2, 1, 2\]; expected as many of each"):
+        preparation_figure(list(images), [images[0]], titles)
 
 
 def test_cases_show_every_modality_and_the_labels_over_the_last():
