@@ -14,8 +14,10 @@ from glioray.cases.manifest import CaseEntry
 from glioray.cli import check_buildable
 from glioray.config import LossConfig, RunConfig
 from glioray.errors import UsageError
-from glioray.storage import open_storage
+from glioray.storage import Storage, open_storage
+from glioray.training import session
 from glioray.training.balance import balance_classes
+from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan, balanced, claim_run
 
 Plans = Callable[..., RunPlan]
@@ -117,3 +119,23 @@ def test_a_job_says_so_before_a_run_starts():
     check_buildable(RunConfig(recipe="test", loss=LossConfig(name="focal", balance="inverse")))
     with pytest.raises(UsageError, match="'tverski' is not a loss; the losses are boundary, ce, dice, "):
         check_buildable(RunConfig(recipe="test", loss=LossConfig(name="tverski", balance="inverse")))
+
+
+def test_a_session_claims_its_run_with_the_weights(
+    runs: ModuleType, make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+):
+    claimed: list[RunPlan] = []
+
+    class ClaimedError(Exception):
+        pass
+
+    def claim(storage: Storage, plan: RunPlan) -> None:
+        claimed.append(plan)
+        raise ClaimedError
+
+    monkeypatch.setattr(session, "claim_run", claim)
+    plan = make_plan(**{"loss.balance": "sqrt"})
+    with pytest.raises(ClaimedError):
+        session.train_segmentation(plan, Ranks(), runs.fill)
+    assert claimed == [balanced(plan)]
+    assert len(claimed[0].config.loss.options["class_weights"]) == 3
