@@ -38,7 +38,8 @@ class Batch:
     is_intensity: NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
 
     def __post_init__(self) -> None:
-        channels = np.broadcast_to(self.is_intensity, self.images.shape[1:2])
+        # A copy: torch warns of memory that may not be written to.
+        channels = np.broadcast_to(self.is_intensity, self.images.shape[1:2]).copy()
         object.__setattr__(self, "is_intensity", channels)
 
     def to(self, device: torch.device) -> Batch:

@@ -12,7 +12,7 @@ from glioray.config import MODALITIES, PreprocessConfig, SampleConfig
 from glioray.errors import DataError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
-from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
+from glioray.slices.store import Batch, EpochSampler, SliceFeed, SliceStore
 
 MakeStack = Callable[..., SliceStack]
 CONFIG = PreprocessConfig(size=(32, 48))
@@ -87,7 +87,9 @@ def test_a_batch_says_which_channels_are_intensities(
     batch = SliceStore(stacks, config).draw([3, 20])
     assert batch.images.shape[1] == len(batch.is_intensity) == config.num_channels
     expected = ([True] * 3 + [not brain_channel]) * (2 * reach + 1)
-    assert batch.is_intensity.tolist() == expected
+    assert torch.as_tensor(batch.is_intensity).tolist() == expected
+    plain = Batch(batch.images, batch.masks, batch.positions, batch.lateral)
+    assert torch.as_tensor(plain.is_intensity).tolist() == [True] * config.num_channels
 
 
 def test_mapped_slices_are_drawn_without_a_warning_and_stay_as_they_are(
