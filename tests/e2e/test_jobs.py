@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from glioray.storage import open_storage
 
-JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote", "ensemble")
+JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote", "ensemble", "compare")
 
 
 def run_job(repo: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
