@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from glioray.cases.load import Case, brain_mask
+from glioray.cases.layouts import discover_cases
+from glioray.cases.load import Case, brain_mask, load_case
 from glioray.cases.nifti import read_volume, to_canonical
 from glioray.cases.phantom import make_phantom
 from glioray.config import PreprocessConfig
@@ -21,6 +22,7 @@ from glioray.errors import CaseError, UsageError
 from glioray.slices.enhance import bias_field, brain_of_head, equalize
 from glioray.slices.preprocess import preprocess
 from glioray.slices.volumes import prepare_volume
+from glioray.storage import open_storage
 
 MakeCase = Callable[..., Case]
 SIZE = {"size": (32, 32)}
@@ -153,6 +155,21 @@ def test_n4_corrects_every_modality_inside_the_brain(make_case: MakeCase) -> Non
     expected = image / bias_field(image, brain, (8.0,) * 3, "A")
     np.testing.assert_allclose(found.images[0][brain], expected[brain], rtol=1e-4)
     np.testing.assert_allclose(found.images[1], 3 * found.images[0], rtol=1e-2)
+
+
+@pytest.mark.real
+def test_a_field_planted_in_a_real_case_is_found_on_top_of_its_own(real_data: Path) -> None:
+    storage = open_storage(str(real_data))
+    files = next(f for f in discover_cases(storage)[0] if f.layout == "brats2021")
+    case = load_case(storage, files, with_mask=False)
+    case = prepare_volume(case, PreprocessConfig(modalities=("t2",), spacing_mm=(8.0, 8.0, 8.0)))
+    brain = brain_mask(case.images)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape), indexing="ij")
+    planted = 1 + 0.15 * (x - y * z + z)
+    before, after = (
+        bias_field(case.images[0] * factor, brain, case.spacing_mm, case.case_id) for factor in (1, planted)
+    )
+    assert np.corrcoef((after / before)[brain], planted[brain])[0, 1] > 0.97
 
 
 def test_n4_refuses_what_no_scanner_gives(make_case: MakeCase) -> None:
