@@ -73,6 +73,9 @@ def entrant_config(config: RunConfig, entrant: Entrant, *, width: int | None = N
         settings["net.options"] = {**common, **settings["net.options"]}
     if width is not None:
         settings["net.options"] = {**settings.get("net.options", config.net.options), "width": width}
+        if settings.get("net.name", config.net.name) == "unet3p":
+            # The paper's scales are as wide as its first level.
+            settings["net.options"]["cat_channels"] = width
     try:
         return with_settings(config, settings)
     except UsageError as error:
@@ -142,18 +145,18 @@ def _keras_study() -> tuple[Entrant, ...]:
         unet("U-Net"),
         unet("U-Net, batch norm", norm="batch"),
         unet("U-Net, dropout", dropout=0.2),
-        unet("U-Net, dilation 2", dilation=2),
+        unet("U-Net, dilation 2", dilation=2, upsample="nearest"),
         unet("U-Net, ASPP", bottleneck="aspp"),
         unet("U-Net, spatial pyramid", bottleneck="spp"),
         unet("U-Net without bridge", bridge=False),
-        unet("U-Net, three convolutions", num_convs=3),
-        unet("U-Net, three convolutions, without bridge", num_convs=3, bridge=False),
+        unet("U-Net, three convolutions", num_convs=3, norm="batch"),
+        unet("U-Net, three convolutions, without bridge", num_convs=3, norm="batch", bridge=False),
         unet("U-Net, five channels", {"preprocess.brain_channel": True}),
-        other("U-Net 3+", "unet3p", norm="none"),
-        other("U-Net 3+ without bridge", "unet3p", norm="none", bridge=False),
-        other("U-Net 3+, three convolutions", "unet3p", norm="none", num_convs=3),
+        other("U-Net 3+", "unet3p", norm="batch"),
+        other("U-Net 3+ without bridge", "unet3p", norm="batch", bridge=False),
+        other("U-Net 3+, three convolutions", "unet3p", norm="batch", num_convs=3),
         other(
-            "U-Net 3+, three convolutions, without bridge", "unet3p", norm="none", num_convs=3, bridge=False
+            "U-Net 3+, three convolutions, without bridge", "unet3p", norm="batch", num_convs=3, bridge=False
         ),
         other("ResUNet++", "resunetpp"),
         other("ResUNet++ without bridge", "resunetpp", bridge=False),

@@ -54,16 +54,23 @@ class ModelSpec:
             {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}, indent=1, sort_keys=True
         )
 
-    def build(self) -> nn.Module:
-        """The network, or the ensemble of networks, untrained."""
-        if self.num_members > 1:
-            return Ensemble([self._build_one() for _ in range(self.num_members)], self.config.loss.target)
-        return self._build_one()
+    def build(self, *, pretrained: bool = False) -> nn.Module:
+        """The network, or the ensemble of networks, untrained.
 
-    def _build_one(self) -> nn.Module:
+        `pretrained` reads the file of weights that the network's option `weights` names, where it does: what
+        a training begins with. A trained model has its own and needs no such file.
+        """
+        if self.num_members > 1:
+            return Ensemble(
+                [self._build_one(False) for _ in range(self.num_members)], self.config.loss.target
+            )
+        return self._build_one(pretrained)
+
+    def _build_one(self, pretrained: bool) -> nn.Module:
         net = self.config.net
+        options = {key: value for key, value in net.options.items() if pretrained or key != "weights"}
         channels = self.config.preprocess.num_channels
-        return build_net(net.name, in_channels=channels, out_channels=self.out_channels, **net.options)
+        return build_net(net.name, in_channels=channels, out_channels=self.out_channels, **options)
 
 
 def parse_spec(text: str | bytes) -> ModelSpec:

@@ -70,7 +70,7 @@ class SegmentationTask:
         self.val_cases = () if isinstance(judged, HeldOutSlices) else judged
         self.is_first = ranks.is_first
         torch.manual_seed(config.train.seed)
-        self.net = to_device(spec.build(), device)
+        self.net = to_device(spec.build(pretrained=True), device)
         self.ddp: nn.Module = self.net
         if ranks.world_size > 1:
             ids = [device.index] if device.type == "cuda" else None

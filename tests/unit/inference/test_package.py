@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from glioray.config import with_settings
 from glioray.errors import ModelError
 from glioray.inference.package import (
     SPEC_FILE,
@@ -20,6 +21,7 @@ from glioray.inference.package import (
     read_package,
     write_package,
 )
+from glioray.recipes import build_recipe
 
 Specs = Callable[..., ModelSpec]
 
@@ -118,3 +120,16 @@ def test_weights_of_another_network(package: Path, make_spec: Specs, options: di
     with pytest.raises(ModelError, match=r"the weights in '.*' do not fit network 'unet': \S") as caught:
         read_package(package)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trained_model_needs_no_file_of_first_weights():
+    config = with_settings(
+        build_recipe("unet_tiny"),
+        {"net.name": "fcn", "net.options": {"width": 4, "fc": False, "weights": "/gone/vgg16.safetensors"}},
+    )
+    spec = ModelSpec(
+        config=config, out_channels=3, spacing_mm=(1.0, 1.0, 1.0), manifest_hash="x", train_patients=()
+    )
+    assert spec.build()(torch.zeros(1, 4, 32, 32)).shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"weights '/gone/vgg16.safetensors' are not there"):
+        spec.build(pretrained=True)
