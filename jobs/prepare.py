@@ -3,7 +3,8 @@
 
     python jobs/prepare.py --data s3://bucket/brats --out s3://bucket/brats-manifest
 
-With --report it leaves a page about the data set too, report.html beside the manifest, and its pictures in MLflow.
+With --report it leaves a page about the data set too, report.html beside the manifest, and its pictures in MLflow;
+--recipe NAME or --set preprocess.clahe=0.02 add what that preparation does to one case.
 
 Good cases go on; bad ones are listed, a line each. Exit code 1 says that there were bad ones (the manifest is
 written all the same), 2 that nothing could be done.
@@ -24,13 +25,14 @@ from glioray.errors import DataError
 from glioray.slices.pipeline import describe_cases
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.client import connect as connect_tracking
-from glioray.tracking.report import choose_pictured, publish_report
+from glioray.tracking.data_figures import choose_pictured
+from glioray.tracking.report import publish_report
 
 
 def main() -> dict[str, object]:
     args = cli.parse_flags(
         __doc__.splitlines()[0],
-        "data out seed storage experiment dry-run",
+        "data out seed storage experiment recipe set dry-run",
         ratios={
             "metavar": "SHARE",
             "nargs": 3,
@@ -50,6 +52,7 @@ def main() -> dict[str, object]:
             "help": "write report.html too: labels, areas, intensities, pictures; and log them to MLflow",
         },
     )
+    shown = cli.shown_preparation(args)
     data = cli.data_uri(args)
     storage = open_storage(data)
     cases, problems = discover_cases(storage)
@@ -83,7 +86,7 @@ def main() -> dict[str, object]:
         "problems": [str(problem) for problem in manifest.problems],
         "hash": manifest.hash,
         "splits": {name: len(ids) for name, ids in manifest.splits.items()},
-        **(publish_report(manifest, statistics, out, args.experiment) if args.report else {}),
+        **(publish_report(manifest, statistics, out, args.experiment, shown) if args.report else {}),
         "exit_code": 1 if manifest.problems or not manifest.cases else 0,
     }
 

@@ -17,7 +17,7 @@ import torch
 from glioray.cases.manifest import Manifest
 from glioray.cases.notes import collection_notes
 from glioray.cluster import disconnect
-from glioray.config import RunConfig, to_dict, with_settings
+from glioray.config import PreprocessConfig, RunConfig, to_dict, with_settings
 from glioray.errors import GliorayError, UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
@@ -179,6 +179,26 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     if args.max_epochs is not None:
         # Asked for epochs alone, a run is not cut short by the recipe's minutes.
         settings.setdefault("train.minutes", None)
+    config = with_settings(config, settings | _settings(args))
+    check_buildable(config)
+    return config
+
+
+def shown_preparation(args: argparse.Namespace) -> PreprocessConfig | None:
+    """The preparation that `--recipe` and `--set` name, or None where neither is given.
+
+    Raises:
+        UsageError: as `resolve_config`, and a report that is not asked for.
+    """
+    if not args.recipe and not args.set:
+        return None
+    if not args.report:
+        raise UsageError("--recipe and --set say whose preparation --report shows; give --report too")
+    return with_settings(build_recipe(args.recipe or "unet_small"), _settings(args)).preprocess
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
     for item in args.set:
         key, equals, text = item.partition("=")
         if not equals:
@@ -187,9 +207,7 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
             settings[key] = json.loads(text)
         except ValueError:
             settings[key] = text
-    config = with_settings(config, settings)
-    check_buildable(config)
-    return config
+    return settings
 
 
 def check_buildable(config: RunConfig) -> None:

@@ -17,9 +17,10 @@ import pytest
 from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import MODALITIES, RunConfig
+from glioray.config import MODALITIES, PreprocessConfig, RunConfig
 from glioray.errors import DataError, TrainingError, UsageError
 from glioray.inference.package import ModelSpec
+from glioray.recipes import build_recipe
 
 FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
 
@@ -103,6 +104,23 @@ def test_set_goes_together_with_flags():
     timed = cli.resolve_config(_args("--max-epochs", "2", "--set", "train.minutes=4"))
     assert (timed.train.max_epochs, timed.train.minutes) == (2, 4.0)
     assert cli.resolve_config(_args("--set", "train.minutes=null")).train.minutes is None
+
+
+def test_the_preparation_that_a_report_shows():
+    def shown(*argv: str) -> PreprocessConfig | None:
+        return cli.shown_preparation(
+            cli.parse_flags("", "recipe set", list(argv), report={"action": "store_true"})
+        )
+
+    assert shown() is None
+    assert shown("--report") is None
+    assert shown("--report", "--recipe", "unet_brats") == build_recipe("unet_brats").preprocess
+    config = shown("--report", "--set", "preprocess.clahe=0.02")
+    assert config == replace(build_recipe("unet_small").preprocess, clahe=0.02)
+    with pytest.raises(
+        UsageError, match="--recipe and --set say whose preparation --report shows; give --report too"
+    ):
+        shown("--set", "preprocess.n4=true")
 
 
 @pytest.mark.parametrize(

@@ -8,76 +8,30 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from html import escape
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from glioray.cases.labels import CONVENTIONS, LABELS
+from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.cases.statistics import CaseStatistics
-from glioray.config import MODALITIES
+from glioray.config import PreprocessConfig
+from glioray.slices.example import before_and_after
 from glioray.storage import join_uri, open_storage
-from glioray.tracking.data_figures import (
-    MAX_CURVES,
-    absent_labels_figure,
-    evenly_chosen,
-    intensities_figure,
-    label_volumes_figure,
-    tumour_area_figure,
-)
-from glioray.tracking.figures import cases_figure
+from glioray.tracking.data_figures import CaptionedFigures, data_figures
+from glioray.tracking.figures import preparation_figure
 from glioray.tracking.runs import RunLogger
 
 REPORT = "report.html"
 
-MAX_PICTURES = 24
-"""Cases that are shown; thousands would make a page that no browser opens."""
-
-_CASES_A_FIGURE = 6
 _MAX_LISTED = 200
 
 
-def choose_pictured(case_ids: Sequence[str]) -> list[str]:
-    """The cases to be shown: all, or `MAX_PICTURES` of them, evenly chosen in their order."""
-    return [case_ids[index] for index in evenly_chosen(len(case_ids), MAX_PICTURES)] if case_ids else []
-
-
-def data_figures(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> dict[str, tuple[Figure, str]]:
-    """File name -> picture and what it shows.
-
-    Args:
-        manifest: of the data set.
-        statistics: of its good cases, in any order; those of other cases are left out.
-    """
-    described = _agreed(manifest, statistics)
-    labelled = [case for case in described if case.convention is not None]
-    figures: dict[str, tuple[Figure, str]] = {}
-    if labelled:
-        figures |= _label_figures(labelled)
-    if described:
-        figures["intensities"] = _intensities(described)
-    pictured = [case for case in described if case.picture is not None]
-    for start in range(0, len(pictured), _CASES_A_FIGURE):
-        part = pictured[start : start + _CASES_A_FIGURE]
-        pictures = [case.picture for case in part if case.picture is not None]
-        figures[f"cases_{start // _CASES_A_FIGURE + 1}"] = (
-            cases_figure(
-                [picture.images for picture in pictures],
-                [picture.labels for picture in pictures],
-                [f"{case.case_id}, slice {p.index}" for case, p in zip(part, pictures, strict=True)],
-                [case.modalities for case in part],
-            ),
-            f"Cases {start + 1} to {start + len(part)} of {len(pictured)} shown"
-            + (f", evenly chosen among {len(described)}" if len(pictured) < len(described) else "")
-            + ": the axial slice with the most tumour (without labels: the most brain); the front is on top and "
-            "the patient's right on the left.",
-        )
-    return figures
-
-
-def report_page(manifest: Manifest, figures: Mapping[str, tuple[Figure, str]]) -> str:
+def report_page(manifest: Manifest, figures: CaptionedFigures) -> str:
     """The page as HTML text.
 
     Args:
@@ -99,17 +53,48 @@ def report_page(manifest: Manifest, figures: Mapping[str, tuple[Figure, str]]) -
     )
 
 
+def preparation_figures(manifest: Manifest, config: PreprocessConfig) -> CaptionedFigures:
+    """What preparing does to the data set's first labelled case (or its first), before and after.
+
+    Raises:
+        CaseError, UsageError: as `preprocess`.
+    """
+    entry = (manifest.select("labelled") or manifest.select("all"))[0]
+    convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+    case = load_case(open_storage(manifest.data), entry.files, convention=convention)
+    plain = PreprocessConfig()
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    told = [f"{name} = {value}" for name, value in settings.items() if value != getattr(plain, name)]
+    caption = f"Case {case.case_id} as its files have it, and as a network is fed it"
+    caption += f" with {', '.join(told)}." if told else " by default."
+    return {"preparation": (preparation_figure(*before_and_after(case, config)), caption)}
+
+
 def publish_report(
-    manifest: Manifest, statistics: Iterable[CaseStatistics], out: str, experiment: str
+    manifest: Manifest,
+    statistics: Iterable[CaseStatistics],
+    out: str,
+    experiment: str,
+    shown: PreprocessConfig | None = None,
 ) -> dict[str, str]:
     """Write `report.html` below `out` and log page and pictures to a run of MLflow; "report" and "run_id".
 
     The run is the data set's own: the same contents with the same splits go on in the same run.
 
+    Args:
+        manifest: of the data set.
+        statistics: of its good cases.
+        out: a folder or `s3://` URI.
+        experiment: of MLflow.
+        shown: a preparation whose effect is shown on one case.
+
     Raises:
         StorageError: `out` cannot be written, or MLflow does not answer.
+        CaseError, UsageError: the case cannot be prepared so.
     """
     figures = data_figures(manifest, statistics)
+    if shown is not None and manifest.cases:
+        figures |= preparation_figures(manifest, shown)
     page = report_page(manifest, figures)
     storage = open_storage(out)
     storage.write(REPORT, page.encode())
@@ -120,76 +105,6 @@ def publish_report(
     run.log_text(page, f"report/{REPORT}")
     run.finish()
     return {"report": join_uri(storage.uri, REPORT), "run_id": run.run_id}
-
-
-def _agreed(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> list[CaseStatistics]:
-    """The statistics in the manifest's conventions, sorted by case."""
-    conventions = {entry.case_id: entry.convention for entry in manifest.cases}
-    known = sorted(
-        (case for case in statistics if case.case_id in conventions), key=lambda case: case.case_id
-    )
-    return [case.relabelled(conventions[case.case_id]) for case in known]
-
-
-def _label_figures(labelled: Sequence[CaseStatistics]) -> dict[str, tuple[Figure, str]]:
-    totals = np.array([case.label_voxels.sum(0) for case in labelled])  # (N, 5)
-    seen = [label for label, name in enumerate(LABELS) if label and (name != "rc" or totals[:, label].any())]
-    through_brain = [case.label_voxels[case.brain_voxels > 0] for case in labelled]
-    slices = np.concatenate(through_brain)
-    volumes = {
-        LABELS[label]: [
-            float(total[label]) * float(np.prod(case.spacing_mm)) / 1000
-            for total, case in zip(totals, labelled, strict=True)
-        ]
-        for label in seen
-    }
-    areas = [
-        voxels[:, 1:].sum(1) * case.spacing_mm[0] * case.spacing_mm[1] / 100
-        for voxels, case in zip(through_brain, labelled, strict=True)
-    ]
-    without = {
-        LABELS[label]: [c.case_id for c, total in zip(labelled, totals, strict=True) if not total[label]]
-        for label in seen
-    }
-    told = "".join(f" No {name.upper()} at all: {_some(ids)}." for name, ids in without.items() if ids)
-    if any(CONVENTIONS[case.convention].regions == ("wt",) for case in labelled if case.convention):
-        told += " Where masks tell the whole tumour alone, it counts as ED."
-    no_tumour = float(np.mean(slices[:, 1:].sum(1) == 0))
-    return {
-        "label_volumes": (
-            label_volumes_figure([case.case_id for case in labelled], volumes),
-            "Volume of each label by case."
-            + "".join(f" {name.upper()}: median {np.median(v):.1f} ml." for name, v in volumes.items()),
-        ),
-        "absent_labels": (
-            absent_labels_figure(
-                {LABELS[label]: float(np.mean(slices[:, label] == 0)) for label in seen},
-                {name: len(ids) / len(labelled) for name, ids in without.items()},
-            ),
-            f"Of {len(slices)} axial slices through the brain, {100 * no_tumour:.1f} % hold no tumour."
-            + told,
-        ),
-        "tumour_area": (
-            tumour_area_figure(areas),
-            f"Area of all labels together; a thin line a case{_at_most(len(areas), MAX_CURVES)}, the median of all "
-            "in black, the grey band from the 10th to the 90th percentile.",
-        ),
-    }
-
-
-def _intensities(described: Sequence[CaseStatistics]) -> tuple[Figure, str]:
-    modalities = [name for name in MODALITIES if any(name in case.modalities for case in described)]
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
-    histograms = {name: np.zeros_like(described[0].histograms[0]) for name in modalities}
-    for case in described:
-        for channel, name in enumerate(case.modalities):
-            rows[name].append(case.percentiles[channel])
-            histograms[name] += case.histograms[channel]
-    figure = intensities_figure({name: np.array(values) for name, values in rows.items()}, histograms)
-    return figure, (
-        "Voxels of the brain. Above: each case's raw intensities, black the median, the bands the 25th to 75th, 5th "
-        "to 95th and 1st to 99th percentile. Below: all cases together after z-scoring each in its own brain; what lies beyond ±5 counts in the outermost bins."
-    )
 
 
 def _facts(manifest: Manifest) -> str:
@@ -268,15 +183,6 @@ def _counted(values: Iterable[str], most: int = 10) -> str:
     found = Counter(values).most_common()
     told = "; ".join(f"{value} ({count})" for value, count in found[:most])
     return f"{told}; and {len(found) - most} others" if len(found) > most else told
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    told = ", ".join(names[:most])
-    return f"{told} and {len(names) - most} more" if len(names) > most else told
-
-
-def _at_most(total: int, most: int) -> str:
-    return f" ({most} of {total}, evenly chosen)" if total > most else ""
 
 
 _STYLE = (

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glioray.cases.casefiles import CaseFiles, Problem
-from glioray.cases.manifest import CaseEntry, Manifest, build_manifest
+from glioray.cases.layouts import discover_cases
+from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case
+from glioray.cases.phantom import write_phantoms
 from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES, CasePicture, CaseStatistics
-from glioray.tracking.report import MAX_PICTURES, choose_pictured, data_figures, report_page
+from glioray.config import PreprocessConfig
+from glioray.storage import open_storage
+from glioray.tracking.data_figures import MAX_PICTURES, choose_pictured, data_figures
+from glioray.tracking.report import preparation_figures, report_page
 
 LABELS = {"ncr": 10, "ed": 20, "et": 30, "rc": 0}
 
@@ -213,3 +219,21 @@ def test_a_data_set_without_masks_or_without_cases_has_a_page_too():
     nothing = manifest_of(problems=(Problem(case_id="a", file="", found="bad", advice="drop"),))
     assert data_figures(nothing, []) == {}
     assert "0 of 0 patients" in report_page(nothing, {})
+
+
+def test_a_preparation_is_shown_on_the_first_labelled_case(tmp_path: Path):
+    storage = open_storage(tmp_path)
+    write_phantoms(storage, num_cases=2, shape=(48, 48, 24))
+    manifest = build_manifest(
+        storage.uri, [check_case(storage, files) for files in discover_cases(storage)[0]]
+    )
+    config = PreprocessConfig(size=(64, 64), percentiles=(1, 80))
+    ((name, (figure, caption)),) = preparation_figures(manifest, config).items()
+    assert name == "preparation"
+    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["before", "after"]
+    assert caption == (
+        "Case BraTS2021_90000 as its files have it, and as a network is fed it with size = (64, 64), "
+        "percentiles = (1, 80)."
+    )
+    default = PreprocessConfig()
+    assert preparation_figures(manifest, default)["preparation"][1].endswith("is fed it by default.")
