@@ -8,11 +8,29 @@ from typing import Any
 
 from torch import nn
 
+from glioray.nets import monai_nets
+from glioray.nets.fcn import FCN
 from glioray.nets.folded import Folded
+from glioray.nets.resunet import ResUNet, ResUNetPlusPlus
+from glioray.nets.u2net import U2Net, u2netp
 from glioray.nets.unet import UNet
+from glioray.nets.unet3p import UNet3P
+from glioray.nets.unetpp import UNetPP
 
 SEGMENTATION_NETS: dict[str, Callable[..., nn.Module]] = {
+    "fcn": FCN,
     "unet": UNet,
+    "unetpp": UNetPP,
+    "unet3p": UNet3P,
+    "resunet": ResUNet,
+    "resunetpp": ResUNetPlusPlus,
+    "u2net": U2Net,
+    "u2netp": u2netp,
+    "dynunet": monai_nets.dynunet,
+    "resenc": monai_nets.resenc,
+    "segresnet": monai_nets.segresnet,
+    "attention_unet": monai_nets.attention_unet,
+    "swin_unetr": monai_nets.swin_unetr,
 }
 """Each takes in_channels and out_channels, any H and W, and has `heads()`, the convolutions that give logits.
 In evaluation it returns logits (B, out_channels, H, W), in training logits or an `outputs.Supervised`."""
@@ -57,5 +75,7 @@ def build_net(
         raise ValueError(f"network '{name}' does not take these options: {error}") from error
     if prior is not None:
         for head in net.heads():  # type: ignore[operator]
+            if head.bias is None:  # it adds to the logits of a head that has one
+                continue
             nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
     return Folded(net, stem_stride) if stem_stride > 1 else net

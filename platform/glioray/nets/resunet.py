@@ -1,0 +1,249 @@
+"""Res-UNet (Zhang et al. 2018, arXiv 1711.10684) and ResUNet++ (Jha et al. 2019, arXiv 1911.07067)."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glioray.nets.attention import AttentionGate, SqueezeExcite
+from glioray.nets.blocks import build_norm, pad_to_multiple
+
+
+class ResidualUnit(nn.Module):
+    """(B, C, H, W) to (B, out, H, W): twice normalisation, leaky ReLU, 3x3 convolution, and the input added.
+
+    Normalised before each convolution (He et al. 2016, arXiv 1603.05027), where `ConvBlock` does it after.
+    The input comes through a normalised 1x1 convolution where the channels or, with `stride`, the sizes
+    differ.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: a name of `blocks.NORMS`.
+        stride: of the first convolution.
+        first: the input is an image, which is convolved as it is.
+        excite: squeeze and excitation after the addition.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: str,
+        stride: int = 1,
+        first: bool = False,
+        excite: bool = False,
+    ) -> None:
+        super().__init__()
+        bias = norm == "none"
+        self.enter: nn.Module = nn.Identity() if first else _activated(norm, in_channels)
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias),
+            _activated(norm, out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
+        )
+        self.skip = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias), build_norm(norm, out_channels)
+        )
+        self.excite = SqueezeExcite(out_channels) if excite else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.excite(self.layers(self.enter(x)) + self.skip(x))
+        return result
+
+
+class ResUNet(nn.Module):
+    """A U-Net of residual units, whose skips pass attention gates.
+
+    (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W): the input is padded with zeros to
+    a multiple of 2 to the power of `depth`, at least two of them, and the result cut back.
+
+    Deviations from the paper: the gates (Oktay et al. 2018, arXiv 1804.03999; `attention=False` is without);
+    leaky ReLU; logits where the paper has a sigmoid.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the logits.
+        width: filters of the first level; doubled at each level down.
+        depth: levels below the first.
+        norm: a name of `blocks.NORMS`; the paper's is "batch".
+        attention: gates on the skips.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        depth: int = 3,
+        norm: str = "batch",
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = _widths(width, depth)
+        self.divisor = 1 << depth
+        self.down = _encoder(in_channels, widths, norm=norm, excite=False)
+        self.gates = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for skip, below in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True):
+            self.gates.append(
+                AttentionGate(below, skip, inner=max(1, skip // 2), norm=norm) if attention else _Ungated()
+            )
+            self.up.append(ResidualUnit(below + skip, skip, norm=norm))
+        self.head = nn.Conv2d(widths[0], out_channels, 1)
+
+    def heads(self) -> list[nn.Conv2d]:
+        """The convolutions whose outputs are logits."""
+        return [self.head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x, skips = _encode(self.down, pad_to_multiple(x, self.divisor, at_least=2 * self.divisor))
+        for gate, unit in zip(self.gates, self.up, strict=True):
+            skip = skips.pop()
+            x = _doubled(x)
+            x = unit(torch.cat([x, gate(x, skip)], dim=1))
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]
+
+
+class ResUNetPlusPlus(nn.Module):
+    """A U-Net of residual units with squeeze and excitation, attention and two atrous pyramids.
+
+    (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W); padded and cut as `ResUNet`.
+
+    It follows the authors' code, which for 3 channels and 1 output counts 4,070,385 parameters. 7,392 of them
+    are running statistics and 3,376 biases for which a normalisation after or beside the convolution already
+    does, so that they are left out here. Other deviations: leaky ReLU; logits where the paper has a sigmoid.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the logits.
+        width: filters of the first level; doubled at each level down.
+        depth: levels below the first.
+        norm: a name of `blocks.NORMS`; the paper's is "batch".
+        bridge: the pyramid between the way down and the way up, with twice the deepest level's filters.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        width: int = 16,
+        depth: int = 3,
+        norm: str = "batch",
+        bridge: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = _widths(width, depth)
+        self.divisor = 1 << depth
+        self.down = _encoder(in_channels, widths, norm=norm, excite=True)
+        below = 2 * widths[-1] if bridge else widths[-1]
+        self.bridge = _SummedPyramid(widths[-1], below, norm=norm) if bridge else nn.Identity()
+        self.attend = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for skip, here in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True):
+            self.attend.append(_PooledAttention(skip, below, norm=norm))
+            self.up.append(ResidualUnit(below + skip, here, norm=norm, excite=True))
+            below = here
+        self.last = _SummedPyramid(below, widths[0], norm=norm)
+        self.head = nn.Conv2d(widths[0], out_channels, 1)
+
+    def heads(self) -> list[nn.Conv2d]:
+        """The convolutions whose outputs are logits."""
+        return [self.head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x, skips = _encode(self.down, pad_to_multiple(x, self.divisor, at_least=2 * self.divisor))
+        x = self.bridge(x)
+        for attend, unit in zip(self.attend, self.up, strict=True):
+            skip = skips.pop()
+            x = unit(torch.cat([_doubled(attend(skip, x)), skip], dim=1))
+        logits: Tensor = self.head(self.last(x))
+        return logits[..., :height, :width]
+
+
+class _SummedPyramid(nn.Module):
+    # ResUNet++'s atrous pyramid: the branches are added and all 3x3, where DeepLab's (`pyramid.ASPP`)
+    # concatenates a 1x1 convolution, smaller branches and the mean.
+    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=norm == "none"),
+                build_norm(norm, out_channels),
+            )
+            for rate in (1, 6, 12, 18)
+        )
+        self.merge = nn.Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.merge(torch.stack([branch(x) for branch in self.branches]).sum(0))
+        return result
+
+
+class _PooledAttention(nn.Module):
+    # ResUNet++'s attention: features of the way up, multiplied by what they and the pooled skip give.
+    def __init__(self, skip: int, channels: int, *, norm: str) -> None:
+        super().__init__()
+
+        def layers(source: int, bias: bool) -> nn.Sequential:
+            return nn.Sequential(
+                _activated(norm, source), nn.Conv2d(source, channels, 3, padding=1, bias=bias)
+            )
+
+        self.skip = layers(skip, norm == "none")
+        self.below = layers(channels, norm == "none")
+        self.weight = layers(channels, True)
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        weight: Tensor = self.weight(F.max_pool2d(self.skip(skip), 2) + self.below(below))
+        return weight * below
+
+
+class _Ungated(nn.Module):
+    def forward(self, asking: Tensor, skip: Tensor) -> Tensor:
+        return skip
+
+
+def _widths(width: int, depth: int) -> list[int]:
+    if width < 1 or not 1 <= depth <= 7:
+        raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
+    return [width << level for level in range(depth + 1)]
+
+
+def _activated(norm: str, channels: int) -> nn.Sequential:
+    return nn.Sequential(build_norm(norm, channels), nn.LeakyReLU(0.01, inplace=norm != "none"))
+
+
+def _encoder(in_channels: int, widths: list[int], *, norm: str, excite: bool) -> nn.ModuleList:
+    units = [ResidualUnit(in_channels, widths[0], norm=norm, first=True, excite=excite)]
+    for above, here in itertools.pairwise(widths):
+        units.append(ResidualUnit(above, here, norm=norm, stride=2, excite=excite))
+    return nn.ModuleList(units)
+
+
+def _encode(units: nn.ModuleList, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    skips = []
+    for unit in units:
+        x = unit(x)
+        skips.append(x)
+    skips.pop()
+    return x, skips
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
