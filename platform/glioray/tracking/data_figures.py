@@ -93,6 +93,7 @@ def label_volumes_figure(case_ids: Sequence[str], volumes_ml: Mapping[str, Seque
         floor = top
     if named:
         axes.set_xticks(range(len(order)), [case_ids[i] for i in order], rotation=60, ha="right", fontsize=7)
+    axes.set_ylim(0, 1.05 * max(float(total.max()), 1e-3))
     _finish(axes, "Labels by case", "" if named else "cases, from large to small tumours", "ml")
     axes.legend(frameon=False, fontsize=9)
     return figure

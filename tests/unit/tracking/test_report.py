@@ -123,6 +123,7 @@ def test_volumes_and_areas_are_in_ml_and_cm2(manifest: Manifest):
     assert heights["NCR"] == pytest.approx([0.002, 0.002])
     assert heights["ED"] == pytest.approx([0.04, 0.01])
     assert heights["ET"] == pytest.approx([0.006, 0])
+    assert bars.get_ylim() == pytest.approx((0, 1.05 * 0.048))
     (curves,) = figures["tumour_area"][0].axes
     first = np.asarray(curves.lines[0].get_ydata())
     # 14, 10 and 0 voxels of 2 mm² from the lowest slice of the brain to the highest.
