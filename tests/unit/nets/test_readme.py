@@ -1,0 +1,31 @@
+"""The table of networks in nets/README.md against the networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import glioray.nets
+from glioray.nets import SEGMENTATION_NETS, build_net
+
+README = Path(glioray.nets.__file__).parent / "README.md"
+
+
+def _rows() -> dict[str, list[str]]:
+    rows = [
+        line.strip("| \n").split(" | ") for line in README.read_text().splitlines() if line.startswith("| `")
+    ]
+    return {row[0].strip("`"): row for row in rows}
+
+
+def test_the_table_names_every_network_with_its_file_and_its_parameters():
+    rows = _rows()
+    assert set(rows) == set(SEGMENTATION_NETS)
+    for name, (_, _, file, _, parameters) in rows.items():
+        assert (README.parent / file.split("`")[-2]).is_file(), name
+        # SwinUNETR reads values while it is built, which the meta device has not.
+        with torch.device("cpu" if name == "swin_unetr" else "meta"):
+            net = build_net(name, in_channels=4, out_channels=3)
+        count = sum(parameter.numel() for parameter in net.parameters())
+        assert parameters.split()[0].rstrip(";") == f"{count:,}", name
