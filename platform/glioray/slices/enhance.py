@@ -16,6 +16,9 @@ PLAUSIBLE_BRAIN_ML = (600.0, 2300.0)
 # N4's spline has some centimetres between its knots: one sample in about 4 mm holds all that it can follow.
 _N4_SHRINK, _N4_SAMPLE_MM = 4, 4.0
 
+# Levels of ever finer splines, at most so many steps each. ITK's four end on knots as close as a tumour is wide.
+_N4_ITERATIONS = (50, 50)
+
 
 def brain_of_head(
     head: NDArray[Any], spacing_mm: tuple[float, float, float], case_id: str
@@ -70,7 +73,9 @@ def bias_field(
         CaseError: the brain is too thin for a field.
 
     Reference:
-        Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE TMI 2010, with SimpleITK's own settings.
+        Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE TMI 2010. With two levels instead of four: the
+        finer ones take a large oedema for a field. On a case with such a one the separation of tumour from the
+        rest on FLAIR (d') fell from 1.9 to 0.6 with four and to 1.6 with two, and both found planted fields.
     """
     sitk = _optional("SimpleITK", "n4")
     box = bounding_box(brain)
@@ -88,6 +93,7 @@ def bias_field(
     for part in (full, mask):
         part.SetSpacing([float(mm) for mm in spacing_mm])
     correction = sitk.N4BiasFieldCorrectionImageFilter()
+    correction.SetMaximumNumberOfIterations(list(_N4_ITERATIONS))
     correction.SetNumberOfThreads(1)  # cases are spread over processes; and the same bits everywhere
     try:
         correction.Execute(sitk.Shrink(full, shrink), sitk.Shrink(mask, shrink))
