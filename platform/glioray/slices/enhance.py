@@ -75,7 +75,8 @@ def bias_field(
     Reference:
         Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE TMI 2010. With two levels instead of four: the
         finer ones take a large oedema for a field. On a case with such a one the separation of tumour from the
-        rest on FLAIR (d') fell from 1.9 to 0.6 with four and to 1.6 with two, and both found planted fields.
+        rest on FLAIR (d') fell from 1.9 to 0.6 with four and to 1.6 with two; what of a planted field came on top
+        of a case's own correlated with it to .99 and .96.
     """
     sitk = _optional("SimpleITK", "n4")
     box = bounding_box(brain)
