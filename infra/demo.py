@@ -94,7 +94,7 @@ class _Clock:
 
 def _tune(env: Mapping[str, str], clock: _Clock) -> dict[str, Any]:
     """The search's result: what an earlier demo left for the same recipe, or else that of a new one."""
-    from glioray.config import fingerprint
+    from glioray.plain import fingerprint
     from glioray.recipes import build_recipe
 
     # A recipe that has changed since is another run.

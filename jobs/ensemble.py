@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.cluster import log_to_stderr
-from glioray.config import to_dict
 from glioray.inference.package import join_packages
+from glioray.plain import to_dict
 from glioray.sources import member_uris, open_package
 from glioray.tracking.registry import register_model
 from glioray.tracking.runs import RunLogger

@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from glioray.cases.labels import CONVENTIONS, LABELS, REGION_LABELS, from_internal
 from glioray.cases.load import Case, load_case_from_bytes
 from glioray.cases.nifti import Limits, encode_mask
-from glioray.config import MODALITIES, to_dict
+from glioray.config import MODALITIES
 from glioray.errors import CaseError, ModelError
+from glioray.plain import to_dict
 from serve.schemas import NOTICE, Health, ModelAnswer, Models, Readiness, Refusal, Settings, Volumes
 from serve.uploads import DEFAULT_LABELS, LABELS_FIELD, Upload, read_upload
 from serve.watch import ModelWatch, Served

@@ -21,12 +21,12 @@ from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.cases.nifti import encode_map, encode_mask
 from glioray.cluster import log_to_stderr, share_of
-from glioray.config import from_dict, to_dict
 from glioray.errors import GliorayError
 from glioray.inference.evaluate import CaseFigures, evaluate_case
 from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.inference.predictor import Predictor, uncertainty
 from glioray.metrics.slicewise import SliceSums
+from glioray.plain import from_dict, to_dict
 from glioray.slices.pipeline import quiet_data
 from glioray.storage import join_uri, open_storage
 

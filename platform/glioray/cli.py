@@ -17,10 +17,11 @@ import torch
 from glioray.cases.manifest import Manifest
 from glioray.cases.notes import collection_notes
 from glioray.cluster import disconnect
-from glioray.config import PreprocessConfig, RunConfig, to_dict, with_settings
+from glioray.config import PreprocessConfig, RunConfig, with_settings
 from glioray.errors import GliorayError, UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
+from glioray.plain import to_dict
 from glioray.recipes import RECIPES, build_recipe
 from glioray.storage import is_local, open_storage
 from glioray.studies import entrant_config, product_entrants

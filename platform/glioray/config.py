@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses that check themselves and go to and from plain dicts.
+"""What a run is: frozen dataclasses that check themselves; `plain.py` brings them to plain dicts and back.
 
 Standard library only. A `RunConfig` is what a recipe returns, what the flags of a job override, what a
 checkpoint carries and what MLflow stores; `fingerprint` names it.
@@ -7,15 +7,12 @@ checkpoint carries and what MLflow stores; `fingerprint` names it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from glioray.errors import UsageError
+from glioray.plain import fingerprint, from_dict, to_dict
 
 MODALITIES = ("t1", "t1c", "t2", "flair")
 """The fixed order of the modalities everywhere: arrays, checkpoints, requests."""
@@ -28,8 +25,6 @@ PLANES = ("axial", "coronal", "sagittal")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "schedulefree")
 
 SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly")
-
-T = TypeVar("T")
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:
@@ -432,53 +427,6 @@ class RunConfig:
         )
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values; tuples become lists."""
-    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return result
-
-
-def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
-    """The dataclass of `to_dict`'s values.
-
-    Raises:
-        UsageError: a name that the class does not have, or a value of another type.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        at = f" of {where}" if where else ""
-        raise UsageError(f"'{unknown[0]}' is not a setting{at}; the settings are {', '.join(names)}")
-    return cls(
-        **{name: _parse(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()}
-    )
-
-
-def _parse(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is {value!r}; expected an object of settings")
-        return from_dict(hint, value, where=where)
-    if origin in (types.UnionType, typing.Union):
-        options = [arg for arg in args if arg is not type(None)]
-        return None if value is None and len(options) < len(args) else _parse(options[0], value, where)
-    if origin is tuple:
-        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if not isinstance(value, (list, tuple)) or len(value) != len(item_hints):
-            raise UsageError(f"{where} is {value!r}; expected {len(item_hints)} values")
-        return tuple(
-            _parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True))
-        )
-    plain = origin or hint
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if plain is not Any and (not isinstance(value, plain) or (plain is int and isinstance(value, bool))):
-        raise UsageError(f"{where} is {value!r}; expected {getattr(plain, '__name__', plain)}")
-    return value
-
-
 def override(config: RunConfig, **settings: Any) -> RunConfig:
     """`with_settings`, where a None value keeps what is there: `override(c, **{"train.seed": 3})`."""
     return with_settings(config, {path: value for path, value in settings.items() if value is not None})
@@ -500,10 +448,3 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
                 raise UsageError(f"'{path}' is not a setting; '{name}' is {node!r} and has none below it")
         node[last] = value
     return from_dict(RunConfig, values)
-
-
-def fingerprint(config: Any) -> str:
-    """Twelve hex digits that name a dataclass's values, or any plain JSON value's."""
-    plain = to_dict(config) if dataclasses.is_dataclass(config) else config
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

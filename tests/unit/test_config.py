@@ -19,13 +19,11 @@ from glioray.config import (
     RunConfig,
     SampleConfig,
     TrainConfig,
-    fingerprint,
-    from_dict,
     override,
-    to_dict,
     with_settings,
 )
 from glioray.errors import UsageError
+from glioray.plain import fingerprint, from_dict, to_dict
 from glioray.recipes import RECIPES
 
 CONFIG = RunConfig(recipe="test")

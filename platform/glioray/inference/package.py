@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from glioray.config import RunConfig, from_dict, to_dict
+from glioray.config import RunConfig
 from glioray.errors import ModelError, UsageError
 from glioray.nets import build_net
 from glioray.nets.ensemble import Ensemble
+from glioray.plain import from_dict, to_dict
 
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"

@@ -19,8 +19,9 @@ from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
 from glioray.cases.statistics import CaseStatistics, describe_case
-from glioray.config import PreprocessConfig, fingerprint, from_dict, to_dict
+from glioray.config import PreprocessConfig
 from glioray.errors import DataError, GliorayError
+from glioray.plain import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.storage import join_uri, open_storage

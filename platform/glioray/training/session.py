@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import REGIONS, PreprocessConfig, RunConfig, fingerprint, to_dict
+from glioray.config import REGIONS, PreprocessConfig, RunConfig
 from glioray.errors import DataError, UsageError
 from glioray.inference.package import ModelSpec, read_package
+from glioray.plain import fingerprint, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import EpochSampler, SliceFeed, SliceStore

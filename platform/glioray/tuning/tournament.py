@@ -24,11 +24,12 @@ import ray
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case, load_case
 from glioray.cluster import Share, log_to_stderr, run_training, share_of
-from glioray.config import RunConfig, fingerprint, override, to_dict
+from glioray.config import RunConfig, override
 from glioray.errors import GliorayError, TrainingError, UsageError
 from glioray.inference.evaluate import case_figures
 from glioray.inference.predictor import Predictor
 from glioray.metrics.segmentation import confusion
+from glioray.plain import fingerprint, to_dict
 from glioray.slices.pipeline import fill_cache
 from glioray.storage import Storage, join_uri, open_storage
 from glioray.tracking.comparison_figures import (

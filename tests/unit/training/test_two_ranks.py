@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import glioray
-from glioray.config import to_dict
+from glioray.plain import to_dict
 from glioray.recipes import build_recipe
 from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan
