@@ -24,9 +24,10 @@ _MAX_NEGATIVE = 0.01
 def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
     """The case with the modalities that are asked for, stripped, corrected and resampled, as far as they are.
 
-    In this order: skull stripping (found on T1, or else on the first modality, and applied to all; the mask stays
-    as it is), the choice of modalities, N4 inside the brain, resampling (images linearly, the mask by the nearest
-    voxel). Whatever is changed has a background of 0. Where there is nothing to do, it is the very same case.
+    In this order: the choice of modalities, skull stripping (found on T1 where that is fed, or else on the first
+    one, and applied to all; the mask stays as it is), N4 inside the brain, resampling (images linearly, the mask by
+    the nearest voxel). Whatever is changed has a background of 0. Where there is nothing to do, it is the very same
+    case. Modalities that are not fed change nothing: a served model is sent none of them.
 
     A resampled case has a whole number of voxels in the box that it had, so `spacing_mm` and `affine` are those
     of its new grid, within half a voxel in the whole box of the spacing asked for. `reference` stays the header
@@ -36,7 +37,9 @@ def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
         CaseError: a modality is missing, a brain is not found, or values are not the scanner's.
         UsageError: the spacing would make a volume of more than `MAX_VOXELS`; a package is not installed.
     """
-    case = _pick(_strip(case) if config.skull_strip else case, config.modalities)
+    case = _pick(case, config.modalities)
+    if config.skull_strip:
+        case = _strip(case)
     if config.n4:
         case = _correct(case)
     if config.spacing_mm is not None:

@@ -79,6 +79,7 @@ def test_a_phantom_is_all_brain() -> None:
 def test_stripping_finds_the_brain_on_t1_and_leaves_the_mask(
     make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On T1 where the network is fed that: a model is served no other images than it is fed."""
     case = replace(make_case(dtype="float32", background=(5, 5, 5, 5)), spacing_mm=(5.0, 5.0, 5.0))
     case = replace(case, modalities=("flair", "t1", "t2", "t1c"))
     brain = brain_mask(case.images)
@@ -89,15 +90,15 @@ def test_stripping_finds_the_brain_on_t1_and_leaves_the_mask(
         return brain.astype(np.float32)
 
     stub_deepbet(monkeypatch, find)
-    found = prepare_volume(case, PreprocessConfig(modalities=("flair",), skull_strip=True))
+    found = prepare_volume(case, PreprocessConfig(modalities=("flair", "t1"), skull_strip=True))
     np.testing.assert_array_equal(seen[0], case.images[1])
     np.testing.assert_array_equal(found.images[0], np.where(brain, case.images[0], 0))
     assert found.mask is case.mask
-    prepare_volume(
-        replace(case, modalities=("flair", "t2", "t1c"), images=case.images[:3]),
-        PreprocessConfig(modalities=("t2",), skull_strip=True),
-    )
-    np.testing.assert_array_equal(seen[1], case.images[0])
+    config = PreprocessConfig(modalities=("t2", "flair"), skull_strip=True)
+    served = replace(case, modalities=("t2", "flair"), images=case.images[[2, 0]])
+    for sent in (case, served):
+        prepare_volume(sent, config)
+        np.testing.assert_array_equal(seen[-1], case.images[2])
 
 
 @pytest.mark.parametrize(("edge_mm", "volume"), [(1.0, "66"), (7.0, "22638")])
