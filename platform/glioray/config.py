@@ -40,7 +40,8 @@ class PreprocessConfig:
         planes: of the slices; with several, one network sees them all and a prediction is their mean.
         size: (H, W) of a slice in pixels: the brain's box, centred, padded with 0 or cut.
         modalities: that the network is fed, in this order; cases may lack the others.
-        skull_strip: remove what is not brain, for scans that still have a skull.
+        skull_strip: remove what is not brain, for scans that still have a skull; it is found on T1 where that
+            is among the modalities, or else on the first of them.
         n4: correct the coil's bias field (N4).
         spacing_mm: of the voxels along X, Y, Z that cases are resampled to; None leaves each as it is.
         percentiles: of the brain's intensities, (low, high), that they are cut at before normalising.
@@ -114,9 +115,10 @@ class SampleConfig:
     """Which slices an epoch draws.
 
     Attributes:
-        foreground_share: share of each batch that is drawn from slices with tumour; None draws all alike.
+        foreground_share: share of each batch that is drawn from slices with tumour, to one slice and at least
+            one; None draws all alike.
         empty_share: share of the slices without tumour that is kept at all (evenly spaced along the axis).
-        min_tumour_px: slices with some tumour, but less than so many pixels of it, are left out.
+        min_tumour_px: slices with some tumour, but less than so many pixels of it in the window, are left out.
         slice_split: shares (train, val, test) by which slices, rather than patients, are split; None for
             patients. Neighbouring slices of one patient then lie on both sides, so that figures flatter.
         balance_cases: draw each case equally often, however many of its slices there are.
@@ -356,6 +358,7 @@ class TrainConfig:
         _check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
         _check(self.num_kept >= 1, "train.num_kept", self.num_kept, "at least 1")
         _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
+        _check(self.seed >= 0, "train.seed", self.seed, "at least 0")
         _check(
             self.batch_size % self.num_workers == 0,
             "train.batch_size",

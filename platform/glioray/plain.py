@@ -47,9 +47,11 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         options = [arg for arg in args if arg is not type(None)]
         return None if value is None and len(options) < len(args) else _parse(options[0], value, where)
     if origin is tuple:
-        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if not isinstance(value, (list, tuple)) or len(value) != len(item_hints):
-            raise UsageError(f"{where} is {value!r}; expected {len(item_hints)} values")
+        endless, listed = args[-1] is Ellipsis, isinstance(value, (list, tuple))
+        if not listed or (not endless and len(value) != len(args)):
+            wanted = f"a list of {args[0].__name__}" if endless else f"{len(args)} values"
+            raise UsageError(f"{where} is {value!r}; expected {wanted}")
+        item_hints = [args[0]] * len(value) if endless else list(args)
         return tuple(
             _parse(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(item_hints, value, strict=True))
         )

@@ -204,11 +204,15 @@ class EpochSampler:
         self._config, self._batch_size, self._seed = config, batch_size, seed
         self._case_numbers = case_numbers
         self.num_slices = len(self._foreground) + len(self._empty)
-        if not self.num_slices:
-            enough = f" of {config.min_tumour_px} pixels" if config.min_tumour_px else ""
+        if config.min_tumour_px and not len(self._foreground):
             raise DataError(
-                f"no slice is left to train on: none holds tumour{enough} and sample.empty_share is "
-                f"{config.empty_share:g}; raise it{' or lower sample.min_tumour_px' if enough else ''}"
+                f"no slice holds {config.min_tumour_px} pixels of tumour; expected some to train on, so lower "
+                "sample.min_tumour_px"
+            )
+        if not self.num_slices:
+            raise DataError(
+                f"no slice is left to train on: none holds tumour and sample.empty_share is {config.empty_share:g}; "
+                "raise it"
             )
 
     @property
@@ -224,7 +228,7 @@ class EpochSampler:
         if share is None or not len(self._foreground) or not len(self._empty):
             pool = np.concatenate([self._foreground, self._empty])
             return self._draw(rng, pool, steps * self._batch_size).reshape(steps, self._batch_size)
-        num_foreground = round(share * self._batch_size)
+        num_foreground = max(round(share * self._batch_size), int(share > 0))
         rows = [
             self._draw(rng, self._foreground, steps * num_foreground).reshape(steps, -1),
             self._draw(rng, self._empty, steps * (self._batch_size - num_foreground)).reshape(steps, -1),

@@ -211,8 +211,15 @@ def test_without_any_slice_there_is_nothing_to_train_on(make_stack: MakeStack) -
     store = SliceStore([make_stack("A", with_mask=False)], CONFIG)
     with pytest.raises(DataError, match="no slice is left to train on"):
         sampler_of(store, SampleConfig(empty_share=0))
-    with pytest.raises(DataError, match=r"none holds tumour of 9 pixels .* lower sample.min_tumour_px"):
-        sampler_of(store, SampleConfig(empty_share=0, min_tumour_px=9))
+    # With a bound, empty slices alone would be trained on without a word.
+    for share in (0, 1):
+        with pytest.raises(DataError, match=r"holds 9 pixels of tumour; .* lower sample.min_tumour_px"):
+            sampler_of(store, SampleConfig(empty_share=share, min_tumour_px=9))
+
+
+def test_a_share_of_tumour_is_at_least_one_slice(store: SliceStore) -> None:
+    order = sampler_of(store, SampleConfig(foreground_share=0.5), batch_size=1).epoch(0)
+    assert (store.tumour_px()[order] > 0).all()
 
 
 @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(foreground_share=0.5, balance_cases=True)])
