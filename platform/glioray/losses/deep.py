@@ -21,8 +21,8 @@ def output_weights(num_outputs: int, side_weights: str) -> list[float]:
 class DeepSupervision(nn.Module):
     """`loss` of plain logits, or of each output of a `Supervised` by its weight.
 
-    To the latter comes `presence_weight` binary cross-entropy of the presence logits, (B, C'), against whether a
-    slice holds any pixel of each of the last C' channels.
+    To the latter comes `presence_weight` binary cross-entropy of the presence logits, (B, C') or (B, C', N),
+    against whether a slice holds any pixel of each of the last C' channels.
 
     Args:
         loss: of (logits, masks).
@@ -57,4 +57,6 @@ class DeepSupervision(nn.Module):
 
     def _presence_loss(self, logits: Tensor, presence: Tensor, masks: Tensor) -> Tensor:
         held = self.target(logits, masks).targets.amax((2, 3))[:, -presence.shape[1] :]
+        if presence.ndim == 3:
+            held = held[..., None].expand_as(presence)
         return F.binary_cross_entropy_with_logits(presence.float(), held)

@@ -36,6 +36,6 @@ class Folded(nn.Module):
             return unfold(found)
         presence = found.presence
         if presence is not None:
-            # A square holds a label where any of its pixels does.
-            presence = presence.unflatten(1, (-1, self.stride**2)).amax(2)
+            # Each pixel of a square has a gate of its own: the greatest alone would leave the others untrained.
+            presence = presence.unflatten(1, (-1, self.stride**2))
         return Supervised(unfold(found.logits), tuple(unfold(side) for side in found.sides), presence)

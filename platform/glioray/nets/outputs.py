@@ -14,7 +14,7 @@ class Supervised(NamedTuple):
         logits: (B, C, H, W): what the network answers in evaluation.
         sides: each (B, C, H, W), enlarged to the images' size, the finest first.
         presence: (B, C') logits of whether a slice holds anything at all of each tumour channel, from a
-            classification-guided module; None without one.
+            classification-guided module; (B, C', N) from N such modules (`Folded`); None without one.
     """
 
     logits: Tensor

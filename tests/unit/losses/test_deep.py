@@ -71,6 +71,16 @@ def test_presence_of_classes_is_of_the_last_channels():
         assert wrong == pytest.approx(plain + 30, rel=1e-5)
 
 
+def test_parts_of_an_image_are_each_asked_the_same():
+    masks = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    masks[0, 0, 0] = 2
+    logits = torch.zeros(1, 3, 2, 2)
+    plain = float(build_loss("region_dice_bce")(logits, masks))
+    parts = torch.tensor([[[30.0, -30.0], [-30.0, -30.0], [-30.0, 30.0]]])  # WT twice, TC and ET of none
+    found = float(build_loss("region_dice_bce")(Supervised(logits, (), parts), masks))
+    assert found == pytest.approx(plain + 2 * 30 / 6, rel=1e-5)
+
+
 def test_every_output_is_given_a_gradient_by_every_weight(make_batch: MakeBatch):
     """Between ranks, a parameter without a gradient is an error: 0 is one, None is not."""
     logits, masks = make_batch("region_dice_bce")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glioray.losses import build_loss
+from glioray.nets import build_net
 from glioray.nets.blocks import ConvBlock
 from glioray.nets.fcn import FCN
 from glioray.nets.outputs import Supervised
@@ -169,6 +171,23 @@ def test_unet3ps_gate_answers_nowhere_where_a_slice_holds_nothing():
     torch.testing.assert_close(answer[:, [0, 2]], found.logits[:, [0, 2]])
     assert (answer[:, 1] == -20).all()
     assert (found.logits[:, 1] != -20).all()
+
+
+def test_every_gate_of_a_folded_unet3p_learns():
+    """Each pixel of a square has a gate of its own in evaluation, so that each must have been told."""
+    torch.manual_seed(0)
+    net = build_net(
+        "unet3p", in_channels=4, out_channels=3, width=4, depth=1, cat_channels=4, classify=True, stem_stride=2
+    )
+    last = net.net.presence[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.linspace(-1, 1, 12))
+    masks = torch.zeros(2, 16, 24, dtype=torch.uint8)
+    masks[:, 4:6, 7:9] = 3  # WT, TC and ET are in either slice
+    net.zero_grad()
+    build_loss("region_dice_bce", presence_weight=1e6)(net(_noise(2, 4, 16, 24)), masks).backward()
+    assert (last.bias.grad < -1).all()
 
 
 @pytest.mark.parametrize("build", [UNet, UNet3P])
