@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from glioray.cases.manifest import Manifest, build_manifest, check_case
 from glioray.cases.notes import collection_notes
 from glioray.cases.phantom import write_phantoms
 from glioray.cases.phantom_lgg import write_1p19q_phantoms, write_tif_phantoms
-from glioray.config import override
+from glioray.config import PreprocessConfig, override
 from glioray.errors import CaseError, UsageError
 from glioray.inference.evaluate import case_figures
 from glioray.inference.package import ModelSpec
@@ -83,6 +84,44 @@ def test_from_files_to_figures(
     assert {name: list(dice) for name, dice in task.spec.val_cases.items()} == {
         name: ["wt"] for name in known
     }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"modalities": ("t2",), "percentiles": (1.0, 99.0), "brain_channel": True},
+        {"clahe": 0.02, "normalize": "none"},
+    ],
+)
+def test_slices_are_trained_on_as_they_are_predicted(nifti_data: Manifest, settings: dict[str, Any]) -> None:
+    """With its mask a case is a few slices: its intensities are those that the whole volume gives them."""
+    config = PreprocessConfig(**{"modalities": NIFTI, "size": (48, 48), **settings})
+    storage, files = FileStorage(nifti_data.data), nifti_data.cases[0].files
+    case = load_case(storage, files)
+    assert case.uncut is not None
+    (cut,) = preprocess(case, config)
+    (whole,) = preprocess(load_case(storage, files, with_mask=False), config, whole=True)
+    there = whole.restore(whole.images.swapaxes(0, 1))[..., case.uncut.kept]
+    np.testing.assert_array_equal(cut.restore(cut.images.swapaxes(0, 1)), there)
+    assert cut.mask is not None
+    np.testing.assert_array_equal(cut.restore(np.asarray(cut.mask)), case.mask)
+
+
+def test_a_skull_is_found_in_the_whole_head(nifti_data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few slices alone hold no brain that could be."""
+    seen: list[tuple[int, ...]] = []
+
+    def find(head: np.ndarray, spacing_mm: tuple[float, ...], case_id: str) -> np.ndarray:
+        seen.append(head.shape)
+        return head > np.median(head[head != 0])
+
+    monkeypatch.setattr("glioray.slices.volumes.brain_of_head", find)
+    case = load_case(FileStorage(nifti_data.data), nifti_data.cases[0].files)
+    config = PreprocessConfig(modalities=NIFTI, size=(48, 48), skull_strip=True, spacing_mm=(5.0, 5.0, 5.0))
+    (stack,) = preprocess(case, config)
+    assert seen == [SHAPE]
+    assert 0 < np.count_nonzero(stack.images[:, 0]) < np.count_nonzero(case.images[0])
 
 
 def test_a_recipe_that_wants_more_is_told_before_it_starts(

@@ -29,6 +29,25 @@ from glioray.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uncut:
+    """What a case was cut out of.
+
+    Attributes:
+        images: (M, X, Y, Z), the whole volume.
+        axis: of X, Y, Z, along which slices were kept.
+        kept: their numbers along it.
+    """
+
+    images: np.ndarray
+    axis: int
+    kept: np.ndarray
+
+    def cut(self, images: np.ndarray) -> np.ndarray:
+        """The slices of (M, X, Y, Z) that were kept, x running fastest in memory."""
+        return images.transpose(0, 3, 2, 1).take(self.kept, 3 - self.axis).transpose(0, 3, 2, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One study, ready to be cut into slices.
 
@@ -44,6 +63,7 @@ class Case:
             what is left.
         convention: of the mask, or None without one.
         modalities: of the images, in their order.
+        uncut: the whole volume, where the case was cut to its segmented slices.
     """
 
     case_id: str
@@ -54,6 +74,7 @@ class Case:
     reference: Header
     convention: LabelConvention | None
     modalities: tuple[str, ...] = MODALITIES
+    uncut: Uncut | None = None
 
 
 def load_case(
@@ -75,8 +96,8 @@ def load_case(
 
     Of the layout "lgg-1p19q" a few slices were segmented, three as a rule, and nothing is known of the others.
     With its mask such a case is those slices alone: training and evaluation see nothing else of it. Slices that
-    do not lie side by side are put together all the same; distances across such a gap come out too short.
-    Without its mask it is the whole volume.
+    do not lie side by side are put together all the same; distances across such a gap come out too short, and
+    neighbours that are fed as channels are those of what is left. Without its mask it is the whole volume.
 
     Raises:
         CaseError: a file that cannot be decoded, values that are not finite, an image without contrast,
@@ -145,14 +166,15 @@ def assemble_case(
     for modality, volume, array in _read_images(files, read, limits):
         stack.put(modality, volume, array)
     images, reference = stack.images, stack.reference
-    mask = None
+    mask, uncut = None, None
     if with_mask and (files.mask is not None or files.mask_slices):
         volume = _read_mask(files, read, limits)
         _check_grid(reference, volume, files.case_id)
         internal, convention = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
         if files.layout == "lgg-1p19q":
-            images, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
+            uncut, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
+            images = uncut.cut(images)
     affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
     return Case(
@@ -164,6 +186,7 @@ def assemble_case(
         reference=reference,
         convention=convention if mask is not None else None,
         modalities=files.modalities,
+        uncut=uncut,
     )
 
 
@@ -197,8 +220,8 @@ def _read_mask(files: CaseFiles, read: Callable[[str], bytes], limits: Limits) -
 
 def _segmented_slices(
     images: np.ndarray, mask: np.ndarray, reference: Header, file: str, case_id: str
-) -> tuple[np.ndarray, np.ndarray, Header]:
-    """The slices that hold mask, with the header of a file of them, stored along RAS+."""
+) -> tuple[Uncut, np.ndarray, Header]:
+    """Which slices hold mask, that of them, and the header of a file of them, stored along RAS+."""
     axis = slice_axis(reference)
     kept = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
     if not len(kept):
@@ -207,9 +230,7 @@ def _segmented_slices(
     affine[:3, 3] += affine[:3, axis] * kept[0]
     mask = np.asfortranarray(mask.take(kept, axis))
     header = make_header(mask.shape, reference.dtype, affine, name=reference.name)
-    # The images keep x running fastest, as `_Stack` stores them.
-    parts = images.transpose(0, 3, 2, 1).take(kept, 3 - axis)
-    return parts.transpose(0, 3, 2, 1), mask, header
+    return Uncut(images=images, axis=axis, kept=kept), mask, header
 
 
 class _Stack:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS
-from glioray.cases.load import Case, brain_mask
+from glioray.cases.load import Case, Uncut, brain_mask
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError
 from glioray.slices.enhance import bounding_box, equalize
@@ -75,7 +75,8 @@ class SliceStack:
 def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> tuple[SliceStack, ...]:
     """The slices of a case, a stack for each plane: prepared, cropped to the brain, z-scored inside it, windowed.
 
-    Intensities inside the brain are cut at percentiles, equalised (CLAHE) and z-scored, each as far as asked for.
+    Intensities inside the brain are cut at percentiles, equalised (CLAHE) and z-scored, each as far as asked for;
+    those of a case that was cut to its segmented slices by the whole volume, as a prediction of it sees them.
 
     Args:
         case: as `load_case` gives it.
@@ -86,15 +87,15 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         CaseError: the images hold nothing but background; and as `prepare_volume`.
         UsageError: as `prepare_volume`.
     """
+    if case.uncut is not None:
+        case, config = _cut_late(case, case.uncut, config)
     case = prepare_volume(case, config)
     # In (Z, Y, X), the order of the file's bytes, for speed; each plane is a transposition of it.
     volumes = [image.T for image in case.images]
     brain = brain_mask(case.images).T
     box = bounding_box(brain)
     if box is None:
-        raise CaseError(
-            case.case_id, "", "every voxel is background", "export the images again or drop the case"
-        )
+        raise _no_brain(case.case_id)
     label_voxels = (0,) * len(LABELS)
     if case.mask is not None:
         label_voxels = tuple(int(np.count_nonzero(case.mask == label)) for label in range(len(LABELS)))
@@ -139,6 +140,34 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         for turn, source, window in fills:
             window[-1].copy_(torch.from_numpy(inside.transpose(turn)[source]))
     return tuple(stacks)
+
+
+def _cut_late(case: Case, uncut: Uncut, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
+    """The case cut out of its whole volume when that is normalised, and the config of what is left to do.
+
+    Resampling is left: it would tear the slices apart that were kept.
+    """
+    whole = replace(case, images=uncut.images, mask=None, uncut=None)
+    whole = prepare_volume(whole, replace(config, spacing_mm=None))
+    brain = brain_mask(whole.images).T
+    box = bounding_box(brain)
+    if box is None:
+        raise _no_brain(case.case_id)
+    inside = np.ascontiguousarray(brain[box])
+    images = np.zeros((len(whole.images), *brain.shape), np.float32)
+    for image, raw in zip(images, whole.images, strict=True):
+        values = np.array(raw.T[box], np.float32)
+        _enhance(values, inside, config)
+        _normalize(values, inside, config, case.case_id)
+        image[box] = values
+    cut = replace(
+        case, images=uncut.cut(images.transpose(0, 3, 2, 1)), modalities=whole.modalities, uncut=None
+    )
+    return cut, replace(config, skull_strip=False, n4=False, percentiles=None, clahe=0.0, normalize="none")
+
+
+def _no_brain(case_id: str) -> CaseError:
+    return CaseError(case_id, "", "every voxel is background", "export the images again or drop the case")
 
 
 def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig) -> None:
