@@ -28,6 +28,11 @@ def test_folders_are_themselves_or_their_kept_checkpoints(tmp_path: Path):
     ]
 
 
+def test_a_run_from_before_several_were_kept_has_one(tmp_path: Path):
+    (tmp_path / "latest.json").write_text('{"checkpoint": "checkpoints/3"}')
+    assert member_uris([str(tmp_path)], checkpoints=True) == [f"{tmp_path}/checkpoints/3"]
+
+
 def test_what_cannot_be_a_member(tmp_path: Path):
     run = _run(tmp_path / "a", "checkpoints/1")
     with pytest.raises(UsageError, match="no model was named; give --model once for each member"):

@@ -104,7 +104,9 @@ def kept_folders(storage: Storage) -> list[str]:
     """The keys of the folders of the run's kept checkpoints, oldest first; none where it has no checkpoint."""
     if not storage.exists(LATEST):
         return []
-    kept: list[str] = json.loads(storage.read(LATEST))["kept"]
+    pointer = json.loads(storage.read(LATEST))
+    # Before several could be kept, the pointer named one.
+    kept: list[str] = pointer.get("kept", [pointer["checkpoint"]])
     return kept
 
 
