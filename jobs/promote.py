@@ -53,6 +53,12 @@ def main() -> dict[str, object]:
                 for role, found in cases.items()
             }
         else:
+            fitted = [role for role, (_, spec) in packages.items() if spec.config.postprocess.fit_thresholds]
+            if fitted and present is not None:
+                raise UsageError(
+                    f"the thresholds of the {fitted[0]} were fitted on the cases that its Dice was recorded on, which "
+                    "flatters; give --data with patients that neither has seen"
+                )
             dice = {role: spec.val_cases for role, (_, spec) in packages.items()}
     judged = {role: sorted(found) for role, found in dice.items()}
     if present is not None and (not judged["candidate"] or judged["candidate"] != judged["champion"]):

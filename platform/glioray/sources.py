@@ -180,7 +180,7 @@ def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEn
 
 
 def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]:
-    """The labelled cases of patients that none of the models was trained on.
+    """The labelled cases of patients that none of the models was trained, or had its thresholds fitted, on.
 
     Raises:
         DataError: there is none.
@@ -189,8 +189,10 @@ def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]
     labelled = manifest.select("labelled")
     entries = [entry for entry in labelled if entry.patient_id not in seen]
     if not entries:
+        fitted = any(spec.config.postprocess.fit_thresholds for spec in specs)
+        how = "trained, or had its thresholds fitted, on" if fitted else "trained on"
         raise DataError(
-            f"the model was trained on every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
+            f"the model was {how} every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
             "judge it on other cases, or say --split labelled to judge it on what it knows"
         )
     return entries

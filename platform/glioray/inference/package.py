@@ -34,7 +34,7 @@ class ModelSpec:
         out_channels: of the network: 3 for regions, classes with background else.
         spacing_mm: median voxel size of the cases it was trained on, along X, Y, Z.
         manifest_hash: of the data it was trained on.
-        train_patients: whose cases it has seen; none of them may judge it.
+        train_patients: whose cases it has seen, be it to fit thresholds; none of them may judge it.
         metrics: figures of its last validation.
         val_cases: per case id, the Dice of each region at that validation.
         num_members: networks whose probabilities are averaged (`Ensemble`); they are alike but for their weights.

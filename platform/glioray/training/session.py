@@ -89,7 +89,7 @@ def train_segmentation(
         UsageError: the run's name is taken by a run with other settings, or its loss has no class weights to
             balance.
         DataError: nothing to train on.
-        TrainingError: the run diverged.
+        DivergenceError: the run diverged.
     """
     if plan.num_threads:
         torch.set_num_threads(plan.num_threads)
@@ -186,14 +186,16 @@ def _out_channels(plan: RunPlan) -> int:
 
 
 def _first_spec(plan: RunPlan) -> ModelSpec:
-    train, _ = _cases(plan)
+    train, val = _cases(plan)
+    # Nor may those judge a model whom its thresholds were fitted on.
+    seen = [*train, *val] if plan.config.postprocess.fit_thresholds else train
     spacing = np.median([entry.spacing_mm for entry in train], axis=0)
     return ModelSpec(
         config=plan.config,
         out_channels=_out_channels(plan),
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         manifest_hash=plan.manifest.hash,
-        train_patients=tuple(sorted({entry.patient_id for entry in train})),
+        train_patients=tuple(sorted({entry.patient_id for entry in seen})),
     )
 
 

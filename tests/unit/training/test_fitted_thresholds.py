@@ -51,6 +51,9 @@ def test_the_model_is_kept_and_judged_with_fitted_thresholds(
     spec, _ = read_package(package)
     assert spec.config.postprocess.thresholds == thresholds
     assert spec.metrics == metrics
+    # Whom the thresholds were fitted on may judge them as little as whom the weights were.
+    seen = [*plan.manifest.select("train"), *plan.manifest.select("val")]
+    assert spec.train_patients == tuple(sorted({entry.patient_id for entry in seen}))
     (stacks,) = task.val_cases
     predictor = Predictor.load(package, "cpu")
     labels = predictor.predict_stacks(stacks)
