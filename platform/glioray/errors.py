@@ -6,7 +6,8 @@
     ├── CaseError           one case cannot be used; the others go on
     ├── DataError           the data set as a whole cannot be used
     ├── ModelError          a checkpoint or a registered model cannot be loaded or does not fit
-    └── TrainingError       a run went wrong by itself: a non-finite loss, too few resources
+    └── TrainingError       a run went wrong by itself: too few resources, a worker that died
+        └── DivergenceError its loss or a gradient is no longer finite: it would go the same way again
 
 Every message says what was found, what was expected and what to do, in one sentence. Every class
 keeps its arguments positional, so that Ray can pickle it from a worker to the driver.
@@ -59,3 +60,7 @@ class ModelError(GliorayError):
 
 class TrainingError(GliorayError):
     """A run went wrong by itself."""
+
+
+class DivergenceError(TrainingError):
+    """A run's loss or a gradient is no longer finite; that is a result, and comes again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from glioray.inference.evaluate import CaseFigures, figure_intervals, mean_figures
+from glioray.metrics.intervals import FEW_PATIENTS
 from glioray.metrics.slicewise import SLICE_FIGURES, SliceTable
 
 _COLUMNS = {
@@ -60,7 +61,7 @@ def evaluation_markdown(
             "resampling patients.",
             *(
                 []
-                if num_patients >= 10
+                if num_patients >= FEW_PATIENTS
                 else ["With so few patients the intervals are too narrow; read them as a hint."]
             ),
             "",

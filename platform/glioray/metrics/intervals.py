@@ -8,6 +8,9 @@ import numpy as np
 
 _DRAWS_AT_ONCE = 500
 
+FEW_PATIENTS = 10
+"""Below so many, intervals by resampling are too narrow: of two that agree, every resample agrees."""
+
 
 def bootstrap_interval(
     values: Sequence[float],
@@ -21,7 +24,7 @@ def bootstrap_interval(
 
     Patients are drawn with replacement, each with all of their cases: the cases of one patient are no
     independent evidence. Differences of two models on the same cases give the interval of the paired
-    difference. With few patients such an interval is too narrow: below ten, read it as a hint.
+    difference. With few patients such an interval is too narrow: below `FEW_PATIENTS`, read it as a hint.
 
     Args:
         values: one a case.

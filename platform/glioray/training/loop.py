@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from glioray.config import TrainConfig
-from glioray.errors import TrainingError
+from glioray.errors import DivergenceError
 from glioray.slices.store import Batch
 from glioray.storage import Storage
 from glioray.training.checkpoint import Checkpoint, load_state, save_checkpoint
@@ -33,7 +33,7 @@ class Task(Protocol):
         """One optimiser step at `progress` in [0, 1] of the run; this rank's figures, `loss` among them.
 
         Raises:
-            TrainingError: a figure that all ranks share is not finite.
+            DivergenceError: a figure that all ranks share is not finite.
         """
 
     def validate(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ def fit(
     Returns: the figures of the last epoch.
 
     Raises:
-        TrainingError: the loss or a gradient is no longer finite.
+        DivergenceError: the loss or a gradient is no longer finite.
     """
     num_steps = config.max_epochs * feed.num_steps
     step = epoch = 0
@@ -159,10 +159,10 @@ def check_finite(name: str, value: float) -> float:
     """The value, if it is finite.
 
     Raises:
-        TrainingError: it is not; says what diverged and what usually helps.
+        DivergenceError: it is not; says what diverged and what usually helps.
     """
     if not math.isfinite(value):
-        raise TrainingError(
+        raise DivergenceError(
             f"{name} became {value}: the run diverged; lower the learning rate or turn on grad_clip"
         )
     return value

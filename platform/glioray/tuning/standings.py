@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from glioray.config import REGIONS
-from glioray.metrics.intervals import bootstrap_interval
+from glioray.metrics.intervals import FEW_PATIENTS, bootstrap_interval
 
 Play = Mapping[str, Any]
 """One run: `label`, `fold`, `seed`, `state` ("complete" or "failed"), `reason`, and of a complete one `cases`
@@ -47,6 +47,7 @@ class Standing:
         behind: what it lacks to the first in mean Dice, case by case; None for the first and the failed.
         hd95_mm: mean by region.
         case_dice: case id -> mean Dice over the regions.
+        num_patients: whose cases these are.
         num_parameters: of its network.
         minutes: mean of a run's training.
         num_slices: mean number that a run learned from.
@@ -62,6 +63,7 @@ class Standing:
     behind: Estimate | None
     hd95_mm: dict[str, float]
     case_dice: dict[str, float]
+    num_patients: int
     num_parameters: int
     minutes: float
     num_slices: float
@@ -103,6 +105,7 @@ def rank_entrants(plays: Sequence[Play], *, seed: int = 0) -> list[Standing]:
                 behind=behind,
                 hd95_mm={name: _mean_of(cases, name, "hd95_mm") for name in _regions(cases)},
                 case_dice=means,
+                num_patients=len(set(patients)),
                 num_parameters=int(complete[0]["num_parameters"]) if complete else 0,
                 minutes=_average(complete, "minutes"),
                 num_slices=_average(complete, "num_slices"),
@@ -110,6 +113,11 @@ def rank_entrants(plays: Sequence[Play], *, seed: int = 0) -> list[Standing]:
             )
         )
     return standings
+
+
+def winner(standings: Sequence[Standing]) -> Standing | None:
+    """The first, if it was judged on every case; who was not has not won, though nobody else may be there."""
+    return standings[0] if standings and not standings[0].num_failed else None
 
 
 def standings_markdown(standings: Sequence[Standing]) -> str:
@@ -131,9 +139,12 @@ def standings_markdown(standings: Sequence[Standing]) -> str:
                 note,
             ]
         )  # fmt: skip
-    return (
-        "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
-    )
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that neither a bar nor a new line of its own ends."""
+    return " ".join(text.replace("|", "/").split())
 
 
 def standings_csv(standings: Sequence[Standing]) -> str:
@@ -162,9 +173,9 @@ def standings_csv(standings: Sequence[Standing]) -> str:
 def reading(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, budget: str) -> str:
     """A paragraph on what the ranking tells and what it cannot tell at this size."""
     judged = [row for row in standings if not row.num_failed]
-    if not judged:
+    best = winner(standings)
+    if best is None:
         return "No entrant finished all of its runs: there is no ranking to read.\n"
-    best = judged[0]
     num_cases = len(best.case_dice)
     near = [row.label for row in judged[1:] if row.behind is not None and row.behind.low <= 0]
     far = [row.label for row in judged[1:] if row.behind is not None and row.behind.low > 0]
@@ -176,12 +187,15 @@ def reading(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, bu
     if far:
         parts.append(
             f"Compared case by case, it is ahead of {', '.join(far)} beyond what resampling patients explains "
-            "(95 % interval of the difference above 0, not corrected for the number of comparisons)."
+            f"(95 % interval of the difference above 0, corrected neither for the {_counted(len(judged) - 1, 'comparison')} "
+            "nor for the first having been picked because it was ahead)."
         )
     if near:
         parts.append(f"It cannot be told apart from {', '.join(near)}: their order may be chance.")
     parts.append(
-        f"What this does not show: the interval of a mean is {width:.2f} wide with {num_cases} cases; "
+        f"What this does not show: the interval of a mean is {width:.2f} wide with {_counted(num_cases, 'case')} of "
+        f"{_counted(best.num_patients, 'patient')}; "
+        + _of_few(best.num_patients)
         + (
             "with one seed the luck of initial weights and order is not separated from the entrant; "
             if num_seeds == 1
@@ -189,11 +203,34 @@ def reading(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, bu
         )
         + "all entrants ran with the recipe's settings, which were not tuned for each; an equal small budget favours "
         "what learns fast and is cheap a step, and says little of where entrants end after long training or on more "
-        "cases; and the first was chosen on the cases that it is reported on, so that its figure flatters."
+        "cases; "
+        + (
+            "minutes are those of the clock, validation and saving among them, so that what else the machine did "
+            "counts too; "
+            if "minute" in budget
+            else ""
+        )
+        + "and the first was chosen on the cases that it is reported on, so that its figure flatters."
     )
     if failed := [f"{row.label} ({row.reason})" for row in standings if row.num_failed]:
         parts.append(f"Not judged on every case: {'; '.join(failed)}.")
     return " ".join(parts) + "\n"
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _of_few(num_patients: int) -> str:
+    """What is to be said of intervals over so many patients."""
+    if num_patients >= FEW_PATIENTS:
+        return ""
+    if num_patients == 1:
+        return "one patient says nothing of the spread, and the intervals are all that can be; "
+    return (
+        "intervals by resampling so few patients are too narrow (where all of them agree, the interval of a difference "
+        "never holds 0), so that what is told apart above is a hint and no proof; "
+    )
 
 
 def _mean_over_seeds(plays: Sequence[Play]) -> dict[str, dict[str, Any]]:

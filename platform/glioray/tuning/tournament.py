@@ -25,8 +25,8 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case, load_case
 from glioray.cluster import Share, log_to_stderr, run_training, share_of
 from glioray.config import RunConfig, override
-from glioray.errors import GliorayError, TrainingError, UsageError
-from glioray.inference.evaluate import case_figures
+from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
+from glioray.inference.evaluate import case_figures, mean_region_dice
 from glioray.inference.predictor import Predictor
 from glioray.metrics.segmentation import confusion
 from glioray.plain import fingerprint, to_dict
@@ -44,7 +44,15 @@ from glioray.tracking.runs import RunLogger
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan, claim_run, load_history, train_segmentation
-from glioray.tuning.standings import Play, Standing, rank_entrants, reading, standings_csv, standings_markdown
+from glioray.tuning.standings import (
+    Play,
+    Standing,
+    rank_entrants,
+    reading,
+    standings_csv,
+    standings_markdown,
+    winner,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +91,11 @@ class _Run:
 def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
     """Run what is missing, rank the entrants, and leave tables and pictures in MLflow and in the storage.
 
-    Returns: `run_id`, `winner`, `standings` (a dict an entrant), `reading`, and the URIs of the tables.
+    Returns: `run_id`, `winner` (None where no entrant finished all of its runs), `standings` (a dict an entrant), `reading`, and the URIs of the tables.
 
     Raises:
-        UsageError: the name is taken by a run with other settings or other data, or slices are split.
+        UsageError: the name is taken by a run with other settings or other data, slices are split, or
+            thresholds are to be fitted.
         TrainingError: no run succeeded.
     """
     base = plan.base
@@ -94,6 +103,11 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
         raise UsageError(
             "sample.slice_split trains on slices of every patient, and a tournament judges on patients that were not "
             "trained on; leave it out"
+        )
+    if any(config.postprocess.fit_thresholds for config in plan.entrants.values()):
+        raise UsageError(
+            "postprocess.fit_thresholds fits on a run's validation cases, and a tournament judges on those; leave it out, "
+            "and fit the winner's in a training of its own"
         )
     storage = open_storage(base.storage)
     claim_run(storage, base)
@@ -130,9 +144,10 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
             logger.log_text(content, name)
         logger.log_json(plays, "plays.json")
         _log_figures(logger, runs, plays, standings)
-        best = standings[0]
-        logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
-        logger.set_tags({"glioray.winner": best.label})
+        best = winner(standings)
+        if best is not None:
+            logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
+        logger.set_tags({"glioray.winner": best.label if best is not None else ""})
         _log.info("\n%s\n%s", table, text)
         logger.finish()
     except Exception as error:
@@ -140,7 +155,7 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
         raise
     return {
         "run_id": logger.run_id,
-        "winner": best.label,
+        "winner": best.label if best is not None else None,
         "standings": [dataclasses.asdict(row) for row in standings],
         "reading": text,
         "files": [join_uri(storage.uri, name) for name in files],
@@ -176,13 +191,18 @@ def _play_all(runs: Sequence[_Run], num_concurrent: int) -> list[dict[str, Any]]
     for number, run in enumerate(runs):
         storage = open_storage(run.plan.storage)
         if storage.exists(PLAY_FILE):
-            plays[number] = json.loads(storage.read(PLAY_FILE))
+            # Where it lies and what it is called now, not when it was played.
+            plays[number] = {**json.loads(storage.read(PLAY_FILE)), **_identity(run)}
     if plays:
         _log.info("%d of %d runs are there already", len(plays), len(runs))
     waiting = [number for number in range(len(runs)) if number not in plays]
+    if not waiting:
+        return [plays[number] for number in range(len(runs))]
     num_missing, began = len(waiting), time.monotonic()
     num_workers = runs[0].plan.config.train.num_workers
-    share = share_of(min(num_concurrent, max(num_missing, 1)) * num_workers)
+    # By all runs, not by those that are missing: the last ones of a tournament that goes on would have more of the
+    # machine than the others had in the same minutes.
+    share = share_of(min(num_concurrent, len(runs)) * num_workers)
     resources = share.resources() if num_workers == 1 else {"CPU": 0.01}
     task = ray.remote(_play).options(
         num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2
@@ -233,7 +253,7 @@ def _play(run: _Run, share: Share) -> dict[str, Any]:
             "history": [{k: row[k] for k in _KEPT if k in row} for row in load_history(storage)],
             **_judge(plan, storage),
         }
-    except TrainingError as error:
+    except DivergenceError as error:
         play = _failed(run, str(error))
     except GliorayError as error:
         return _failed(run, str(error))
@@ -284,7 +304,13 @@ def _picture(case: Case, prediction: np.ndarray) -> np.ndarray:
 
 
 def _mean_dice(play: Play) -> float:
-    return float(np.mean([f["dice"] for case in play["cases"].values() for f in case["regions"].values()]))
+    """Of the run's cases, over WT, TC and ET as in the ranking."""
+    return mean_region_dice(
+        {
+            case_id: {region: figures["dice"] for region, figures in case["regions"].items()}
+            for case_id, case in play["cases"].items()
+        }
+    )
 
 
 def _log_figures(

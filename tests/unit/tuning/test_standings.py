@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glioray.tuning.standings import rank_entrants, reading, standings_csv, standings_markdown
+from glioray.tuning.standings import rank_entrants, reading, standings_csv, standings_markdown, winner
 
 
 def play(label: str, dice: dict[str, float], *, fold: int = 0, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -137,3 +137,40 @@ def test_the_tables_hold_every_figure():
     assert float(rows[1]["behind"]) == pytest.approx(0.25)
     assert rows[0]["behind"] == ""
     assert {"rank", "entrant", "dice_wt_low", "hd95_mm_et", "num_parameters", "slices_per_s"} <= set(rows[0])
+
+
+def test_of_few_patients_the_reading_says_that_intervals_are_too_narrow():
+    def told(num_patients: int) -> str:
+        patients = [f"p{number}" for number in range(num_patients)]
+        plays = [play("first", dict.fromkeys(patients, 0.51)), play("second", dict.fromkeys(patients, 0.5))]
+        return reading(rank_entrants(plays), num_folds=2, num_seeds=1, budget="3 minutes")
+
+    # Two patients that agree by a hair: no resample holds 0, and the difference counts for nothing.
+    assert "ahead of second beyond" in told(2)
+    assert "2 cases of 2 patients; intervals by resampling so few patients are too narrow" in told(2)
+    assert "so few patients are too narrow" in told(9)
+    assert "so few patients" not in told(10)
+    assert "1 case of 1 patient; one patient says nothing of the spread" in told(1)
+
+
+def test_the_reading_says_how_many_comparisons_there_were_and_what_minutes_are():
+    plays = [play(name, dict.fromkeys(PATIENTS, dice)) for name, dice in (("a", 0.8), ("b", 0.5), ("c", 0.4))]
+    text = reading(rank_entrants(plays), num_folds=2, num_seeds=1, budget="3 minutes")
+    assert "corrected neither for the 2 comparisons nor for the first having been picked" in text
+    assert "validation and saving among them" in text
+    assert "validation" not in reading(rank_entrants(plays), num_folds=2, num_seeds=1, budget="9 slices")
+
+
+def test_who_was_not_judged_on_every_case_has_not_won():
+    half = [play("half", dict.fromkeys(PATIENTS[:5], 0.9)), failed("half", 1)]
+    assert winner(rank_entrants(half)) is None
+    won = winner(rank_entrants([*half, play("whole", dict.fromkeys(PATIENTS, 0.1))]))
+    assert won is not None
+    assert won.label == "whole"
+
+
+def test_a_reason_of_several_lines_does_not_break_the_table():
+    broken = {**failed("bad", 0), "reason": "first line\nsecond | line"}
+    table = standings_markdown(rank_entrants([play("good", dict.fromkeys(PATIENTS, 0.5)), broken]))
+    assert len(table.splitlines()) == 4
+    assert "first line second / line" in table

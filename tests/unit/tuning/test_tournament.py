@@ -1,0 +1,121 @@
+"""What a tournament takes for played, and how much of the cluster a run gets; no Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glioray.cases.manifest import Manifest
+from glioray.cluster import Share
+from glioray.config import RunConfig, override
+from glioray.errors import DivergenceError, StorageError, TrainingError, UsageError
+from glioray.recipes import build_recipe
+from glioray.storage import open_storage
+from glioray.training.session import RunPlan
+from glioray.tuning import tournament
+from glioray.tuning.tournament import (
+    PLAY_FILE,
+    TournamentPlan,
+    _mean_dice,
+    _play,
+    _play_all,
+    _Run,
+    run_tournament,
+)
+
+SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+
+
+def run_plan(storage: Path, config: RunConfig) -> RunPlan:
+    manifest = Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0)
+    return RunPlan(
+        config=config,
+        manifest=manifest,
+        storage=str(storage),
+        run_name="r",
+        tracking_uri="sqlite:///none",
+        experiment="e",
+    )
+
+
+def runs(folder: Path, count: int, **settings: Any) -> list[_Run]:
+    config = override(build_recipe("unet_tiny"), **settings)
+    return [
+        _Run(label=f"net {number}", fold=0, seed=0, plan=run_plan(folder / str(number), config))
+        for number in range(count)
+    ]
+
+
+def leave_play(run: _Run, **more: Any) -> None:
+    open_storage(run.plan.storage).write(PLAY_FILE, json.dumps({"state": "complete", **more}).encode())
+
+
+def test_a_run_that_goes_on_alone_gets_no_more_than_the_others_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class AskedError(Exception):
+        pass
+
+    def share_of(num_workers: int) -> Share:
+        raise AskedError(num_workers)
+
+    monkeypatch.setattr(tournament, "share_of", share_of)
+    mine = runs(tmp_path, 3)
+    for run in mine[:2]:
+        leave_play(run)
+    with pytest.raises(AskedError, match=r"^2$"):
+        _play_all(mine, num_concurrent=2)
+    with pytest.raises(AskedError, match=r"^3$"):
+        _play_all(mine, num_concurrent=8)
+    # With nothing left to do, nothing is asked of the cluster; what was played is where it lies now.
+    leave_play(mine[2], storage="s3://elsewhere", label="called otherwise then")
+    last = _play_all(mine, num_concurrent=2)[2]
+    assert (last["storage"], last["label"]) == (mine[2].plan.storage, "net 2")
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (DivergenceError("the loss became nan"), True),
+        (TrainingError("training failed on a worker (it died)"), False),
+        (StorageError("the bucket is away"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_a_divergence_is_not_played_again(
+    error: Exception, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any, **__: Any) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(tournament, "run_training", fail)
+    (run,) = runs(tmp_path, 1, **{"train.num_workers": 2, "train.batch_size": 8})
+    play = _play(run, SHARE)
+    assert (play["state"], play["reason"]) == ("failed", str(error))
+    assert open_storage(run.plan.storage).exists(PLAY_FILE) is kept
+
+
+def test_thresholds_are_not_fitted_on_the_cases_that_are_judged(tmp_path: Path):
+    base = build_recipe("unet_tiny")
+    fitted = override(base, **{"loss.name": "region_dice_bce", "postprocess.fit_thresholds": True})
+    plan = TournamentPlan(
+        base=run_plan(tmp_path, base),
+        entrants={"a": base, "b": fitted},
+        seeds=(0,),
+        num_concurrent=1,
+        budget="",
+    )
+    with pytest.raises(
+        UsageError, match="fits on a run's validation cases, and a tournament judges on those"
+    ):
+        run_tournament(plan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_of_a_run_is_the_mean_that_is_ranked():
+    regions = {"wt": 0.9, "tc": 0.6, "et": 0.3, "ncr": 0.0, "ed": 0.0}
+    cases = {"a": {"regions": {name: {"dice": dice} for name, dice in regions.items()}}}
+    assert _mean_dice({"cases": cases}) == pytest.approx(0.6)
