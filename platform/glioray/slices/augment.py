@@ -23,8 +23,8 @@ class Augment:
     """Flips, rotation, scaling, shifting and elastic deformation; then motion, ghosts and low resolution; then
     contrast, brightness, tone, gamma, coil field, noise, blur.
 
-    Each sample's draw depends on (seed, epoch, its position in the epoch) alone: two ranks vary a batch just
-    as one rank does, and a resumed run as an uninterrupted one. The background stays 0. A channel that is no
+    Each sample's draw depends on (seed, epoch, its position in the epoch) alone: two ranks of a node vary a batch
+    just as one rank does, and a resumed run as an uninterrupted one. The background stays 0. A channel that is no
     intensity but the brain's mask is moved with the others, and otherwise left as it is.
     """
 
@@ -32,7 +32,7 @@ class Augment:
         self.config, self.seed = config, seed
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Varied (images, masks) in new memory; shapes as in the batch."""
+        """Varied (images, masks) in new memory, shapes as in the batch; with a strength of 0 the batch's own."""
         if self.config.strength == 0:
             return batch.images, batch.masks
         rngs = self._rngs(batch, epoch)

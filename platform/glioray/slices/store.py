@@ -25,7 +25,7 @@ class Batch:
         images: (B, C, H, W) float32, C = modalities (and the brain's mask) x slices; with neighbours, from
             the lowest slice up.
         masks: (B, H, W) uint8 internal labels.
-        positions: (B,) index of each sample in the epoch's order, over all ranks: what seeds augmentation.
+        positions: (B,) index of each sample in its node's order of the epoch: what seeds augmentation.
         lateral: (B,) whether columns run from left to right, so that a mirrored slice is still anatomy.
         is_intensity: (C,) whether a channel holds intensities, rather than the brain's mask as 0 and 1; one
             True stands for all of them.

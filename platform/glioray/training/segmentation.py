@@ -84,7 +84,8 @@ class SegmentationTask:
         ).to(device)
         self.optimizer = build_optimizer(self.net, config.optim)
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
-        self.augment = Augment(config.augment, config.train.seed)
+        # Positions are a node's own: its samples vary by draws of their own too.
+        self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
         self.pictures: list[Picture] = []
         self._histograms: list[dict[str, Histogram]] = []
 

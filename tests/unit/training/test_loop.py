@@ -339,3 +339,14 @@ def test_a_run_goes_on_for_longer_and_on_other_ranks_under_its_name(make_plan: P
     claim_run(storage, plan)
     for settings in ({"train.max_epochs": 9}, {"train.minutes": 3.0}, {"train.num_workers": 2}):
         claim_run(storage, dataclasses.replace(plan, config=override(plan.config, **settings)))
+
+
+def test_two_nodes_vary_their_samples_by_draws_of_their_own(runs: ModuleType, make_plan: Plans) -> None:
+    """Each numbers its samples from 0 on."""
+    (one, feed), (same, _), (other, _) = (
+        runs.build(make_plan(), Ranks(node_rank=number)) for number in (0, 0, 1)
+    )
+    batch = next(iter(feed.epoch(1)))
+    varied = one.augment(batch, 1)[0]
+    assert torch.equal(varied, same.augment(batch, 1)[0])
+    assert not torch.equal(varied, other.augment(batch, 1)[0])
