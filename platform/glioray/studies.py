@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,9 @@ from glioray.errors import UsageError
 _COMMON = ("stem_stride", "prior")
 """Options of any network: those of the recipe hold for every entrant that does not say otherwise."""
 
-
 _ENDLESS = 1_000_000
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""One that does not lie within a list in brackets."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ def product_entrants(
 ) -> tuple[Entrant, ...]:
     """Every network with every loss and every optimiser; an empty list means the recipe's own.
 
-    Each is written NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as `unetpp:width=16,deep_supervision=true` or
-    `sgd:lr=0.01`; `recipe` among the networks is the recipe's own network with its options.
+    Each is written NAME or NAME:OPTION=VALUE,OPTION=VALUE, such as `unetpp:width=16,deep_supervision=true`,
+    `resenc:blocks=[1,2,2]` or `sgd:lr=0.01`; `recipe` among the networks is the recipe's own network with its options.
 
     Raises:
         UsageError: text that is not of that form, or the same entrant twice.
@@ -109,7 +111,7 @@ def budget_settings(
 def split_names(text: str | None) -> list[str]:
     """The names of a comma-separated list, in which options follow a colon: `a,b:x=1,y=2,c` is a, b:x=1,y=2, c."""
     names: list[str] = []
-    for part in (text or "").split(","):
+    for part in _COMMA.split(text or ""):
         if "=" in part and ":" not in part and names:
             names[-1] += f",{part}"
         elif part.strip():
@@ -120,7 +122,7 @@ def split_names(text: str | None) -> list[str]:
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
-    for item in rest.split(",") if rest else []:
+    for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"'{text}' is not an entrant; write NAME or NAME:OPTION=VALUE,OPTION=VALUE")

@@ -20,6 +20,7 @@ def test_names_and_their_options_are_parted():
         "u2netp",
         "segresnet:width=8",
     ]
+    assert split_names("resenc:blocks=[1,2,1],width=8,u2netp") == ["resenc:blocks=[1,2,1],width=8", "u2netp"]
     assert split_names(None) == split_names("") == []
 
 

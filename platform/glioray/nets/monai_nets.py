@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -130,6 +131,8 @@ def dynunet(
 
     if width < 1 or not 2 <= depth <= 7:
         raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 2 to 7")
+    if max_width < 1:
+        raise ValueError(f"max_width {max_width}: expected at least 1")
     if deep_supervision and depth < 3:
         raise ValueError(f"deep_supervision with depth {depth}: expected depth from 3")
     num_sides = depth - 2 if deep_supervision else 0
@@ -322,18 +325,21 @@ def swin_unetr(
             f"width {width}, num_heads {tuple(num_heads)}: each level's features, {width} doubled "
             "at each level, must be a multiple of its heads"
         )
-    net = SwinUNETR(
-        spatial_dims=2,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        feature_size=width,
-        depths=tuple(depths),
-        num_heads=tuple(num_heads),
-        window_size=window,
-        norm_name=_norm(norm, width),
-        drop_rate=dropout,
-    )
-    return Wrapped(net, divisor=32, heads=["out.conv.conv"], fixed=True)
+    # MONAI reads numbers from tensors while it builds, which those of the meta device do not have.
+    with torch.device("cpu"):
+        net = SwinUNETR(
+            spatial_dims=2,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            feature_size=width,
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            window_size=window,
+            norm_name=_norm(norm, width),
+            drop_rate=dropout,
+        )
+    wrapped = Wrapped(net, divisor=32, heads=["out.conv.conv"], fixed=True)
+    return wrapped.to(torch.get_default_device())
 
 
 def _norm(name: str, width: int) -> Any:

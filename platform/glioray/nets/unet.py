@@ -63,8 +63,8 @@ class UNet(nn.Module):
         super().__init__()
         if width < 1 or not 1 <= depth <= 7:
             raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
-        if dilation < 1:
-            raise ValueError(f"dilation {dilation}: expected a rate from 1 on")
+        if max_width < 1:
+            raise ValueError(f"max_width {max_width}: expected at least 1")
         if bottleneck not in ("plain", *PYRAMIDS):
             raise ValueError(f"'{bottleneck}' is not a bottleneck; they are plain, {', '.join(PYRAMIDS)}")
         if bottleneck != "plain" and not bridge:

@@ -311,9 +311,9 @@ def test_the_export_equals_the_network(name: str, options: dict[str, Any]):
 @pytest.mark.parametrize("key", NUM_PARAMETERS, ids=" ".join)
 def test_number_of_parameters(key: tuple[str, str]):
     options, in_channels, out_channels, expected = NUM_PARAMETERS[key]
-    # SwinUNETR reads numbers from tensors while it is built.
-    with torch.device("cpu" if key[0] == "swin_unetr" else "meta"):
+    with torch.device("meta"):
         net = build_net(key[0], in_channels=in_channels, out_channels=out_channels, **options)
+    assert all(parameter.is_meta for parameter in net.parameters())
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
 
 
@@ -329,13 +329,17 @@ def test_an_option_that_a_network_does_not_have():
 
 @pytest.mark.parametrize(
     "options",
-    [{"width": 0}, {"depth": 0}, {"depth": 8}, {"stem_stride": 3}, {"norm": "layer"}, {"prior": 1.0}],
+    [
+        *({"width": 0}, {"depth": 0}, {"depth": 8}, {"stem_stride": 3}, {"norm": "layer"}, {"prior": 1.0}),
+        *({"num_convs": 0}, {"dilation": 1.5}, {"dilation": 0}, {"max_width": 0}),
+    ],
     ids=str,
 )
 def test_options_out_of_range(options: dict[str, Any]):
     with pytest.raises(
         ValueError,
-        match=r"expected width from 1|stem_stride 3|is not a normalisation; they are batch|expected a probability",
+        match=r"expected width from 1|stem_stride 3|is not a normalisation; they are batch|expected a probability|"
+        r"expected whole numbers from 1 on|expected at least 1",
     ):
         build_net("unet", in_channels=4, out_channels=3, **options)
 
