@@ -12,7 +12,7 @@ from scipy import sparse
 
 from glioray.cases.load import Case, brain_mask
 from glioray.config import PreprocessConfig
-from glioray.errors import CaseError, UsageError
+from glioray.errors import CaseError
 from glioray.slices.enhance import bias_field, brain_of_head
 
 MAX_VOXELS = 512**3
@@ -34,8 +34,9 @@ def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
     of the file: its grid is where `probs_on_grid` brings a prediction back to.
 
     Raises:
-        CaseError: a modality is missing, a brain is not found, or values are not the scanner's.
-        UsageError: the spacing would make a volume of more than `MAX_VOXELS`; a package is not installed.
+        CaseError: a modality is missing, a brain is not found, values are not the scanner's, or the spacing would
+            make a volume of more than `MAX_VOXELS`.
+        UsageError: a package is not installed.
     """
     case = _pick(case, config.modalities)
     if config.skull_strip:
@@ -125,10 +126,12 @@ def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
     if new == old:
         return case
     if math.prod(new) > MAX_VOXELS:
-        wanted = " x ".join(f"{mm:g}" for mm in spacing_mm)
-        raise UsageError(
-            f"preprocess.spacing_mm of {wanted} mm makes {new} voxels of case {case.case_id}; expected at most "
-            f"{MAX_VOXELS} in all; raise it"
+        sides, found = (" x ".join(f"{mm:g}" for mm in edges) for edges in (spacing_mm, case.spacing_mm))
+        raise CaseError(
+            case.case_id,
+            "",
+            f"its voxels of {found} mm become {new} of {sides} mm; expected at most {MAX_VOXELS} in all",
+            "check its voxel size, or raise preprocess.spacing_mm",
         )
     brain = brain_mask(case.images)
     inside = resample_labels(brain, new)

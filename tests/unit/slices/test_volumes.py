@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from glioray.cases.load import Case, brain_mask
 from glioray.config import MODALITIES, PLANES, PreprocessConfig
-from glioray.errors import CaseError, UsageError
+from glioray.errors import CaseError
 from glioray.slices.preprocess import preprocess
 from glioray.slices.volumes import prepare_volume, probs_on_grid, resample, resample_labels
 
@@ -163,7 +163,8 @@ def test_no_background_bleeds_into_the_brain(make_case: MakeCase, background: tu
 
 
 def test_voxels_too_many_for_memory_are_refused(make_case: MakeCase) -> None:
-    with pytest.raises(
-        UsageError, match=r"of 0\.1 x 0\.1 x 0\.1 mm makes \(440, 750, 600\) voxels of case A"
-    ):
-        prepare_volume(make_case(), PreprocessConfig(spacing_mm=(0.1, 0.1, 0.1)))
+    """The case's fault, to a server that is sent it: its header may claim any size."""
+    config = PreprocessConfig(spacing_mm=(0.1, 0.1, 0.1))
+    says = r"A: its voxels of 1 x 1\.5 x 2 mm become \(440, 750, 600\) of 0\.1 x 0\.1 x 0\.1 mm; expected"
+    with pytest.raises(CaseError, match=says):
+        prepare_volume(make_case(), config)
