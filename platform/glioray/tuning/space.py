@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from glioray.config import RunConfig, override
+from glioray.nets import build_net
 
 
 def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
@@ -27,9 +29,21 @@ def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
     if weight:
         space["loss.options.ce_weight"] = FloatDistribution(weight / 3, weight * 3, log=True)
     if width:
-        choices = sorted({max(4, width * 3 // 4), width, width * 3 // 2})
+        others = {max(4, width * 3 // 4), width * 3 // 2} - {width}
+        choices = sorted([width, *(other for other in others if _can_be_built(config, other))])
         space["net.options.width"] = CategoricalDistribution(choices)
     return space
+
+
+def _can_be_built(config: RunConfig, width: int) -> bool:
+    """Whether the network takes that width: some take multiples of 4, 8 or 12 alone."""
+    options = {**config.net.options, "width": width}
+    try:
+        with torch.device("meta"):
+            build_net(config.net.name, in_channels=1, out_channels=1, **options)
+    except ValueError:
+        return False
+    return True
 
 
 def recipe_point(config: RunConfig) -> dict[str, Any]:
