@@ -15,11 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.batch import predict_cases
 from glioray.cases.labels import CONVENTIONS
-from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cluster import check_shared, connect, log_to_stderr
-from glioray.errors import DataError
-from glioray.sources import open_model
-from glioray.storage import open_storage
+from glioray.sources import find_cases, open_model
 
 LABELS = {
     "choices": sorted(CONVENTIONS),
@@ -37,9 +34,7 @@ def main() -> dict[str, object]:
     )
     data, out, storage = cli.data_uri(args), cli.out_uri(args), cli.storage_uri(args)
     cli.tracking_address(storage)
-    cases, problems = discover_cases(open_storage(data))
-    if not cases:
-        raise DataError(f"'{data}' holds no case; {RECOGNISED}")
+    data, cases, problems = find_cases(data)
     with tempfile.TemporaryDirectory() as folder:
         package, spec, resolved = open_model(args, Path(folder))
         if args.dry_run:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from glioray.cases.casefiles import CaseFiles, Problem
+from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
 from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
@@ -71,6 +73,34 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: str | None = None)
     if not fold.isdigit():
         raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
     return manifest.with_fold(int(fold))
+
+
+def find_cases(uri: str) -> tuple[str, list[CaseFiles], list[Problem]]:
+    """The cases of `--data`, with or without masks: the URI that they lie below, their files, and what is wrong.
+
+    Those of a manifest where that is named, or where it lies in a folder without cases; their masks are then read
+    by the conventions that it states.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not uri.endswith(".json"):
+        storage = open_storage(uri)
+        cases, problems = discover_cases(storage)
+        if cases:
+            return uri, cases, problems
+        if not storage.exists(MANIFEST):
+            raise DataError(f"'{uri}' holds no case; {RECOGNISED}")
+    manifest = load_manifest(uri)
+    if not manifest.cases:
+        raise DataError(
+            f"the manifest '{uri}' names no case that can be used; see its problems, or name the data"
+        )
+    files = [
+        dataclasses.replace(entry.files, declared=entry.files.declared or entry.convention)
+        for entry in manifest.cases
+    ]
+    return manifest.data, files, list(manifest.problems)
 
 
 def check_modalities(manifest: Manifest, config: RunConfig) -> None:
