@@ -17,14 +17,12 @@ import pytest
 from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.cases.phantom import write_phantoms
 from glioray.config import MODALITIES, OPTIMIZERS, PreprocessConfig, RunConfig
 from glioray.errors import DataError, TrainingError, UsageError
 from glioray.inference.package import ModelSpec
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
 from glioray.recipes import build_recipe
-from glioray.storage import open_storage
 
 FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
 
@@ -327,27 +325,9 @@ def test_other_splits(manifest: Manifest):
         sources.select_cases(manifest, spec, "holdout")
 
 
-def test_cases_to_predict_are_those_that_lie_there_or_that_a_manifest_names(
-    manifest: Manifest, tmp_path: Path
-):
-    out, data = tmp_path / "out", tmp_path / "data"
-    manifest.save(open_storage(out))
-    for uri in (str(out), f"{out}/manifest.json"):
-        root, files, problems = sources.find_cases(uri)
-        assert (root, problems) == ("/data", [])
-        assert [(f.case_id, f.declared) for f in files] == [
-            *((name, "brats-et4") for name in ("a1", "a2", "b1", "c1")), ("d1", None),
-        ]  # fmt: skip
-    (case_id,) = write_phantoms(open_storage(data), num_cases=1, shape=(32, 32, 16))
-    manifest.save(open_storage(data))
-    root, (files_there,), _ = sources.find_cases(str(data))
-    assert (root, files_there.case_id, files_there.declared) == (str(data), case_id, None)
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match="holds no case; BraTS 2017"):
-        sources.find_cases(str(tmp_path / "nothing"))
-
-
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from glioray.storage import open_storage
+
     manifest.save(open_storage(tmp_path))
     for uri in (str(tmp_path), f"{tmp_path}/manifest.json"):
         assert sources.open_data(uri, "", seed=0) == manifest
