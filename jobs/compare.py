@@ -41,7 +41,11 @@ MORE = {
         "default": 1,
         "help": "runs a fold, each from another seed (default: 1)",
     },
-    "minutes_each": {"metavar": "M", "type": float, "help": "budget of each run, in minutes"},
+    "minutes_each": {
+        "metavar": "M",
+        "type": float,
+        "help": "budget of each run, in minutes; validation counts",
+    },
     "slices_each": {"metavar": "N", "type": int, "help": "budget of each run, in slices learned from"},
 }
 
@@ -52,9 +56,10 @@ def main() -> dict[str, object]:
     config = cli.resolve_config(args)
     cli.check_counts(args, "concurrent width seeds slices-each")
     each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
+    own = config.train
     budget = next(
-        (f"{value:g} {name.removeprefix('num_')}" for name, value in each.items() if value),
-        "the recipe's budget",
+        (f"{value:,.10g} {name.removeprefix('num_')}" for name, value in each.items() if value is not None),
+        f"the recipe's {own.max_epochs:,} epochs" + (f" or {own.minutes:g} minutes" if own.minutes else ""),
     )
     named = [split_names(text) for text in (args.nets, args.losses, args.optimizers)]
     rows = (

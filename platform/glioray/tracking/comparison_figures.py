@@ -69,7 +69,7 @@ def dice_against_figure(
         axes.set_xscale("log")
     axes.set_ylim(0, 1)
     _finish(axes, f"Mean Dice against {x}", x, "mean Dice (3-D)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _legend_outside(figure, axes)
     return figure
 
 
@@ -134,18 +134,22 @@ def training_curves_figure(curves: Mapping[str, Sequence[Sequence[tuple[float, f
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
     for (label, runs), colour in zip(curves.items(), _colours(len(curves)), strict=True):
-        for number, points in enumerate(runs):
-            if points:
-                name = label if number == 0 else None
-                axes.plot(*zip(*points, strict=True), marker=".", linewidth=1.2, color=colour, label=name)
+        for number, points in enumerate(filter(None, runs)):
+            name = label if number == 0 else None
+            axes.plot(*zip(*points, strict=True), marker=".", linewidth=1.2, color=colour, label=name)
     _finish(axes, "Training loss", "slices learned from", "loss")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _legend_outside(figure, axes)
     return figure
 
 
 def _colours(count: int) -> list[tuple[float, ...]]:
     wheel = colormaps["tab20"]
     return [wheel(number % 20) for number in range(count)]
+
+
+def _legend_outside(figure: Figure, axes: Axes) -> None:
+    if axes.lines:  # matplotlib warns of a legend of nothing
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 
 
 def _finish(axes: Axes, title: str, x: str, y: str) -> None:

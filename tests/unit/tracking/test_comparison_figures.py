@@ -78,3 +78,10 @@ def test_a_line_a_run_a_colour_an_entrant():
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert colours[0] == colours[1] != colours[2]
     assert drawn(figure).std() > 0
+
+
+def test_runs_that_left_no_row_do_not_break_the_pictures():
+    assert drawn(dice_against_figure({"a": []}, "minutes")).size > 0
+    assert drawn(training_curves_figure({"a": [[]]})).size > 0
+    (line,) = training_curves_figure({"a": [[], [(1, 2.0)]]}).axes[0].lines
+    assert line.get_label() == "a"
