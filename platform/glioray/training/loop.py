@@ -80,20 +80,19 @@ def fit(
     """
     num_steps = config.max_epochs * feed.num_steps
     step = epoch = 0
-    spent_s, num_slices = 0.0, 0
+    spent_s, validation_s, num_slices = 0.0, 0.0, 0
     metrics: dict[str, float] = {}
     saved = load_state(storage)
     if saved is not None:
         task.load_state(saved["task"])
         step, epoch, spent_s = saved["step"], saved["epoch"], saved["spent_s"]
         num_slices, metrics = saved["num_slices"], saved["metrics"]
+        validation_s = saved.get("validation_s", 0.0)
         _restore_rng(saved["rng"][ranks.rank] if ranks.rank < len(saved["rng"]) else saved["rng"][0])
         if ranks.is_first:
             _log.info("going on after epoch %d, step %d", epoch, step)
     began = time.monotonic() - spent_s
     said = time.monotonic()
-
-    validation_s = 0.0
 
     def progress() -> float:
         by_step = step / num_steps
@@ -105,8 +104,9 @@ def fit(
 
     threads = ThreadChoice(torch.get_num_threads()) if config.minutes is not None else None
     judged = done = progress()
-    # However short the time: one step, so that there is a model.
-    while done < 1 or step == 0:
+    # However short the time: one step, so that there is a model, and one more where a run was cut shorter after it
+    # was saved, so that it is finished.
+    while done < 1 or metrics.get("progress", 0.0) < 1:
         epoch += 1
         epoch_began, rows = time.monotonic(), []
         if threads is not None:
@@ -144,6 +144,7 @@ def fit(
                 "step": step,
                 "epoch": epoch,
                 "spent_s": time.monotonic() - began,
+                "validation_s": validation_s,
                 "num_slices": num_slices,
                 "metrics": metrics,
                 "rng": rng,

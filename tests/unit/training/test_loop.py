@@ -18,6 +18,7 @@ from glioray.inference.predictor import Predictor, autocast, gains_by_bf16
 from glioray.metrics.segmentation import mean_dice
 from glioray.slices.store import Batch, SliceStore
 from glioray.storage import open_storage
+from glioray.training import loop
 from glioray.training.checkpoint import fetch_model, load_state
 from glioray.training.collectives import Ranks
 from glioray.training.loop import check_finite, fit
@@ -61,7 +62,7 @@ def _assert_same(found: Any, expected: Any, where: str = "") -> None:
 def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without its clocks."""
     metrics = {k: v for k, v in state["metrics"].items() if k not in ("minutes", "slices_per_s")}
-    return {**state, "metrics": metrics, "spent_s": 0.0}
+    return {**state, "metrics": metrics, "spent_s": 0.0, "validation_s": 0.0}
 
 
 def _resume_and_compare(runs: ModuleType, make_plan: Plans, settings: dict[str, Any]) -> None:
@@ -141,6 +142,44 @@ def test_a_run_may_be_made_longer(runs: ModuleType, make_plan: Plans):
     assert len(task.rows) == 6
     assert (metrics["epoch"], metrics["step"], metrics["num_slices"]) == (3, 9, 36)
     assert not torch.equal(task.net.head.weight, first.net.head.weight)
+
+
+def test_a_run_that_the_clock_ended_is_over(
+    runs: ModuleType, make_plan: Plans, monkeypatch: pytest.MonkeyPatch
+):
+    """Its last validation was quicker than the one before, for which time had been kept."""
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+
+    class Timed(runs.Recorded):  # type: ignore[misc]
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+            clock[0] += 10
+            return super().train_step(batch, epoch, progress)  # type: ignore[no-any-return]
+
+        def validate(self) -> dict[str, float]:
+            clock[0] += 20 if len(self.rows) < 8 else 11
+            return super().validate()  # type: ignore[no-any-return]
+
+    plan = make_plan(**{"train.max_epochs": 1000, "train.minutes": 2.0})
+    task, metrics = runs.train(plan, task=Timed)
+    assert len(task.rows) == 8
+    again, figures = runs.train(plan, task=Timed)
+    assert again.rows == []
+    assert figures == metrics
+
+
+def test_a_run_that_is_made_shorter_is_finished(runs: ModuleType, make_plan: Plans):
+    plan = make_plan(**{"postprocess.fit_thresholds": True})
+    with pytest.raises(Killed):
+        runs.train(plan, task=_killed_at(8, runs))
+    shorter = dataclasses.replace(plan, config=override(plan.config, **{"train.max_epochs": 2}))
+    task, metrics = runs.train(shorter)
+    assert len(task.rows) == 1
+    assert (metrics["progress"], metrics["step"]) == (1, 7)
+    assert "threshold_wt" in metrics
+    task, again = runs.train(shorter)
+    assert task.rows == []
+    assert again == metrics
 
 
 def test_validations_come_evenly_and_the_last_one_always(runs: ModuleType, make_plan: Plans):
