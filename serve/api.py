@@ -208,8 +208,12 @@ def _segment(served: Served, upload: Upload, as_json: bool) -> Response:
 
 
 def _measure(mask: np.ndarray, case: Case, served: Served) -> Volumes:
-    regions = {**REGION_LABELS, "ncr": (1,), "ed": (2,)}
-    if served.predictor.spec.out_channels == len(LABELS):
+    spec = served.predictor.spec
+    # Of what no mask told it a model has learned that it is nowhere; 0 ml of that would be no finding.
+    regions = {name: labels for name, labels in REGION_LABELS.items() if name in spec.regions}
+    if len(regions) == len(REGION_LABELS):
+        regions |= {"ncr": (1,), "ed": (2,)}
+    if spec.out_channels == len(LABELS):
         regions["rc"] = (4,)
     counts = np.bincount(mask.ravel(), minlength=len(LABELS))
     voxels = {name: int(counts[list(labels)].sum()) for name, labels in regions.items()}

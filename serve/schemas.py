@@ -55,7 +55,8 @@ class Volumes(BaseModel):
 
     model: str = Field(description="the version that segmented, as models:/NAME/VERSION")
     volumes_ml: dict[str, float] = Field(
-        description="by region: wt, tc, et (nested) and ncr, ed; rc (resection cavity) where the model knows it"
+        description="by region: wt, tc, et (nested) and ncr, ed; rc (resection cavity) where the model knows it; wt "
+        "alone where it was trained on masks of nothing else"
     )
     voxels: dict[str, int] = Field(description="voxel counts by region")
     spacing_mm: tuple[float, float, float] = Field(description="voxel edges along X, Y, Z in RAS+ order")

@@ -106,7 +106,7 @@ def _predict(
     mask = from_internal(predictor.decode(probs, float(np.prod(case.spacing_mm)) / 1000), convention)
     target = open_storage(out)
     if with_uncertainty:
-        doubt = uncertainty(probs, predictor.spec.config.loss.target)
+        doubt = uncertainty(probs, predictor.spec.config.loss.target, predictor.spec.regions)
         target.write(f"{files.case_id}_uncertainty.nii.gz", encode_map(doubt, like=case.reference))
     # Last: where a mask is, all is there.
     key = f"{files.case_id}_seg.nii.gz"

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from glioray.config import RunConfig
+from glioray.config import REGIONS, RunConfig
 from glioray.errors import ModelError, UsageError
 from glioray.nets import build_net
 from glioray.nets.ensemble import Ensemble
@@ -37,6 +37,7 @@ class ModelSpec:
         train_patients: whose cases it has seen, be it to fit thresholds; none of them may judge it.
         metrics: figures of its last validation.
         val_cases: per case id, the Dice of each region at that validation.
+        regions: of WT, TC and ET, those that some mask it was trained on tells; of the others it says nothing.
         num_members: networks whose probabilities are averaged (`Ensemble`); they are alike but for their weights.
     """
 
@@ -47,6 +48,7 @@ class ModelSpec:
     train_patients: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    regions: tuple[str, ...] = REGIONS
     num_members: int = 1
 
     def to_json(self) -> str:
@@ -186,6 +188,7 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
         spacing_mm=_three(np.mean([spec.spacing_mm for spec in specs], axis=0)),
         manifest_hash="+".join(sorted({spec.manifest_hash for spec in specs})),
         train_patients=tuple(sorted({patient for spec in specs for patient in spec.train_patients})),
+        regions=first.regions,
         num_members=len(nets),
     )
     write_package(folder, joined, Ensemble(nets, config.loss.target).state_dict())
@@ -199,6 +202,7 @@ def _shared_settings(spec: ModelSpec) -> dict[str, Any]:
     return {
         **{f"net.{name}": value for name, value in to_dict(config.net).items()},
         "out_channels": spec.out_channels,
+        "regions": spec.regions,
         "loss.target": config.loss.target,
         **{f"preprocess.{name}": value for name, value in to_dict(config.preprocess).items()},
         # How thresholds were come by is each member's own.

@@ -15,6 +15,7 @@ from scipy import special
 from torch import Tensor, nn
 
 from glioray.cases.load import Case
+from glioray.config import REGIONS
 from glioray.errors import ModelError
 from glioray.inference.package import ModelSpec, read_package
 from glioray.inference.postprocess import decode_labels, postprocess
@@ -104,7 +105,9 @@ class Predictor:
         return torch.cat(parts).movedim(1, 0).numpy()
 
 
-def uncertainty(probs: NDArray[np.float32], target: str) -> NDArray[np.float32]:
+def uncertainty(
+    probs: NDArray[np.float32], target: str, regions: Sequence[str] = REGIONS
+) -> NDArray[np.float32]:
     """(X, Y, Z) float32 in [0, 1] from (C, X, Y, Z) probabilities: their entropy, over its largest value.
 
     Under "classes" the entropy of the voxel's class, over log C. Under "regions" the mean of the regions' binary
@@ -112,17 +115,23 @@ def uncertainty(probs: NDArray[np.float32], target: str) -> NDArray[np.float32]:
     mirrored copies or members it is that of their mean prediction, so that where they contradict each other
     it is high. It knows nothing of what they all have wrong.
 
+    Args:
+        probs: as `Predictor.probs` gives them.
+        target: "classes" or "regions".
+        regions: of WT, TC and ET, those that the model knows; where that is WT alone, all tumour is one class.
+
     Reference: predictive entropy as in Lakshminarayanan et al. 2017 (arXiv 1612.01474) for ensembles and Wang et
     al. 2019 (arXiv 1807.07356) for mirrored copies; QU-BraTS (Mehta et al. 2022, arXiv 2112.10074) judges such
     maps by region and from 0 to 100, ours is one map for all.
     """
     if target == "regions":
-        total = sum(_entropy(region) + _entropy(1 - region) for region in probs)
-        return np.asarray(total / (len(probs) * math.log(2)), np.float32).clip(0, 1)
-    tumour = probs[1:]
+        known = [probs[REGIONS.index(name)] for name in regions]
+        total = sum(_entropy(region) + _entropy(1 - region) for region in known)
+        return np.asarray(total / (len(known) * math.log(2)), np.float32).clip(0, 1)
+    tumour = probs[1:] if set(REGIONS) <= set(regions) else probs[1:].sum(0, keepdims=True)
     # Where a plane's window ended, what it did not see is background.
     total = sum(map(_entropy, tumour), _entropy(1 - tumour.sum(0)))
-    return np.asarray(total / math.log(len(probs)), np.float32).clip(0, 1)
+    return np.asarray(total / math.log(len(tumour) + 1), np.float32).clip(0, 1)
 
 
 def _entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:

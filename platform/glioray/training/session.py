@@ -196,6 +196,7 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         manifest_hash=plan.manifest.hash,
         train_patients=tuple(sorted({entry.patient_id for entry in seen})),
+        regions=tuple(name for name in REGIONS if any(name in entry.known_regions for entry in train)),
     )
 
 

@@ -69,12 +69,14 @@ def test_what_it_says_of_itself(write: Writer, tmp_path: Path):
             "train_patients": ("a", "b"),
             "manifest_hash": "y",
             "spacing_mm": (1.0, 1.0, 3.0),
+            "regions": ("wt",),
             "metrics": {"dice_wt": 1.0},
         },
         {
             "train_patients": ("b", "c"),
             "manifest_hash": "x",
             "spacing_mm": (1.0, 1.0, 2.0),
+            "regions": ("wt",),
             "val_cases": {"c": {"wt": 1.0}},
         },
     ]
@@ -89,7 +91,7 @@ def test_what_it_says_of_itself(write: Writer, tmp_path: Path):
         "x+y",
         (1.0, 1.0, 2.5),
     )
-    assert (spec.metrics, spec.val_cases, spec.num_members) == ({}, {}, 2)
+    assert (spec.metrics, spec.val_cases, spec.num_members, spec.regions) == ({}, {}, 2, ("wt",))
     assert spec.config.postprocess.thresholds == (0.5, 0.5, 0.375)
     found, net = read_package(tmp_path / "joined")
     assert found == spec
@@ -122,6 +124,7 @@ def test_plain_mlflow_loads_it(write: Writer, tmp_path: Path):
             {"preprocess.planes": ["coronal"]},
             r"model 2 has preprocess.planes \['coronal'\] but the first has \['axial'\]",
         ),
+        ({"regions": ("wt",)}, r"model 2 has regions \('wt',\) but the first has \('wt', 'tc', 'et'\)"),
         ({"postprocess.min_et_ml": 0.5}, "model 2 has postprocess.min_et_ml 0.5 but the first has 0.0"),
     ],
     ids=str,
@@ -129,8 +132,10 @@ def test_plain_mlflow_loads_it(write: Writer, tmp_path: Path):
 def test_models_that_differ_are_not_joined(
     write: Writer, tmp_path: Path, settings: dict[str, Any], sentence: str
 ):
+    changes = {name: value for name, value in settings.items() if "." not in name}
+    rest = {name: value for name, value in settings.items() if "." in name}
     with pytest.raises(ModelError, match=sentence):
-        join_packages([write(0), write(1, **settings)], tmp_path / "joined")
+        join_packages([write(0), write(1, changes, **rest)], tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
 
 

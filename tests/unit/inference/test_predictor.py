@@ -247,6 +247,15 @@ def test_uncertainty_of_regions_is_the_mean_of_three_questions():
     assert found.min() >= 0
 
 
+def test_uncertainty_is_that_of_what_the_model_knows():
+    """Trained on whole tumours alone, it has learned that TC and ET are nowhere, and is sure of that."""
+    probs = np.array([[0.5, 0.0, 0.0], [0.9, 0.1, 0.0]], np.float32).T.reshape(3, 2, 1, 1)
+    expected = [1.0, _entropy(0.9, 0.1) / math.log(2)]
+    np.testing.assert_allclose(uncertainty(probs, "regions", ("wt",)).ravel(), expected, atol=1e-6)
+    classes = np.array([[0.5, 0.0, 0.5, 0.0], [0.1, 0.1, 0.7, 0.1]], np.float32).T.reshape(4, 2, 1, 1)
+    np.testing.assert_allclose(uncertainty(classes, "classes", ("wt",)).ravel(), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["region_dice_bce", "dice_ce"])
 def test_uncertainty_of_a_case(make_predictor: Predictors, case: Case, loss: str):
     predictor = make_predictor(**{"loss.name": loss, "preprocess.planes": ["axial", "coronal"]})

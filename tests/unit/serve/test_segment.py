@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from serve.watch import ModelWatch
 from glioray.cases.labels import CONVENTIONS, REGION_LABELS, to_internal
 from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
+from glioray.inference.package import SPEC_FILE, parse_spec
 
 SHAPE = (40, 44, 36)
 AFFINE = np.array([[0.0, 1, 0, -20], [-1, 0, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])
@@ -92,6 +94,19 @@ def test_json_gives_volumes_of_the_same_mask(client: TestClient, files: dict[str
     assert figures["volumes_ml"]["wt"] == pytest.approx(figures["voxels"]["wt"] / 1000, abs=1e-4)
     assert figures["spacing_mm"] == pytest.approx([1, 1, 1])
     assert figures["model"] == answer.headers["x-glioray-model"]
+
+
+def test_a_model_of_whole_tumours_says_nothing_of_what_is_in_them(
+    make_package: Callable[..., Path], files: dict[str, bytes]
+) -> None:
+    package = make_package(0)
+    spec = replace(parse_spec((package / SPEC_FILE).read_bytes()), regions=("wt",))
+    (package / SPEC_FILE).write_text(spec.to_json())
+    watch = ModelWatch(str(package), poll_s=3600, device="cpu")
+    watch.refresh()
+    with TestClient(make_api(Settings(), watch), raise_server_exceptions=False) as client:
+        figures = client.post("/v1/segment", files=files, headers={"Accept": "application/json"}).json()
+    assert set(figures["volumes_ml"]) == set(figures["voxels"]) == {"wt"}
 
 
 @pytest.mark.parametrize("missing", MODALITIES)
