@@ -64,7 +64,7 @@ def main() -> dict[str, object]:
         out.write("evaluation.json", json.dumps(result, indent=1).encode())
         out.write("evaluation.csv", figures_csv(cases).encode())
         page = evaluation_markdown(
-            cases, patients, result["slicewise"], title=f"{resolved} on {args.split} cases"
+            cases, patients, result["slicewise"], title=f"{resolved} on {args.split} cases", failed=failed
         )
         out.write("evaluation.md", page.encode())
         result["files"] = [join_uri(out.uri, f"evaluation.{kind}") for kind in ("json", "csv", "md")]

@@ -23,7 +23,12 @@ _COLUMNS = {
 
 
 def evaluation_markdown(
-    cases: Mapping[str, CaseFigures], patients: Mapping[str, str], slicewise: SliceTable, *, title: str
+    cases: Mapping[str, CaseFigures],
+    patients: Mapping[str, str],
+    slicewise: SliceTable,
+    *,
+    title: str,
+    failed: Mapping[str, str] | None = None,
 ) -> str:
     """The page: by region the mean over cases with its 95 % interval, then the slice-level table.
 
@@ -32,6 +37,7 @@ def evaluation_markdown(
         patients: whose case each is.
         slicewise: the slice-level table of the same predictions.
         title: of the page.
+        failed: cases that could not be judged -> why.
     """
     means, intervals = mean_figures(cases), figure_intervals(cases, patients)
     num_patients = len({patients[case_id] for case_id in cases})
@@ -58,11 +64,10 @@ def evaluation_markdown(
             "## By patient",
             "",
             f"Means over {len(cases)} cases of {num_patients} patients, whole volumes, with 95 % intervals by "
-            "resampling patients.",
+            "resampling patients." + _of_few(num_patients),
             *(
-                []
-                if num_patients >= FEW_PATIENTS
-                else ["With so few patients the intervals are too narrow; read them as a hint."]
+                f"Not among them: {case_id} ({' '.join(reason.split())})."
+                for case_id, reason in (failed or {}).items()
             ),
             "",
             *_table(["region", "cases", *(head for head, _ in _COLUMNS.values())], rows),
@@ -77,11 +82,28 @@ def evaluation_markdown(
             "and are no substitute for the table above.",
             "",
             *_table(
-                ["class", "slices with it", "precision", "recall", "specificity", "IoU", "F1 (Dice)"], slices
+                [
+                    "class",
+                    "slices with it, true or predicted",
+                    "precision",
+                    "recall",
+                    "specificity",
+                    "IoU",
+                    "F1 (Dice)",
+                ],
+                slices,
             ),
             "",
         ]
     )
+
+
+def _of_few(num_patients: int) -> str:
+    if num_patients >= FEW_PATIENTS:
+        return ""
+    if num_patients < 2:
+        return " One patient says nothing of the spread, so that there are none."
+    return " With so few patients the intervals are too narrow; read them as a hint."
 
 
 def _cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:

@@ -186,7 +186,21 @@ def test_one_patient_has_means_without_intervals(case: Case):
     cases = {"a": case_figures(case, case.mask)}
     table = slicewise_table([case_slice_sums(case, case.mask)])
     assert figure_intervals(cases, {"a": "p"}) == {}
-    assert "| WT | 1 | 1.000 | 1.000 |" in evaluation_markdown(cases, {"a": "p"}, table, title="t")
+    page = evaluation_markdown(cases, {"a": "p"}, table, title="t")
+    assert "| WT | 1 | 1.000 | 1.000 |" in page
+    assert "One patient says nothing of the spread" in page
+    assert "too narrow" not in page
+
+
+def test_the_page_names_the_cases_that_it_leaves_out(case: Case):
+    assert case.mask is not None
+    cases = {"a": case_figures(case, case.mask)}
+    table = slicewise_table([case_slice_sums(case, case.mask)])
+    page = evaluation_markdown(
+        cases, {"a": "p", "b": "q"}, table, title="t", failed={"b": "it has no\nbrain"}
+    )
+    assert "Means over 1 cases of 1 patients" in page
+    assert "Not among them: b (it has no brain)." in page
 
 
 def test_a_mask_that_tells_the_whole_tumour_alone_is_judged_by_that(case: Case):
