@@ -186,12 +186,12 @@ def reading(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, bu
     ]
     if far:
         parts.append(
-            f"Compared case by case, it is ahead of {', '.join(far)} beyond what resampling patients explains "
+            f"Compared case by case, it is ahead of {'; '.join(far)} beyond what resampling patients explains "
             f"(95 % interval of the difference above 0, corrected neither for the {_counted(len(judged) - 1, 'comparison')} "
             "nor for the first having been picked because it was ahead)."
         )
     if near:
-        parts.append(f"It cannot be told apart from {', '.join(near)}: their order may be chance.")
+        parts.append(f"It cannot be told apart from {'; '.join(near)}: their order may be chance.")
     parts.append(
         f"What this does not show: the interval of a mean is {width:.2f} wide with {_counted(num_cases, 'case')} of "
         f"{_counted(best.num_patients, 'patient')}; "

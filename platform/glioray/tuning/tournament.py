@@ -381,7 +381,9 @@ def _overlays(row: Standing, plays: Sequence[Play]) -> Any:
         play = next(p for p in plays if p["label"] == row.label and case_id in p["cases"])
         with np.load(io.BytesIO(open_storage(play["storage"]).read(PICTURES_FILE))) as found:
             pictures.append(found[case_id])
-        titles.append(f"{case_id}\nmean Dice {row.case_dice[case_id]:.2f}")
+        # Of this prediction; the case's place is by the mean over seeds.
+        dice = _mean_dice({"cases": {case_id: play["cases"][case_id]}})
+        titles.append(f"{case_id}\nmean Dice {dice:.2f}")
     if not pictures:
         return None
     # Cases may have grids of their own.

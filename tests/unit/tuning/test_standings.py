@@ -154,8 +154,11 @@ def test_of_few_patients_the_reading_says_that_intervals_are_too_narrow():
 
 
 def test_the_reading_says_how_many_comparisons_there_were_and_what_minutes_are():
-    plays = [play(name, dict.fromkeys(PATIENTS, dice)) for name, dice in (("a", 0.8), ("b", 0.5), ("c", 0.4))]
+    plays = [
+        play(name, dict.fromkeys(PATIENTS, dice)) for name, dice in (("a", 0.8), ("b, wide", 0.5), ("c", 0.4))
+    ]
     text = reading(rank_entrants(plays), num_folds=2, num_seeds=1, budget="3 minutes")
+    assert "ahead of b, wide; c beyond" in text  # labels may hold commas
     assert "corrected neither for the 2 comparisons nor for the first having been picked" in text
     assert "validation and saving among them" in text
     assert "validation" not in reading(rank_entrants(plays), num_folds=2, num_seeds=1, budget="9 slices")

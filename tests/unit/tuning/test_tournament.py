@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glioray.cases.manifest import Manifest
@@ -16,10 +18,13 @@ from glioray.recipes import build_recipe
 from glioray.storage import open_storage
 from glioray.training.session import RunPlan
 from glioray.tuning import tournament
+from glioray.tuning.standings import rank_entrants
 from glioray.tuning.tournament import (
+    PICTURES_FILE,
     PLAY_FILE,
     TournamentPlan,
     _mean_dice,
+    _overlays,
     _play,
     _play_all,
     _Run,
@@ -119,3 +124,23 @@ def test_what_is_said_of_a_run_is_the_mean_that_is_ranked():
     regions = {"wt": 0.9, "tc": 0.6, "et": 0.3, "ncr": 0.0, "ed": 0.0}
     cases = {"a": {"regions": {name: {"dice": dice} for name, dice in regions.items()}}}
     assert _mean_dice({"cases": cases}) == pytest.approx(0.6)
+
+
+def test_an_overlay_says_the_dice_of_the_prediction_that_it_shows(tmp_path: Path):
+    plays = []
+    for seed, dice in enumerate((0.2, 0.8)):
+        storage = open_storage(str(tmp_path / str(seed)))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, a=np.ones((3, 8, 8), np.float32))
+        storage.write(PICTURES_FILE, buffer.getvalue())
+        regions = {name: {"dice": dice, "hd95_mm": 1.0} for name in ("wt", "tc", "et")}
+        cases = {"a": {"patient": "p", "regions": regions}}
+        plays.append(
+            {
+                "label": "net", "fold": 0, "seed": seed, "state": "complete", "reason": "", "storage": storage.uri,
+                "cases": cases, "num_parameters": 1, "minutes": 1, "num_slices": 1, "slices_per_s": 1,
+            }
+        )  # fmt: skip
+    (row,) = rank_entrants(plays)
+    assert row.case_dice["a"] == pytest.approx(0.5)
+    assert _overlays(row, plays).axes[0].get_title() == "a\nmean Dice 0.20"
