@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,18 @@ def test_what_the_files_do_not_tell_is_said(tif_data: Manifest, nifti_data: Mani
         "3 of 4 cases have a mask of the whole tumour alone",
     ]
     assert said[0].endswith("t1, t1c, flair and t1c, t2")
+
+
+def test_masks_that_nobody_corrected_are_counted(nifti_data: Manifest) -> None:
+    names = ("GlistrBoost_ManuallyCorrected", "GlistrBoost", None)
+    entries = [
+        replace(
+            nifti_data.cases[0],
+            files=replace(
+                nifti_data.cases[0].files, mask=name and f"TCGA-CS-4942/TCGA-CS-4942_1997.02.22_{name}.nii.gz"
+            ),
+        )
+        for name in names
+    ]
+    (note,) = [note for note in collection_notes(entries) if "GlistrBoost" in note]
+    assert note.startswith("1 of 3 cases has a mask by the program GlistrBoost that nobody corrected")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from glioray.cases.manifest import CaseEntry
 from glioray.config import MODALITIES, REGIONS
+
+_UNCORRECTED = re.compile(r"_GlistrBoost\.nii", re.IGNORECASE)
 
 
 def collection_notes(entries: Sequence[CaseEntry]) -> list[str]:
@@ -31,6 +34,12 @@ def collection_notes(entries: Sequence[CaseEntry]) -> list[str]:
         notes.append(
             f"{_cases(whole, entries)} a mask of the whole tumour alone: TC and ET are not reported of them, and in "
             "training count as absent"
+        )
+    automatic = [entry for entry in entries if _UNCORRECTED.search(entry.files.mask or "")]
+    if automatic:
+        notes.append(
+            f"{_cases(automatic, entries)} a mask by the program GlistrBoost that nobody corrected: what is learned from "
+            "and judged by it is that program's view"
         )
     return notes
 
