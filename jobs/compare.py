@@ -33,7 +33,7 @@ MORE = {
         "metavar": "K",
         "type": int,
         "default": 5,
-        "help": "of the cross-validation (default: %(default)s)",
+        "help": "of the cross-validation, without the patients of a manifest's test split (default: %(default)s)",
     },
     "seeds": {
         "metavar": "N",

@@ -171,15 +171,21 @@ class Manifest:
     def with_folds(self, num_folds: int) -> Manifest:
         """The manifest with its labelled cases dealt to so many folds, patients kept whole.
 
+        Those of "test" are in none: what is chosen by cross-validation is still to be tested on them. With fewer
+        patients than folds there are as many folds as patients.
+
         Raises:
-            UsageError: fewer than two folds, or fewer than two labelled patients.
+            UsageError: fewer than two folds, or fewer than two labelled patients outside of "test".
         """
+        held_back = {entry.patient_id for entry in self.select("test")}
         cases_of: dict[str, list[str]] = {}
         for entry in self.select("labelled"):
-            cases_of.setdefault(entry.patient_id, []).append(entry.case_id)
+            if entry.patient_id not in held_back:
+                cases_of.setdefault(entry.patient_id, []).append(entry.case_id)
         if len(cases_of) < 2:
+            besides = f" besides the {len(held_back)} of its test split" if held_back else ""
             raise UsageError(
-                f"{self.data} has {len(cases_of)} labelled patients; cross-validation needs at least two"
+                f"{self.data} has {len(cases_of)} labelled patients{besides}; cross-validation needs at least two"
             )
         folds = fold_patients(cases_of, num_folds, seed=self.seed)
         dealt = (sorted(case_id for patient in fold for case_id in cases_of[patient]) for fold in folds)

@@ -162,6 +162,32 @@ def test_a_fold_validates_and_the_others_train() -> None:
         manifest.with_fold(5)
 
 
+def test_folds_may_be_dealt_anew() -> None:
+    studies = (entry(f"P{n}-{study}", patient_id=f"P{n}") for n in range(6) for study in "ab")
+    manifest = manifest_of(*studies, entry("U", convention=None), num_folds=2)
+    three = manifest.with_folds(3)
+    assert [len(fold) for fold in three.folds] == [4, 4, 4]
+    for fold in three.folds:  # patients whole
+        assert {case_id.replace("-a", "-b") for case_id in fold} == {c for c in fold if c.endswith("-b")}
+    assert sorted(case_id for fold in three.folds for case_id in fold) == sorted(
+        e.case_id for e in manifest.select("labelled")
+    )
+    assert len(manifest.with_folds(100).folds) == 6  # a patient each
+    with pytest.raises(UsageError, match="num_folds is 1; expected at least 2"):
+        manifest.with_folds(1)
+
+
+def test_patients_kept_for_a_test_are_in_no_fold_that_is_dealt() -> None:
+    manifest = manifest_of(*(entry(f"P{n}") for n in range(10)), ratios=(0.5, 0.2, 0.3))
+    assert len(manifest.splits["test"]) == 3
+    dealt = manifest.with_folds(2)
+    assert sorted(case_id for fold in dealt.folds for case_id in fold) == [f"P{n}" for n in range(7)]
+    assert set(dealt.with_fold(0).splits["train"]).isdisjoint(manifest.splits["test"])
+    few = manifest_of(*(entry(f"P{n}") for n in range(3)), ratios=(0.4, 0.0, 0.6))
+    with pytest.raises(UsageError, match="has 1 labelled patients besides the 2 of its test split"):
+        few.with_folds(2)
+
+
 def test_names_that_are_not_there() -> None:
     manifest = manifest_of(entry("A"))
     with pytest.raises(
