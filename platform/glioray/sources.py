@@ -156,7 +156,11 @@ def member_uris(models: Sequence[str], *, checkpoints: bool) -> list[str]:
     """
     if not models:
         raise UsageError("no model was named; give --model once for each member, such as a run's folder")
-    members = [resolve_version(uri) for uri in models]
+    # One folder has many spellings, and its model would count twice.
+    members = [
+        resolve_version(uri) if uri.startswith(("models:", "runs:")) else open_storage(uri).uri
+        for uri in models
+    ]
     if checkpoints:
         members = [uri for run in members for uri in _kept_checkpoints(run)]
     twice = [uri for uri in members if members.count(uri) > 1]

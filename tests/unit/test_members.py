@@ -40,6 +40,9 @@ def test_what_cannot_be_a_member(tmp_path: Path):
     for checkpoints in (False, True):
         with pytest.raises(UsageError, match="is named twice; give each member once"):
             member_uris([run, run], checkpoints=checkpoints)
+    for same in (f"{run}/", f"file://{run}", f"{tmp_path}/./a"):
+        with pytest.raises(UsageError, match="is named twice; give each member once"):
+            member_uris([run, same], checkpoints=False)
     with pytest.raises(UsageError, match="'runs:/1/model' is no run's folder, where checkpoints lie"):
         member_uris([run, "runs:/1/model"], checkpoints=True)
     (tmp_path / "empty").mkdir()
