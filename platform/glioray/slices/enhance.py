@@ -93,9 +93,11 @@ def bias_field(
     )
     for part in (full, mask):
         part.SetSpacing([float(mm) for mm in spacing_mm])
+    # Cases are spread over processes; and the same bits everywhere. Of the process: N4's own setting does not reach
+    # the splines that it fits.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     correction = sitk.N4BiasFieldCorrectionImageFilter()
     correction.SetMaximumNumberOfIterations(list(_N4_ITERATIONS))
-    correction.SetNumberOfThreads(1)  # cases are spread over processes; and the same bits everywhere
     try:
         correction.Execute(sitk.Shrink(full, shrink), sitk.Shrink(mask, shrink))
     except RuntimeError as error:

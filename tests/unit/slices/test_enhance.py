@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,15 @@ def skull_head() -> Path:
             "needs a head with its skull: set GLIORAY_SKULL_HEAD to mricron-data's folder of templates"
         )
     return Path(value)
+
+
+@pytest.fixture
+def threads_of_itk() -> Iterator[Callable[[int], None]]:
+    """Sets ITK's threads of the whole process, until the test is over."""
+    process = importlib.import_module("SimpleITK").ProcessObject
+    before = process.GetGlobalDefaultNumberOfThreads()
+    yield process.SetGlobalDefaultNumberOfThreads
+    process.SetGlobalDefaultNumberOfThreads(before)
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +149,16 @@ def test_n4_finds_the_coil_s_field() -> None:
     assert np.corrcoef(found[brain], field[brain])[0, 1] > 0.99
     assert found[brain].mean() == pytest.approx(1, abs=1e-4)
     np.testing.assert_array_equal(found, bias_field(image, brain, (8.0, 8.0, 8.0), "A"))
+
+
+def test_n4_gives_the_same_bits_for_any_number_of_threads(threads_of_itk: Callable[[int], None]) -> None:
+    phantom = make_phantom(1, shape=(96, 96, 64))
+    brain = brain_mask(phantom.images)
+    found = []
+    for count in (1, 4):
+        threads_of_itk(count)
+        found.append(bias_field(phantom.images[0], brain, (1.0, 1.0, 1.0), "A"))
+    np.testing.assert_array_equal(*found)
 
 
 def test_n4_corrects_every_modality_inside_the_brain(make_case: MakeCase) -> None:
