@@ -5,7 +5,8 @@
         --nets recipe,unetpp:width=16,u2netp,segresnet --losses region_dice_bce,region_focal
 
 A recipe that is a study (keras_study) brings rows of its own. The same --run-name goes on with what is missing,
-and may bring further entrants.
+and may bring further entrants. A run that diverges has lost; with one that failed otherwise the exit code is 1, and
+the same command plays it again.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main() -> dict[str, object]:
     if args.dry_run:
         return cli.answer_dry_run(config, entrants=list(entrants), budget=budget)
     plan = plan_run(args, config, "comparison")
-    return run_tournament(
+    result = run_tournament(
         TournamentPlan(
             base=dataclasses.replace(plan, manifest=plan.manifest.with_folds(args.folds)),
             entrants=entrants,
@@ -82,6 +83,7 @@ def main() -> dict[str, object]:
             budget=budget,
         )
     )
+    return {**result, "exit_code": 1 if result["missing"] else 0}
 
 
 if __name__ == "__main__":

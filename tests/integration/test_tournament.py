@@ -38,6 +38,7 @@ def test_entrants_are_ranked_on_cases_they_have_not_seen(plan: RunPlan, mlflow_s
     assert first["num_parameters"] > 0
     assert (last["label"], last["num_failed"]) == ("diverges", 2)
     assert "the run diverged" in last["reason"]
+    assert (result["failed"], result["missing"]) == (["diverges"], [])
 
     client = MlflowClient(mlflow_server)
     run = client.get_run(result["run_id"])

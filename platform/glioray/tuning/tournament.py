@@ -91,7 +91,9 @@ class _Run:
 def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
     """Run what is missing, rank the entrants, and leave tables and pictures in MLflow and in the storage.
 
-    Returns: `run_id`, `winner` (None where no entrant finished all of its runs), `standings` (a dict an entrant), `reading`, and the URIs of the tables.
+    Returns: `run_id`, `winner` (None where no entrant finished all of its runs), `standings` (a dict an entrant),
+    `reading`, the URIs of the tables, and the labels that `failed`, among them the `missing`: for another reason
+    than that they diverged, so that the same tournament plays them again.
 
     Raises:
         UsageError: the name is taken by a run with other settings or other data, slices are split, or
@@ -160,6 +162,7 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
         "reading": text,
         "files": [join_uri(storage.uri, name) for name in files],
         "failed": sorted({play["label"] for play in plays if play["state"] == "failed"}),
+        "missing": sorted({play["label"] for play in plays if play.get("again")}),
     }
 
 
@@ -217,7 +220,7 @@ def _play_all(runs: Sequence[_Run], num_concurrent: int) -> list[dict[str, Any]]
         try:
             play = ray.get(done)
         except ray.exceptions.RayError as error:
-            play = _failed(runs[number], str(error).strip().splitlines()[-1])
+            play = _failed(runs[number], str(error).strip().splitlines()[-1], again=True)
         plays[number] = play
         num_done = num_missing - len(waiting) - len(going)
         left_s = (time.monotonic() - began) / num_done * (num_missing - num_done)
@@ -254,9 +257,9 @@ def _play(run: _Run, share: Share) -> dict[str, Any]:
             **_judge(plan, storage),
         }
     except DivergenceError as error:
-        play = _failed(run, str(error))
+        play = _failed(run, str(error), again=False)
     except GliorayError as error:
-        return _failed(run, str(error))
+        return _failed(run, str(error), again=True)
     storage.write(PLAY_FILE, json.dumps(play).encode())
     return play
 
@@ -265,8 +268,10 @@ def _identity(run: _Run) -> dict[str, Any]:
     return {"label": run.label, "fold": run.fold, "seed": run.seed, "storage": run.plan.storage}
 
 
-def _failed(run: _Run, reason: str) -> dict[str, Any]:
-    return {**_identity(run), "state": "failed", "reason": reason, "cases": {}, "history": []}
+def _failed(run: _Run, reason: str, *, again: bool) -> dict[str, Any]:
+    """`again` says that the run is played again when the tournament goes on."""
+    failed = {"state": "failed", "reason": reason, "again": again, "cases": {}, "history": []}
+    return {**_identity(run), **failed}
 
 
 def _judge(plan: RunPlan, storage: Storage) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_only_a_divergence_is_not_played_again(
     monkeypatch.setattr(tournament, "run_training", fail)
     (run,) = runs(tmp_path, 1, **{"train.num_workers": 2, "train.batch_size": 8})
     play = _play(run, SHARE)
-    assert (play["state"], play["reason"]) == ("failed", str(error))
+    assert (play["state"], play["reason"], play["again"]) == ("failed", str(error), not kept)
     assert open_storage(run.plan.storage).exists(PLAY_FILE) is kept
 
 
