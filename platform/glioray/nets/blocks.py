@@ -115,9 +115,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         if num_convs < 1 or not isinstance(dilation, int) or dilation < 1:
-            raise ValueError(
-                f"num_convs {num_convs}, dilation {dilation}: expected whole numbers from 1 on"
-            )
+            raise ValueError(f"num_convs {num_convs}, dilation {dilation}: expected whole numbers from 1 on")
         layers: list[nn.Module] = []
         for number in range(num_convs):
             source = in_channels if number == 0 else out_channels

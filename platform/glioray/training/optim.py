@@ -64,7 +64,9 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     - cosine: half a cosine (Loshchilov, Hutter 2016, arXiv 1608.03983).
     - poly: (1 - t) ^ `power` (DeepLab, Chen et al. 2016, arXiv 1606.00915; nnU-Net with 0.9).
     - cyclic: `cycles` equal parts, each half a cosine down from `lr`, a restart between them; what is kept at
-        their ends are the snapshots of an ensemble (Huang et al. 2017, arXiv 1704.00109).
+        their ends are the snapshots of an ensemble (Huang et al. 2017, arXiv 1704.00109). With `warmup` 0,
+        `train.num_validations` a multiple of `cycles` and `train.max_epochs` one of both, checkpoints fall on those
+        ends.
     - onecycle: up along half a cosine from `lr` / 25 in `warmup`, which is 0.3 usually, and down along half a
         cosine (Smith 2018, arXiv 1803.09820, in the form that torch and fastai gave it; momentum stays).
     """

@@ -83,6 +83,11 @@ class SegmentationTask:
             **config.loss.options,
         ).to(device)
         self.optimizer = build_optimizer(self.net, config.optim)
+        if self.is_first and config.optim.name == "schedulefree" and _has_batch_norm(self.net):
+            _log.warning(
+                "schedulefree keeps an average of the weights, but batch norm's running statistics are of those in "
+                "training, so that validation may come out too low; prefer a network with net.options.norm=instance"
+            )
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
         # Positions are a node's own: its samples vary by draws of their own too.
         self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
@@ -213,6 +218,10 @@ class SegmentationTask:
         net = self.spec.build()
         net.load_state_dict(self._weights())
         return net
+
+
+def _has_batch_norm(net: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
 def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:

@@ -317,7 +317,9 @@ def log_run_model(storage: Storage, logger: RunLogger) -> str:
 def log_package(logger: RunLogger, package: Path) -> str:
     """Log the model of a package's folder with an MLflow run; its URI."""
     spec, net = read_package(package)
-    # MLflow keeps the example as text: a small one will do.
-    example = torch.zeros(1, spec.config.preprocess.num_channels, 64, 64)
+    # MLflow keeps the example as text: a small one will do, but where the export is for its height and width alone.
+    fixed = any(getattr(module, "fixed", False) for module in net.modules())
+    size = spec.config.preprocess.size if fixed else (64, 64)
+    example = torch.zeros(1, spec.config.preprocess.num_channels, *size)
     logger.log_json(spec.val_cases, "validation_cases.json")
     return log_model(logger, package, net, example)

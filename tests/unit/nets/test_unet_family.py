@@ -177,7 +177,14 @@ def test_every_gate_of_a_folded_unet3p_learns():
     """Each pixel of a square has a gate of its own in evaluation, so that each must have been told."""
     torch.manual_seed(0)
     net = build_net(
-        "unet3p", in_channels=4, out_channels=3, width=4, depth=1, cat_channels=4, classify=True, stem_stride=2
+        "unet3p",
+        in_channels=4,
+        out_channels=3,
+        width=4,
+        depth=1,
+        cat_channels=4,
+        classify=True,
+        stem_stride=2,
     )
     last = net.net.presence[-1]
     with torch.no_grad():

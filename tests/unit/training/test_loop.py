@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -124,6 +125,16 @@ def test_schedulefree_is_judged_and_kept_by_its_average(runs: ModuleType, make_p
     (stacks,) = task.val_cases
     labels = Predictor(spec, net, "cpu").predict_stacks(stacks)
     assert mean_dice([counts_in_case(stacks[0], labels)])["dice_mean"] == spec.metrics["dice_mean"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_schedulefree_warns_of_batch_norm(
+    runs: ModuleType, make_plan: Plans, norm: str, caplog: pytest.LogCaptureFixture
+):
+    settings = {"optim.name": "schedulefree", "optim.schedule": "constant", "optim.ema": 0.0}
+    with caplog.at_level(logging.WARNING, "glioray"):
+        runs.build(make_plan(**settings, **{"net.options.norm": norm}))
+    assert ("running statistics are of those in training" in caplog.text) is (norm == "batch")
 
 
 def test_a_run_that_is_over_only_gives_its_figures_again(runs: ModuleType, make_plan: Plans):
