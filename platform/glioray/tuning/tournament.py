@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,39 +25,29 @@ from glioray.cases.load import Case, load_case
 from glioray.cluster import Share, log_to_stderr, run_training, share_of
 from glioray.config import RunConfig, override
 from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
-from glioray.inference.evaluate import case_figures, mean_region_dice
+from glioray.inference.evaluate import case_figures
 from glioray.inference.predictor import Predictor
 from glioray.metrics.segmentation import confusion
 from glioray.plain import fingerprint, to_dict
 from glioray.slices.pipeline import fill_cache
 from glioray.storage import Storage, join_uri, open_storage
-from glioray.tracking.comparison_figures import (
-    case_by_case_figure,
-    confusion_figure,
-    dice_against_figure,
-    dice_by_region_figure,
-    training_curves_figure,
-)
-from glioray.tracking.figures import overlay_figure
 from glioray.tracking.runs import RunLogger
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan, claim_run, load_history, train_segmentation
 from glioray.tuning.standings import (
-    Play,
-    Standing,
     rank_entrants,
     reading,
     standings_csv,
     standings_markdown,
     winner,
 )
+from glioray.tuning.tournament_pictures import PICTURES_FILE, log_pictures, mean_dice_of, slug
 
 _log = logging.getLogger(__name__)
 
-PLAY_FILE, PICTURES_FILE = "play.json", "pictures.npz"
+PLAY_FILE = "play.json"
 _KEPT = ("epoch", "minutes", "num_slices", "train_loss", "dice_mean", "dice_wt", "dice_tc", "dice_et")
-_NUM_MATRICES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +134,7 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
             storage.write(name, content.encode())
             logger.log_text(content, name)
         logger.log_json(plays, "plays.json")
-        _log_figures(logger, runs, plays, standings)
+        log_pictures(logger, plays, standings)
         best = winner(standings)
         if best is not None:
             logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
@@ -178,7 +167,7 @@ def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[_Run]:
                     base,
                     config=seeded,
                     manifest=manifest,
-                    storage=join_uri(base.storage, "runs", f"{_slug(label)}-{key}"),
+                    storage=join_uri(base.storage, "runs", f"{slug(label)}-{key}"),
                     run_name=f"{base.run_name}/{label}, fold {fold}, seed {seed}, {key[:4]}",
                     kind="trial",
                     parent_run_id=parent_run_id,
@@ -225,7 +214,7 @@ def _play_all(runs: Sequence[_Run], num_concurrent: int) -> list[dict[str, Any]]
         num_done = num_missing - len(waiting) - len(going)
         left_s = (time.monotonic() - began) / num_done * (num_missing - num_done)
         said = (
-            f"mean Dice {_mean_dice(play):.3f}"
+            f"mean Dice {mean_dice_of(play):.3f}"
             if play["state"] == "complete"
             else f"failed: {play['reason']}"
         )
@@ -306,94 +295,3 @@ def _picture(case: Case, prediction: np.ndarray) -> np.ndarray:
     planes = (case.images[channel], case.mask, prediction)
     # RAS+ indices grow to the right and the front; pictures show the patient's right first, the front on top.
     return np.stack([plane[::-1, ::-1, number].T for plane in planes]).astype(np.float32)
-
-
-def _mean_dice(play: Play) -> float:
-    """Of the run's cases, over WT, TC and ET as in the ranking."""
-    return mean_region_dice(
-        {
-            case_id: {region: figures["dice"] for region, figures in case["regions"].items()}
-            for case_id, case in play["cases"].items()
-        }
-    )
-
-
-def _log_figures(
-    logger: RunLogger, runs: Sequence[_Run], plays: Sequence[Play], standings: Sequence[Standing]
-) -> None:
-    rows = [
-        (row.label, {name: (e.mean, e.low, e.high) for name, e in row.dice.items()})
-        for row in standings
-        if row.dice
-    ]
-    logger.log_figure(dice_by_region_figure(rows), "dice_by_region.png")
-    logger.log_figure(
-        case_by_case_figure([(r.label, r.case_dice) for r in standings if r.case_dice]), "cases.png"
-    )
-    complete: dict[str, list[Play]] = {
-        row.label: [p for p in plays if p["label"] == row.label and p["state"] == "complete"]
-        for row in standings
-    }
-    complete = {label: mine for label, mine in complete.items() if mine}
-    for name, x, column in (("dice_by_time", "minutes of training", "minutes"), ("dice_by_slices", "slices learned from", "num_slices")):  # fmt: skip
-        curves = {label: _mean_curve(mine, column) for label, mine in complete.items()}
-        logger.log_figure(dice_against_figure(curves, x), f"{name}.png")
-    points = {
-        row.label: [(float(row.num_parameters), row.dice["mean"].mean)]
-        for row in standings
-        if row.num_parameters
-    }
-    logger.log_figure(dice_against_figure(points, "parameters", log=True), "dice_by_parameters.png")
-    losses = {
-        label: [
-            [(r["num_slices"], r["train_loss"]) for r in play["history"] if "train_loss" in r]
-            for play in mine
-        ]
-        for label, mine in complete.items()
-    }
-    logger.log_figure(training_curves_figure(losses), "training_curves.png")
-    tables = [
-        (label, np.sum([case["confusion"] for play in mine for case in play["cases"].values()], axis=0))
-        for label, mine in list(complete.items())[:_NUM_MATRICES]
-    ]
-    logger.log_figure(confusion_figure(tables), "confusion.png")
-    for row in standings:
-        figure = _overlays(row, plays)
-        if figure is not None:
-            logger.log_figure(figure, f"overlays/{row.rank:02d}-{_slug(row.label)}.png")
-
-
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:60]
-
-
-def _mean_curve(plays: Sequence[Play], x: str) -> list[tuple[float, float]]:
-    """(x, Dice) averaged over an entrant's runs, validation by validation, as far as all have got."""
-    histories = [[row for row in play["history"] if "dice_mean" in row] for play in plays]
-    rounds = zip(*histories, strict=False)
-    return [
-        (float(np.mean([row[x] for row in rows])), float(np.mean([row["dice_mean"] for row in rows])))
-        for rows in rounds
-    ]
-
-
-def _overlays(row: Standing, plays: Sequence[Play]) -> Any:
-    """The entrant's best and worst two cases: image, truth and prediction; None where it has no case."""
-    order = sorted(row.case_dice, key=lambda case_id: -row.case_dice[case_id])
-    chosen = list(dict.fromkeys([*order[:2], *order[-2:]]))
-    pictures, titles = [], []
-    for case_id in chosen:
-        play = next(p for p in plays if p["label"] == row.label and case_id in p["cases"])
-        with np.load(io.BytesIO(open_storage(play["storage"]).read(PICTURES_FILE))) as found:
-            pictures.append(found[case_id])
-        # Of this prediction; the case's place is by the mean over seeds.
-        dice = _mean_dice({"cases": {case_id: play["cases"][case_id]}})
-        titles.append(f"{case_id}\nmean Dice {dice:.2f}")
-    if not pictures:
-        return None
-    # Cases may have grids of their own.
-    height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
-    padded = np.stack(
-        [np.pad(p, ((0, 0), (0, height - p.shape[1]), (0, width - p.shape[2]))) for p in pictures]
-    )
-    return overlay_figure(padded[:, 0], padded[:, 1].astype(np.uint8), padded[:, 2].astype(np.uint8), titles)

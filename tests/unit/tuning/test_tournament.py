@@ -20,16 +20,14 @@ from glioray.training.session import RunPlan
 from glioray.tuning import tournament
 from glioray.tuning.standings import rank_entrants
 from glioray.tuning.tournament import (
-    PICTURES_FILE,
     PLAY_FILE,
     TournamentPlan,
-    _mean_dice,
-    _overlays,
     _play,
     _play_all,
     _Run,
     run_tournament,
 )
+from glioray.tuning.tournament_pictures import PICTURES_FILE, _overlays, mean_dice_of
 
 SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 
@@ -123,7 +121,7 @@ def test_thresholds_are_not_fitted_on_the_cases_that_are_judged(tmp_path: Path):
 def test_what_is_said_of_a_run_is_the_mean_that_is_ranked():
     regions = {"wt": 0.9, "tc": 0.6, "et": 0.3, "ncr": 0.0, "ed": 0.0}
     cases = {"a": {"regions": {name: {"dice": dice} for name, dice in regions.items()}}}
-    assert _mean_dice({"cases": cases}) == pytest.approx(0.6)
+    assert mean_dice_of({"cases": cases}) == pytest.approx(0.6)
 
 
 def test_an_overlay_says_the_dice_of_the_prediction_that_it_shows(tmp_path: Path):
