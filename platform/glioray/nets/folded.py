@@ -27,6 +27,9 @@ class Folded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | Supervised:
         height, width = x.shape[-2:]
+        if getattr(self.net, "fixed", False):
+            # As the network does (`monai_nets.Wrapped`), and before sizes that follow from these are left free.
+            height, width = int(height), int(width)
 
         def unfold(logits: Tensor) -> Tensor:
             return F.pixel_shuffle(logits, self.stride)[..., :height, :width]

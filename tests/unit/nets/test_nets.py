@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from glioray.nets import SEGMENTATION_NETS, build_net
+from glioray.nets.folded import Folded
 from glioray.nets.outputs import Supervised
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -306,6 +308,24 @@ def test_the_export_equals_the_network(name: str, options: dict[str, Any]):
         for shape in shapes:
             images = _noise(*shape, seed=5).double()
             torch.testing.assert_close(program.module()(images), net(images), rtol=1e-7, atol=1e-8)
+
+
+class _OfOneSize(nn.Module):
+    """As SwinUNETR: sizes that are still free while it is exported would have torch.export search for ever."""
+
+    fixed = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert all(is_concrete_int(side) for side in x.shape[-2:])
+        return x
+
+
+def test_folding_tells_a_network_of_one_size_its_size():
+    net = Folded(_OfOneSize(), 2).eval()
+    images = _noise(2, 4, 37, 40)
+    dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
+    program = torch.export.export(net, (images,), dynamic_shapes=dynamic)
+    assert torch.equal(program.module()(images), images)
 
 
 @pytest.mark.parametrize("key", NUM_PARAMETERS, ids=" ".join)
