@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 # A share of a CPU, so that decoding goes on beside workers that hold nearly all of them.
 TASK_CPUS = 0.25
 
+# What the network that finds a brain in a head takes beside a case: more, by that share, than nodes have a CPU.
+_STRIP_BYTES = 5 << 28
+
 
 def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
     """`check_case` of every case, spread over the cluster, in the order in which they end."""
@@ -142,7 +145,7 @@ def stream_cases(
     quiet_data()
     items = [json.dumps(to_dict(entry)) for entry in entries]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        decode, batch_size=1, num_cpus=TASK_CPUS
+        decode, batch_size=1, num_cpus=TASK_CPUS, memory=_STRIP_BYTES if config.skull_strip else None
     )
     cases: dict[str, list[SliceStack]] = {}
     try:
