@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,7 @@ from mlflow.tracking import MlflowClient
 from glioray.storage import open_storage
 
 JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote", "ensemble", "compare")
-
-
-def run_job(repo: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=repo,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def last_json(output: str) -> dict[str, Any]:
@@ -39,12 +29,12 @@ def last_json(output: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_job_is_executable_and_explains_itself(repo: Path, job: str):
+def test_every_job_is_executable_and_explains_itself(repo: Path, run_job: RunJob, job: str):
     assert os.access(repo / "jobs" / f"{job}.py", os.X_OK)
-    done = run_job(repo, f"jobs/{job}.py", "--help")
+    done = run_job(f"jobs/{job}.py", "--help")
     assert done.returncode == 0
     assert "--dry-run" in done.stdout
-    done = run_job(repo, f"jobs/{job}.py", "--no-such-flag")
+    done = run_job(f"jobs/{job}.py", "--no-such-flag")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -62,29 +52,27 @@ def test_every_job_is_executable_and_explains_itself(repo: Path, job: str):
     ],
 )
 def test_what_cannot_be_is_said_in_one_sentence(
-    repo: Path, tmp_path: Path, command: list[str], sentence: str
+    run_job: RunJob, tmp_path: Path, command: list[str], sentence: str
 ):
-    done = run_job(repo, f"jobs/{command[0]}", *command[1:], env={"HOME": str(tmp_path)})
+    done = run_job(f"jobs/{command[0]}", *command[1:], env={"HOME": str(tmp_path)})
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_folders_that_hold_nothing_end_with_one(repo: Path, tmp_path: Path):
-    done = run_job(repo, "jobs/prepare.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+def test_folders_that_hold_nothing_end_with_one(run_job: RunJob, tmp_path: Path):
+    done = run_job("jobs/prepare.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "holds no case" in done.stderr
-    done = run_job(
-        repo, "jobs/prepare.py", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")
-    )
+    done = run_job("jobs/prepare.py", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "is not a folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
-    repo: Path,
+    run_job: RunJob,
     tmp_path: Path,
     phantom_data: Path,
     bucket: str,
@@ -107,7 +95,7 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
 
     def submit(*command: str, code: int = 0) -> tuple[dict[str, Any], str]:
         done = run_job(
-            repo, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".",
+            "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".",
             "--runtime-env-json", runtime_env, "--", "python", *command,
         )  # fmt: skip
         assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
@@ -172,11 +160,13 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 4}
 
 
-def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_path: Path, phantom_data: Path):
+def test_a_local_run_needs_neither_cluster_nor_mlflow_server(
+    run_job: RunJob, tmp_path: Path, phantom_data: Path
+):
     env = {"HOME": str(tmp_path), "GLIORAY_CACHE": str(tmp_path / "cache")}
     storage = str(tmp_path / "runs")
     done = run_job(
-        repo, "jobs/train_unet.py", "--data", str(phantom_data), "--storage", storage, "--recipe", "unet_tiny",
+        "jobs/train_unet.py", "--data", str(phantom_data), "--storage", storage, "--recipe", "unet_tiny",
         "--run-name", "alone", "--max-epochs", "1", "--set", "sample.steps_per_epoch=4", env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -184,7 +174,6 @@ def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_pat
     assert answer["model"] == answer["checkpoint"] == f"{storage}/alone"
     assert (tmp_path / "runs" / "mlflow.db").is_file()
     done = run_job(
-        repo,
         "jobs/evaluate.py",
         "--data",
         str(phantom_data),
@@ -201,7 +190,6 @@ def test_a_local_run_needs_neither_cluster_nor_mlflow_server(repo: Path, tmp_pat
     os.makedirs(train)
     (Path(train) / "BraTS2021_90000").symlink_to(phantom_data / "BraTS2021_90000")
     done = run_job(
-        repo,
         "jobs/evaluate.py",
         "--data",
         train,
