@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from glioray.cases.labels import LABELS
 from glioray.tracking.figures import REGION_COLOURS
@@ -44,7 +45,7 @@ def dice_by_region_figure(rows: Sequence[tuple[str, Mapping[str, Interval]]]) ->
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     _finish(axes, "Dice with 95 % intervals over patients", "Dice (3-D, patient level)", "")
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
@@ -67,6 +68,7 @@ def dice_against_figure(
             )
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # within a decade they would run into each other
     axes.set_ylim(0, 1)
     _finish(axes, f"Mean Dice against {x}", x, "mean Dice (3-D)")
     _legend_outside(figure, axes)

@@ -93,7 +93,7 @@ def _overlays(row: Standing, plays: Sequence[Play]) -> Figure | None:
     for case_id in chosen:
         play = next(p for p in plays if p["label"] == row.label and case_id in p["cases"])
         with np.load(io.BytesIO(open_storage(play["storage"]).read(PICTURES_FILE))) as found:
-            pictures.append(found[case_id])
+            pictures.append(_cut_to_brain(found[case_id]))
         # Of this prediction; the case's place is by the mean over seeds.
         dice = mean_dice_of({"cases": {case_id: play["cases"][case_id]}})
         titles.append(f"{case_id}\nmean Dice {dice:.2f}")
@@ -105,6 +105,15 @@ def _overlays(row: Standing, plays: Sequence[Play]) -> Figure | None:
         [np.pad(p, ((0, 0), (0, height - p.shape[1]), (0, width - p.shape[2]))) for p in pictures]
     )
     return overlay_figure(padded[:, 0], padded[:, 1].astype(np.uint8), padded[:, 2].astype(np.uint8), titles)
+
+
+def _cut_to_brain(picture: np.ndarray) -> np.ndarray:
+    """(3, Y', X') of (3, Y, X): without the empty margins around what any of the three shows."""
+    shown = (picture != 0).any(axis=0)
+    rows, columns = (np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return picture
+    return picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def mean_dice_of(play: Play) -> float:

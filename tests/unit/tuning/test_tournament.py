@@ -129,7 +129,7 @@ def test_an_overlay_says_the_dice_of_the_prediction_that_it_shows(tmp_path: Path
     for seed, dice in enumerate((0.2, 0.8)):
         storage = open_storage(str(tmp_path / str(seed)))
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, a=np.ones((3, 8, 8), np.float32))
+        np.savez_compressed(buffer, a=np.pad(np.ones((3, 8, 6), np.float32), ((0, 0), (3, 1), (0, 9))))
         storage.write(PICTURES_FILE, buffer.getvalue())
         regions = {name: {"dice": dice, "hd95_mm": 1.0} for name in ("wt", "tc", "et")}
         cases = {"a": {"patient": "p", "regions": regions}}
@@ -141,4 +141,7 @@ def test_an_overlay_says_the_dice_of_the_prediction_that_it_shows(tmp_path: Path
         )  # fmt: skip
     (row,) = rank_entrants(plays)
     assert row.case_dice["a"] == pytest.approx(0.5)
-    assert _overlays(row, plays).axes[0].get_title() == "a\nmean Dice 0.20"
+    figure = _overlays(row, plays)
+    assert figure is not None
+    assert figure.axes[0].get_title() == "a\nmean Dice 0.20"
+    assert figure.axes[0].images[0].get_array().shape[:2] == (8, 6)  # without the empty margins
