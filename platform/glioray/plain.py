@@ -49,7 +49,9 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         endless, listed = args[-1] is Ellipsis, isinstance(value, (list, tuple))
         if not listed or (not endless and len(value) != len(args)):
-            wanted = f"a list of {getattr(args[0], '__name__', args[0])}" if endless else f"{len(args)} values"
+            wanted = (
+                f"a list of {getattr(args[0], '__name__', args[0])}" if endless else f"{len(args)} values"
+            )
             raise UsageError(f"{where} is {value!r}; expected {wanted}")
         item_hints = [args[0]] * len(value) if endless else list(args)
         return tuple(
