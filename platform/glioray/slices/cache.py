@@ -29,6 +29,8 @@ from glioray.slices.preprocess import SliceStack
 
 _log = logging.getLogger(__name__)
 _STALE_S = 3600.0
+# Raised whenever the code makes other slices of the same settings: what an older version left is not used then.
+_VERSION = 2
 _PLAIN = ("origin", "shape", "spacing_mm", "label_voxels")
 
 
@@ -64,7 +66,7 @@ class SliceCache:
     def __init__(self, config: CacheConfig, preprocess: PreprocessConfig) -> None:
         self.config = config
         self.root = Path(config.folder)
-        self.folder = self.root / preprocess.cache_key
+        self.folder = self.root / f"{preprocess.cache_key}-v{_VERSION}"
 
     def has(self, entry: CaseEntry) -> bool:
         """Whether the case is there."""

@@ -262,3 +262,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GLIORAY_CACHE_MEMORY_GB", "0")
     expected = CacheConfig(folder="/fast", disk_bytes=3 << 29, memory_bytes=0)
     assert CacheConfig.from_environment() == expected
+
+
+def test_what_an_older_version_of_the_code_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = CacheConfig(folder=str(tmp_path))
+    now = SliceCache(config, PreprocessConfig())
+    monkeypatch.setattr("glioray.slices.cache._VERSION", 1)
+    assert SliceCache(config, PreprocessConfig()).folder != now.folder
