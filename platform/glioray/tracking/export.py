@@ -33,8 +33,8 @@ def save_export(net: torch.nn.Module, example: torch.Tensor, folder: Path, *, ru
 
     Args:
         net: takes (B, C, H, W) and returns (B, K, H, W); is copied to the CPU and set to `eval`.
-        example: an input (B, C, H, W), whose values do not matter. Its zeros lie in the folder as JSON, so
-            that the smallest H, W that the network takes is the best.
+        example: an input (B, C, H, W), whose values do not matter, of the size that the network is for: what it makes
+            of that size (whether it pads) may become a guard. Its zeros lie in the folder as JSON.
         folder: is made.
         run_id: the run that the model comes from.
 

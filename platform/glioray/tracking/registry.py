@@ -53,7 +53,7 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
         logger: the run.
         package: the folder of `model.safetensors` and `model.json`.
         net: the network with the package's weights; (B, C, H, W) to (B, K, H, W).
-        example: an input (B, C, H, W) of the smallest size that makes sense; its values do not matter.
+        example: an input (B, C, H, W) of the size that the model is for; its values do not matter.
 
     Raises:
         ModelError: the package is no package, or the network cannot be exported.

@@ -317,9 +317,9 @@ def log_run_model(storage: Storage, logger: RunLogger) -> str:
 def log_package(logger: RunLogger, package: Path) -> str:
     """Log the model of a package's folder with an MLflow run; its URI."""
     spec, net = read_package(package)
-    # MLflow keeps the example as text: a small one will do, but where the export is for its height and width alone.
-    fixed = any(getattr(module, "fixed", False) for module in net.modules())
-    size = spec.config.preprocess.size if fixed else (64, 64)
-    example = torch.zeros(1, spec.config.preprocess.num_channels, *size)
+    # Of the slices' own size: an export keeps as guards what the network makes of the example's, whether it is padded,
+    # say, so that one made of smaller images may refuse the very slices that the model is for.
+    preprocess = spec.config.preprocess
+    example = torch.zeros(1, preprocess.num_channels, *preprocess.size)
     logger.log_json(spec.val_cases, "validation_cases.json")
     return log_model(logger, package, net, example)
