@@ -93,6 +93,7 @@ def keras_study() -> RunConfig:
         recipe="keras_study",
         sample=SampleConfig(empty_share=0.0, min_tumour_px=100),
         augment=AugmentConfig(strength=0),
+        postprocess=PostprocessConfig(mirror=(False, False)),
         net=NetConfig(options={"width": 64, "norm": "none"}),
         optim=OptimConfig(name="adam", lr=1e-4, weight_decay=0.0, warmup=0.0, schedule="constant", ema=0.0),
         train=TrainConfig(batch_size=16, max_epochs=35),
