@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from glioray.config import (
@@ -66,6 +67,13 @@ def unet_small() -> RunConfig:
     )
 
 
+def attention_small() -> RunConfig:
+    """`unet_small` with MONAI's attention U-Net, which led it in both tournaments of `infra/decisions/0005`."""
+    options = {"width": 16, "stem_stride": 2, "prior": 0.12}
+    net = NetConfig(name="attention_unet", options=options)
+    return dataclasses.replace(unet_small(), recipe="attention_small", net=net)
+
+
 def unet_brats() -> RunConfig:
     """A GPU or several: the paper's width and depth at full resolution, on whole BraTS collections."""
     return RunConfig(
@@ -103,6 +111,7 @@ def keras_study() -> RunConfig:
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "unet_tiny": unet_tiny,
     "unet_small": unet_small,
+    "attention_small": attention_small,
     "unet_brats": unet_brats,
     "keras_study": keras_study,
 }
