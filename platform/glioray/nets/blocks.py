@@ -91,6 +91,21 @@ def pad_to_multiple(x: Tensor, divisor: int, *, at_least: int = 0) -> Tensor:
     return F.pad(x, (0, padding(width), 0, padding(height)))
 
 
+class DilatedConv2d(nn.Conv2d):
+    """torch's convolution, in float32 where bf16 would give it wrong gradients.
+
+    oneDNN's weight gradient of a dilated convolution in bf16, channels last, is NaN on CPUs with bf16
+    arithmetic where there are more than 16 input channels that are no multiple of 16 (torch 2.13).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        odd = self.in_channels > 16 and self.in_channels % 16 != 0
+        if odd and torch.is_grad_enabled() and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
 class ConvBlock(nn.Module):
     """`num_convs` times convolution, normalisation, leaky ReLU; (B, C, H, W) to (B, out, H, W).
 
@@ -117,10 +132,11 @@ class ConvBlock(nn.Module):
         if num_convs < 1 or not isinstance(dilation, int) or dilation < 1:
             raise ValueError(f"num_convs {num_convs}, dilation {dilation}: expected whole numbers from 1 on")
         layers: list[nn.Module] = []
+        conv = DilatedConv2d if dilation > 1 else nn.Conv2d
         for number in range(num_convs):
             source = in_channels if number == 0 else out_channels
             layers += [
-                nn.Conv2d(
+                conv(
                     source,
                     out_channels,
                     kernel_size,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.attention import AttentionGate, SqueezeExcite
-from glioray.nets.blocks import build_norm, pad_to_multiple
+from glioray.nets.blocks import DilatedConv2d, build_norm, pad_to_multiple
 
 
 class ResidualUnit(nn.Module):
@@ -183,7 +183,7 @@ class _SummedPyramid(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=norm == "none"),
+                DilatedConv2d(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=norm == "none"),
                 build_norm(norm, out_channels),
             )
             for rate in (1, 6, 12, 18)

@@ -61,3 +61,21 @@ def test_dropout_drops_whole_channels_in_training_alone():
     dropped = (block(images) == 0).all(dim=(2, 3)).float().mean()
     assert 0.3 < float(dropped) < 0.7
     assert not (block.eval()(images) == 0).all(dim=(2, 3)).any()
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(24, 8), (40, 16), (32, 16), (16, 8)])
+def test_gradients_of_dilated_convolutions_in_bf16_are_those_in_float32(in_channels: int, out_channels: int):
+    torch.manual_seed(0)
+    block = ConvBlock(in_channels, out_channels, norm="none", num_convs=1, dilation=2)
+    block = block.to(memory_format=torch.channels_last)
+    images = torch.randn(2, in_channels, 40, 32).contiguous(memory_format=torch.channels_last)
+    found = []
+    for enabled in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = block(images)
+        outputs.float().square().mean().backward()
+        found.append(block.layers[0].weight.grad.clone())
+    exact, rounded = found
+    assert torch.isfinite(rounded).all()
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
