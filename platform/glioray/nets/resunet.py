@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.attention import AttentionGate, SqueezeExcite
-from glioray.nets.blocks import DilatedConv2d, build_norm, pad_to_multiple
+from glioray.nets.blocks import DilatedConv2d, PointwiseConv2d, build_norm, pad_to_multiple
 
 
 class ResidualUnit(nn.Module):
@@ -47,7 +47,7 @@ class ResidualUnit(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
         )
         self.skip = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias), build_norm(norm, out_channels)
+            PointwiseConv2d(in_channels, out_channels, stride, bias=bias), build_norm(norm, out_channels)
         )
         self.excite = SqueezeExcite(out_channels) if excite else nn.Identity()
 

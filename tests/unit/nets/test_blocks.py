@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from glioray.nets.blocks import NORMS, ConvBlock, GlobalBatchNorm2d, build_norm
+from glioray.nets.blocks import NORMS, ConvBlock, GlobalBatchNorm2d, PointwiseConv2d, build_norm
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -79,3 +79,22 @@ def test_gradients_of_dilated_convolutions_in_bf16_are_those_in_float32(in_chann
     exact, rounded = found
     assert torch.isfinite(rounded).all()
     assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [(12, 10), (13, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pixels_picked_first_are_a_strided_convolution(stride: int, size: tuple[int, int]):
+    ours = PointwiseConv2d(8, 16, stride).double()
+    theirs = nn.Conv2d(8, 16, 1, stride).double()
+    theirs.load_state_dict(ours.state_dict())
+    images = _noise(2, 8, *size).double()
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-12, atol=1e-12)
+
+
+def test_its_backward_stays_within_its_memory():
+    # What torch's own strided convolution does not survive.
+    conv = PointwiseConv2d(8, 16, 2, bias=False).to(memory_format=torch.channels_last)
+    images = _noise(16, 8, 192, 160).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(3):
+        conv(images).square().mean().backward()
+    assert torch.isfinite(conv.weight.grad).all()
