@@ -1,0 +1,55 @@
+"""Pixel losses of super-resolution, by name: sr and hr, both (B, C, H, W), to the mean over all their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+# Charbonnier's: below this a difference counts by its square, above by its size.
+EPSILON = 1e-3
+
+
+def l1(sr: Tensor, hr: Tensor) -> Tensor:
+    """The mean absolute difference, in float32."""
+    return _difference(sr, hr).abs().mean()
+
+
+def mse(sr: Tensor, hr: Tensor) -> Tensor:
+    """The mean squared difference, in float32."""
+    return _difference(sr, hr).square().mean()
+
+
+def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
+    """The mean of sqrt(difference^2 + 1e-6), in float32: the absolute difference, smooth at 0.
+
+    Reference: Lai et al. 2017 (arXiv 1704.03915).
+    """
+    return (_difference(sr, hr).square() + EPSILON**2).sqrt().mean()
+
+
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
+    "mse": mse,
+    "charbonnier": charbonnier,
+}
+"""Pixel losses by name."""
+
+
+def build_pixel_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A pixel loss by its name: (sr, hr) to a scalar; different shapes are a ValueError.
+
+    Raises:
+        ValueError: a name that is not in the registry.
+    """
+    if name not in PIXEL_LOSSES:
+        raise ValueError(
+            f"'{name}' is not a pixel loss; the pixel losses are {', '.join(sorted(PIXEL_LOSSES))}"
+        )
+    return PIXEL_LOSSES[name]
+
+
+def _difference(sr: Tensor, hr: Tensor) -> Tensor:
+    if sr.shape != hr.shape:
+        raise ValueError(f"sr is {tuple(sr.shape)} but hr is {tuple(hr.shape)}; expected one shape")
+    return sr.float() - hr.float()
