@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from glioray.errors import UsageError
 from glioray.plain import fingerprint, from_dict, to_dict
+
+C = TypeVar("C")
 
 MODALITIES = ("t1", "t1c", "t2", "flair")
 """The fixed order of the modalities everywhere: arrays, checkpoints, requests."""
@@ -24,7 +26,9 @@ PLANES = ("axial", "coronal", "sagittal")
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "schedulefree")
 
-SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly")
+SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly", "step")
+
+NORMALIZATIONS = ("zscore", "unit", "none")
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:
@@ -45,7 +49,8 @@ class PreprocessConfig:
         n4: correct the coil's bias field (N4).
         spacing_mm: of the voxels along X, Y, Z that cases are resampled to; None leaves each as it is.
         percentiles: of the brain's intensities, (low, high), that they are cut at before normalising.
-        normalize: "zscore" (per modality inside the brain) or "none".
+        normalize: "zscore" (per modality inside the brain), "unit" (to [0, 1], where 1 is its 99.9th percentile) or
+            "none".
         clip: bounds of the z-scores, (low, high); keeps stray scanner maxima from swamping a batch.
         clahe: clip limit of contrast-limited adaptive histogram equalisation, in (0, 1]; 0 turns it off.
         brain_channel: feed the brain's mask as one further channel.
@@ -94,7 +99,12 @@ class PreprocessConfig:
             "None or (low, high) from 0 to 100",
         )
         _check(0 <= self.clahe <= 1, "preprocess.clahe", self.clahe, "0 (off) to 1")
-        _check(self.normalize in ("zscore", "none"), "preprocess.normalize", self.normalize, "zscore or none")
+        _check(
+            self.normalize in NORMALIZATIONS,
+            "preprocess.normalize",
+            self.normalize,
+            f"one of {', '.join(NORMALIZATIONS)}",
+        )
         _check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
         _check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
         _check(1 <= self.neighbour_step <= 8, "preprocess.neighbour_step", self.neighbour_step, "1 to 8")
@@ -275,11 +285,13 @@ class OptimConfig:
         lr: the largest learning rate.
         weight_decay: of weights; biases and norms are not decayed.
         momentum: of sgd (Nesterov's) and rmsprop.
+        betas: of adam and adamw.
         schedule: one of `SCHEDULES`, as `training.optim.learning_rate` has them; schedulefree wants constant.
         warmup: share of the run in which the rate rises.
         floor: share of `lr` that cosine, cyclic, onecycle and poly end on.
         power: of poly.
         cycles: of cyclic.
+        milestones: of step: shares of what comes after the warm-up, at each of which the rate is halved.
         grad_clip: largest norm of the gradient; 0 turns it off.
         ema: decay of the weights' moving average; 0 turns it off, as schedulefree wants it.
     """
@@ -288,11 +300,13 @@ class OptimConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = "cosine"
     warmup: float = 0.05
     floor: float = 0.01
     power: float = 0.9
     cycles: int = 4
+    milestones: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
     grad_clip: float = 1.0
     ema: float = 0.99
 
@@ -312,6 +326,13 @@ class OptimConfig:
         _check(0 <= self.floor <= 1, "optim.floor", self.floor, "0 to 1")
         _check(self.power > 0, "optim.power", self.power, "above 0")
         _check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
+        _check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two from 0 to below 1")
+        _check(
+            all(0 < share < 1 for share in self.milestones),
+            "optim.milestones",
+            self.milestones,
+            "shares between 0 and 1",
+        )
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
         _check(
             self.name != "schedulefree" or self.ema == 0,
@@ -430,12 +451,12 @@ class RunConfig:
         )
 
 
-def override(config: RunConfig, **settings: Any) -> RunConfig:
+def override(config: C, **settings: Any) -> C:
     """`with_settings`, where a None value keeps what is there: `override(c, **{"train.seed": 3})`."""
     return with_settings(config, {path: value for path, value in settings.items() if value is not None})
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     """A copy with dotted settings replaced, all at once: some are only possible together.
 
     Raises:
@@ -450,4 +471,4 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
             if not isinstance(node, dict):
                 raise UsageError(f"'{path}' is not a setting; '{name}' is {node!r} and has none below it")
         node[last] = value
-    return from_dict(RunConfig, values)
+    return from_dict(type(config), values)

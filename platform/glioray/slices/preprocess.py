@@ -179,10 +179,28 @@ def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: Pre
         values[:] = equalize(values, inside, config.clahe)
 
 
+def unit_range(voxels: NDArray[np.float32]) -> tuple[float, float]:
+    """What becomes 0 and 1 under "unit": 0 (or the 0.1th percentile where that is negative), and the 99.9th.
+
+    Args:
+        voxels: those of the brain, in one modality.
+    """
+    low, high = (float(value) for value in np.percentile(voxels, (0.1, 99.9)))
+    return min(low, 0.0), high
+
+
 def _normalize(
     values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig, case_id: str
 ) -> None:
-    """z-scores by the statistics of the brain, in place; background becomes 0."""
+    """z-scores by the statistics of the brain, or its own range as [0, 1], in place; background becomes 0."""
+    if config.normalize == "unit":
+        low, high = unit_range(values[inside])
+        if high <= low:
+            found = f"the brain's intensities end at {high:g}, with nothing above"
+            raise CaseError(case_id, "", found, "export the images again or drop the case")
+        values -= low
+        values *= 1 / (high - low)
+        np.clip(values, 0, 1, out=values)
     if config.normalize == "zscore":
         voxels = values[inside]
         # float64 accumulators: a million voxels of up to 32767 lose digits in float32. And numpy's, which do

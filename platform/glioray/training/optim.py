@@ -18,7 +18,7 @@ _ONECYCLE_START = 1 / 25
 def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """One of `config.OPTIMIZERS`; biases and norms are not decayed.
 
-    `momentum` is of sgd, there Nesterov's, and of rmsprop; what else they have is torch's default.
+    `momentum` is of sgd, there Nesterov's, and of rmsprop, `betas` of adam and adamw; what else they have is torch's default.
     schedulefree needs `to_training` and `to_evaluation`. A batch norm's running statistics are of the weights in
     training, not of their average: with schedulefree, prefer another norm.
 
@@ -33,8 +33,8 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
         {"params": plain, "weight_decay": 0.0},
     ]
     builders: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
+        "adam": partial(torch.optim.Adam, betas=config.betas),
+        "adamw": partial(torch.optim.AdamW, betas=config.betas),
         "sgd": partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.momentum > 0),
         "rmsprop": partial(torch.optim.RMSprop, momentum=config.momentum),
         "adagrad": torch.optim.Adagrad,
@@ -62,6 +62,7 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
 
     - constant: stays at `lr`.
     - cosine: half a cosine (Loshchilov, Hutter 2016, arXiv 1608.03983).
+    - step: halved at each of `milestones`, whatever `floor` is (BasicSR's schedule of ESRGAN).
     - poly: (1 - t) ^ `power` (DeepLab, Chen et al. 2016, arXiv 1606.00915; nnU-Net with 0.9).
     - cyclic: `cycles` equal parts, each half a cosine down from `lr`, a restart between them; what is kept at
         their ends are the snapshots of an ensemble (Huang et al. 2017, arXiv 1704.00109). With `warmup` 0,
@@ -78,6 +79,8 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     done = min((progress - config.warmup) / (1 - config.warmup), 1.0)
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * 0.5 ** sum(done >= share for share in config.milestones)
     if config.schedule == "poly":
         left = (1 - done) ** config.power
     elif config.schedule == "cyclic":

@@ -53,9 +53,14 @@ def test_every_schedule_rises_to_the_rate_and_ends_at_the_floor(schedule: str):
     assert rates[250] == max(rates) == 2.0
     assert all(a <= b for a, b in pairwise(rates[:251]))
     assert rates[0] == pytest.approx(0.08 if schedule == "onecycle" else 0.02)
-    assert rates[1000] == pytest.approx(2.0 if schedule == "constant" else 0.1)
+    assert rates[1000] == pytest.approx({"constant": 2.0, "step": 0.125}.get(schedule, 0.1))
     assert learning_rate(config, 1.2) == rates[1000]
     assert min(rates) > 0
+
+
+def test_step_halves_at_each_milestone():
+    config = OptimConfig(lr=2.0, schedule="step", warmup=0.0, milestones=(0.5, 0.75))
+    assert [learning_rate(config, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [2, 2, 1, 1, 0.5, 0.5]
 
 
 def test_poly_by_hand():
