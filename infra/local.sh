@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # glioray on this machine: makes .venv with what pyproject.toml asks for, at the versions of infra/constraints.txt,
-# and hands over to infra/local.py. The package itself is not installed: jobs carry the code, as on any cluster.
+# and with infra/no-deps.txt, and hands over to infra/local.py. The package itself is not installed: jobs carry the code, as on any cluster.
 #
 #   GLIORAY_TORCH_INDEX   address of a wheel index with CPU builds of PyTorch, for machines without a GPU
 #                         (PyTorch's installation page names it); without it pip's own indexes are asked.
@@ -79,9 +79,9 @@ install_all() {
     "$python" -m venv .venv || fail "'$python -m venv .venv' failed; see above"
   fi
   requirements=$(list_requirements)
-  # Everything that is asked for stands in the stamp, one requirement a line, below the constraints' checksum.
+  # Everything that is asked for stands in the stamp, one requirement a line, below the checksum of both files.
   local sum
-  sum=$(cksum < infra/constraints.txt)
+  sum=$(cat infra/constraints.txt infra/no-deps.txt | cksum)
   if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$sum" ] && [ -z "$(comm -23 <(sort <<< "$requirements") <(sort "$stamp"))" ]; then
     return
   fi
@@ -91,6 +91,8 @@ install_all() {
   printf '%s\n' "$requirements" > .venv/requirements.txt
   .venv/bin/pip install --quiet --disable-pip-version-check -c infra/constraints.txt -r .venv/requirements.txt ||
     fail "pip could not install what pyproject.toml asks for; see above"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r infra/no-deps.txt ||
+    fail "pip could not install what infra/no-deps.txt names; see above"
   printf '%s\n%s\n' "$sum" "$requirements" > "$stamp"
 }
 

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from glioray.extractors import _WHEEL_INSTALL
+
 ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
 
@@ -125,6 +127,21 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
             if further.marker is None or any(map(further.marker.evaluate, marks)):
                 wanted |= {further} - asked
     assert not any(Version(version).local for version in pins.values())
+
+
+def test_what_comes_without_its_requirements_is_pinned_and_installed_everywhere() -> None:
+    lines = (ROOT / "infra" / "no-deps.txt").read_text().splitlines()
+    wanted = [line for line in lines if not line.startswith("#")]
+    assert wanted
+    for line in wanted:
+        requirement = Requirement(line)
+        assert [item.operator for item in requirement.specifier] == ["=="]
+        # Where it is pinned too, an installation by the constraints would bring what it asks for.
+        assert canonicalize_name(requirement.name) not in _pins()
+    assert _WHEEL_INSTALL.split()[-1] in wanted
+    assert "--no-deps -r infra/no-deps.txt" in (ROOT / "infra" / "local.sh").read_text()
+    assert "--no-deps -r infra/no-deps.txt" in (ROOT / "README.md").read_text()
+    assert "--no-deps -r no-deps.txt" in (ROOT / "infra" / "docker" / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize(
