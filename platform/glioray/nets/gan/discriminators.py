@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from glioray.nets.blocks import build_norm
 
-# From here on every discriminator of its default depth gives at least one logit.
+# Every discriminator of its default depth takes images from here on.
 MIN_SIZE = 32
 
 
@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(
-            norm, ("spectral", "none", "instance"), channels=channels, width=width, layers=num_layers
+            norm, ("spectral", "none", "instance"), channels=channels, width=width, num_layers=num_layers
         )
         self.min_size = max(MIN_SIZE, 3 * 2**num_layers)
         widths = [channels, *(width * min(2**number, 8) for number in range(num_layers + 1))]

@@ -48,12 +48,12 @@ class RRDBNet(nn.Module):
         skip: bool = True,
     ) -> None:
         super().__init__()
-        if min(channels, width, num_blocks, growth) < 1:
+        head_width = width if head_width is None else head_width
+        if min(channels, width, head_width, num_blocks, growth) < 1:
             raise ValueError(
-                f"channels {channels}, width {width}, num_blocks {num_blocks}, growth {growth}: "
+                f"channels {channels}, width {width}, head_width {head_width}, num_blocks {num_blocks}, growth {growth}: "
                 "expected 1 or more of each"
             )
-        head_width = width if head_width is None else head_width
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(
             *(_RRDB(width, growth, residual_scale, init_scale) for _ in range(num_blocks))

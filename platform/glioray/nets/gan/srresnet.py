@@ -39,11 +39,11 @@ class SRResNet(nn.Module):
         skip: bool = True,
     ) -> None:
         super().__init__()
-        if min(channels, width, num_blocks) < 1:
-            raise ValueError(
-                f"channels {channels}, width {width}, num_blocks {num_blocks}: expected 1 or more of each"
-            )
         head_width = width if head_width is None else head_width
+        if min(channels, width, head_width, num_blocks) < 1:
+            raise ValueError(
+                f"channels {channels}, width {width}, head_width {head_width}, num_blocks {num_blocks}: expected 1 or more of each"
+            )
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*(_ResidualBlock(width, norm) for _ in range(num_blocks)))
         self.last = _conv(width, norm)

@@ -37,7 +37,7 @@ class Upsampler(nn.Module):
         skip: add the image's bicubic interpolation, so that the network makes what that lacks.
 
     Raises:
-        ValueError: a `num_ups` or `head_width` below 1.
+        ValueError: a `num_ups` below 1.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Upsampler(nn.Module):
         skip: bool,
     ) -> None:
         super().__init__()
-        if min(num_ups, head_width) < 1:
-            raise ValueError(f"num_ups {num_ups}, head_width {head_width}: expected 1 or more of each")
+        if num_ups < 1:
+            raise ValueError(f"num_ups {num_ups}: expected 1 or more")
         # Narrow before the last enlargement already: so many channels fewer are interpolated.
         widths = [width] * max(1, num_ups - 1) + [head_width] * min(2, num_ups)
         self.stages = nn.ModuleList(
