@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,8 +87,10 @@ class PerceptualLoss(nn.Module):
         self.layers = {name: weight for name, weight in layers.items() if weight}
         self.criterion, self.crop = criterion, crop
 
-    def forward(self, sr: Tensor, hr: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The loss; `generator` (a CPU's) draws the crops.
+    def forward(
+        self, sr: Tensor, hr: Tensor, rngs: Sequence[np.random.Generator] | None = None
+    ) -> Tensor:
+        """The loss; `rngs` draw the crops, one of them each image's, so that ranks draw what one rank would.
 
         Raises:
             ValueError: shapes that differ.
@@ -97,7 +100,7 @@ class PerceptualLoss(nn.Module):
                 f"sr is {tuple(sr.shape)} but hr is {tuple(hr.shape)}; they must be of one shape"
             )
         if self.crop:
-            sr, hr = _same_crops(sr, hr, self.crop, generator)
+            sr, hr = _same_crops(sr, hr, self.crop, rngs)
         made = self.features(sr, tuple(self.layers))
         with torch.no_grad():
             real = self.features(hr, tuple(self.layers))
@@ -107,12 +110,13 @@ class PerceptualLoss(nn.Module):
 
 
 def _same_crops(
-    sr: Tensor, hr: Tensor, side: int, generator: torch.Generator | None
+    sr: Tensor, hr: Tensor, side: int, rngs: Sequence[np.random.Generator] | None
 ) -> tuple[Tensor, Tensor]:
     height, width = (min(side, length) for length in sr.shape[-2:])
+    draws = [(rng or np.random.default_rng()).random(2) for rng in rngs or [None] * len(sr)]
     tops, lefts = (
-        torch.randint(length - part + 1, (len(sr),), generator=generator).tolist()
-        for length, part in zip(sr.shape[-2:], (height, width), strict=True)
+        [int(draw[axis] * (sr.shape[axis - 2] - part + 1)) for draw in draws]
+        for axis, part in enumerate((height, width))
     )
 
     def cut(images: Tensor) -> Tensor:
