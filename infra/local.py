@@ -52,13 +52,14 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ),
     ),
     (("MLFLOW_TRACKING_URI",), ("MLFLOW_TRACKING_URI",)),
-    (("GLIORAY_DATA",), ("GLIORAY_DATA", "GLIORAY_RECIPE")),
+    (("GLIORAY_DATA",), ("GLIORAY_DATA", "GLIORAY_RECIPE", "GLIORAY_GAN_RECIPE")),
     (("GLIORAY_STORAGE",), ("GLIORAY_STORAGE",)),
 )
 # What a job without flags works on: phantoms, with the recipe that suits them.
 DEFAULTS = {
     "GLIORAY_DATA": str(PHANTOM),
     "GLIORAY_RECIPE": "unet_tiny",
+    "GLIORAY_GAN_RECIPE": "mri_tiny",
     "GLIORAY_STORAGE": str(HOME / "storage"),
 }
 # Names of the variables that env.sh has set in a shell, to tell them from the user's own.

@@ -19,8 +19,14 @@ from glioray.cases.notes import collection_notes
 from glioray.cluster import disconnect
 from glioray.config import PreprocessConfig, RunConfig, with_settings
 from glioray.errors import GliorayError, UsageError
+from glioray.extractors import resolve_extractor
+from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
 from glioray.losses import build_loss
+from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets import build_net
+from glioray.nets.gan import build_discriminator, build_generator
+from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.plain import to_dict
 from glioray.recipes import RECIPES, build_recipe
 from glioray.storage import is_local, open_storage
@@ -102,6 +108,22 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the resolved config and end, without starting Ray"},
 }
 
+SUPERRES_MODEL = "glioray-superres"
+"""Under which super-resolution models are registered."""
+
+GAN_FLAGS: dict[str, dict[str, Any]] = {
+    "recipe": {
+        "metavar": "NAME",
+        "help": f"one of {', '.join(GAN_RECIPES)} (default: mri_small)",
+    },
+    "segmenter": {
+        "metavar": "URI",
+        "help": "segmentation model that judges the end of a run: its Dice on what is super-resolved, beside that on "
+        "bicubic images and on real ones",
+    },
+}
+"""Flags that all super-resolution trainings have, for `parse_flags`."""
+
 
 def parse_flags(
     description: str, names: str, argv: list[str] | None = None, **more: dict[str, Any]
@@ -170,19 +192,49 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     config = build_recipe(args.recipe or default)
     parts = [[text] if (text := getattr(args, name, None)) else [] for name in ("net", "loss", "optimizer")]
     config = entrant_config(config, product_entrants(*parts)[0])
+    config = with_settings(config, _length(args) | _settings(args))
+    check_buildable(config)
+    return config
+
+
+def resolve_gan_config(args: argparse.Namespace) -> GanConfig:
+    """The super-resolution recipe with the flags' overrides.
+
+    Raises:
+        UsageError: a recipe, a setting or a value that cannot be, or an extractor that cannot be had.
+        StorageError: an extractor's weights that cannot be read.
+    """
+    default = "mri_small" if args.data else os.environ.get("GLIORAY_GAN_RECIPE") or "mri_small"
+    flags = {
+        "pretrain.source": _model_uri(getattr(args, "pretrained", None), "--pretrained"),
+        "use.segmenter": _model_uri(args.segmenter, "--segmenter"),
+        "use.weight": getattr(args, "use_weight", None),
+    }
+    if flags["pretrain.source"] is not None:
+        # Begun with a trained generator, a run is adversarial from its first step unless --set says otherwise.
+        flags["pretrain.share"] = 0.0
+    given = {path: value for path, value in flags.items() if value is not None}
+    config = with_settings(build_gan_recipe(args.recipe or default), _length(args) | given | _settings(args))
+    check_gan_buildable(config)
+    return config
+
+
+def _model_uri(uri: str | None, flag: str) -> str | None:
+    return uri if uri is None or uri.startswith(("models:", "runs:")) else lasting_uri(uri, flag)
+
+
+def _length(args: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train.max_epochs": args.max_epochs,
         "train.seed": args.seed,
-        "train.num_workers": args.workers,
+        "train.num_workers": getattr(args, "workers", None),
         "train.minutes": args.minutes,
     }
     settings = {path: value for path, value in settings.items() if value is not None}
     if args.max_epochs is not None:
         # Asked for epochs alone, a run is not cut short by the recipe's minutes.
         settings.setdefault("train.minutes", None)
-    config = with_settings(config, settings | _settings(args))
-    check_buildable(config)
-    return config
+    return settings
 
 
 def shown_preparation(args: argparse.Namespace) -> PreprocessConfig | None:
@@ -227,6 +279,35 @@ def check_buildable(config: RunConfig) -> None:
     check_balance(config.loss)
 
 
+def check_gan_buildable(config: GanConfig) -> None:
+    """Raises: UsageError for networks or features that only a worker would find not to be there."""
+    channels, hr, lr = config.num_channels, config.degrade.hr_size, config.degrade.lr_size
+    try:
+        with torch.device("meta"), torch.no_grad():
+            generator, critic = config.generator, config.discriminator
+            net = build_generator(generator.name, channels=channels, **generator.options)
+            net(torch.zeros(2, channels, lr, lr), (hr, hr))
+            built = build_discriminator(critic.name, channels=channels, **critic.options)
+        # Spectral norm cannot run on meta; what the networks would say of the size is said here.
+        smallest = getattr(built, "min_size", MIN_SIZE)
+        if hr < smallest:
+            raise ValueError(
+                f"discriminator '{critic.name}' sees {hr} pixels a side and needs {smallest} or more"
+            )
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
+    loss, judge = config.loss, config.collapse
+    if loss.extractor != "unet" and loss.perceptual_weight > 0:
+        extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
+        if extractor is not None and loss.layers:
+            try:
+                PerceptualLoss(extractor.features, loss.layers)
+            except ValueError as error:
+                raise UsageError(f"loss.{error}") from error
+    if judge.judge not in ("auto", "unet"):
+        resolve_extractor(judge.judge, weights=judge.judge_weights)
+
+
 def data_uri(args: argparse.Namespace) -> str:
     """The URI of `--data`, or of GLIORAY_DATA.
 
@@ -267,7 +348,7 @@ def lasting_uri(uri: str, flag: str) -> str:
     return open_storage(uri).uri
 
 
-def default_run_name(args: argparse.Namespace, config: RunConfig) -> str:
+def default_run_name(args: argparse.Namespace, config: RunConfig | GanConfig) -> str:
     """The name of `--run-name`, or one of recipe and time."""
     name: str = args.run_name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -326,6 +407,20 @@ def training_answer(result: dict[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
+def collapse_answer(metrics: dict[str, float]) -> dict[str, Any]:
+    """What a super-resolution run's last validation says of collapse; a collapsed run is a job that failed.
+
+    Returns: `collapse` ("healthy", "collapsed", or "unjudged" where there was no panel), `reason` (the component that
+    the score comes from), and for a collapsed run `exit_code`.
+    """
+    if "collapse_score" not in metrics:
+        return {"collapse": "unjudged", "reason": ""}
+    reason = COLLAPSE_COMPONENTS[int(metrics["collapse_reason"])]
+    if metrics["is_collapsed"]:
+        return {"collapse": "collapsed", "reason": reason, "exit_code": 1}
+    return {"collapse": "healthy", "reason": reason if metrics["collapse_score"] > 0 else ""}
+
+
 def print_report(manifest: Manifest) -> None:
     """What a manifest holds, on stderr: a line a problem, then the counts and what the files do not tell."""
     for problem in manifest.problems:
@@ -344,6 +439,6 @@ def print_report(manifest: Manifest) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def answer_dry_run(config: RunConfig, **more: Any) -> dict[str, Any]:
+def answer_dry_run(config: RunConfig | GanConfig, **more: Any) -> dict[str, Any]:
     """What `--dry-run` prints."""
     return {"config": to_dict(config), **more}

@@ -17,6 +17,7 @@ from glioray.cli import data_uri, default_run_name, storage_uri, tracking_addres
 from glioray.cluster import check_shared, connect, log_to_stderr
 from glioray.config import MODALITIES, RunConfig
 from glioray.errors import DataError, ModelError, UsageError
+from glioray.gan_config import GanConfig
 from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
 from glioray.slices.pipeline import index_data
 from glioray.storage import join_uri, open_storage
@@ -26,7 +27,7 @@ from glioray.training.checkpoint import kept_folders
 from glioray.training.session import RunPlan
 
 
-def plan_run(args: argparse.Namespace, config: RunConfig, kind: Kind) -> RunPlan:
+def plan_run(args: argparse.Namespace, config: RunConfig | GanConfig, kind: Kind) -> RunPlan:
     """The plan of a training or a search by its flags; joins the cluster and checks the data on the way."""
     log_to_stderr()
     data, storage = data_uri(args), storage_uri(args)
@@ -103,7 +104,7 @@ def find_cases(uri: str) -> tuple[str, list[CaseFiles], list[Problem]]:
     return manifest.data, files, list(manifest.problems)
 
 
-def check_modalities(manifest: Manifest, config: RunConfig) -> None:
+def check_modalities(manifest: Manifest, config: RunConfig | GanConfig) -> None:
     """Raises: UsageError for labelled cases that lack a modality which the config wants."""
     entries, wanted = manifest.select("labelled"), config.preprocess.modalities
     lacking = [entry for entry in entries if not set(wanted) <= set(entry.modalities)]
