@@ -27,10 +27,17 @@ Report = Callable[[dict[str, float]], None]
 
 
 class Task(Protocol):
-    """What the loop drives: one network and its optimiser, or two of each."""
+    """What the loop drives: one network and its optimiser, or two of each.
+
+    Attributes:
+        stopped: why the run is to end before its time, alike on each rank, from a validation on; empty as a rule.
+    """
+
+    @property
+    def stopped(self) -> str: ...
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-        """One optimiser step at `progress` in [0, 1] of the run; this rank's figures, `loss` among them.
+        """One step at `progress` in [0, 1] of the run; this rank's figures, of which not each step has all.
 
         Raises:
             DivergenceError: a figure that all ranks share is not finite.
@@ -106,7 +113,7 @@ def fit(
     judged = done = progress()
     # However short the time: one step, so that there is a model, and one more where a run was cut shorter after it
     # was saved, so that it is finished.
-    while done < 1 or metrics.get("progress", 0.0) < 1:
+    while not task.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
         epoch += 1
         epoch_began, rows = time.monotonic(), []
         if threads is not None:
@@ -133,7 +140,7 @@ def fit(
         metrics = {**train, **task.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
         validation_s = time.monotonic() - validation_began
         done = progress()
-        if done >= 1:
+        if done >= 1 and not task.stopped:
             metrics |= task.finish()
         metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
@@ -170,8 +177,9 @@ def check_finite(name: str, value: float) -> float:
 
 
 def _mean_over_ranks(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Each figure's mean over steps and ranks; ranks have equally many steps of equally many slices."""
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    """Each figure's mean over ranks and the steps that have it; ranks have equally many of equally many slices."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     tables = gather(means)
     return {name: float(np.mean([table[name] for table in tables])) for name in means}
 

@@ -92,6 +92,7 @@ class SegmentationTask:
         # Positions are a node's own: its samples vary by draws of their own too.
         self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
         self.pictures: list[Picture] = []
+        self.stopped = ""
         self._histograms: list[dict[str, Histogram]] = []
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:

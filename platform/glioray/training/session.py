@@ -1,4 +1,4 @@
-"""A whole segmentation run on one rank: from a plan to a checkpoint, tracked.
+"""A whole run on one rank, from a plan to a checkpoint, tracked; here that of a segmentation.
 
 What calls this (a Ray Train worker, a Tune trial, a notebook) hands in how cases reach this node's cache
 and whom to report to; nothing here knows Ray.
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import REGIONS, PreprocessConfig, RunConfig
 from glioray.errors import DataError, UsageError
+from glioray.gan_config import GanConfig
 from glioray.inference.package import ModelSpec, read_package
 from glioray.plain import fingerprint, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
@@ -33,7 +35,7 @@ from glioray.tracking.runs import Kind, RunLogger
 from glioray.training.balance import balance_classes
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks, barrier, gather, reduce_max
-from glioray.training.loop import Report, fit
+from glioray.training.loop import Report, Task, fit
 from glioray.training.segmentation import SegmentationTask
 from glioray.training.slice_validation import FLATTERS, HeldOutSlices, split_store
 
@@ -49,7 +51,7 @@ class RunPlan:
     """Everything that a run needs to know, picklable and without secrets.
 
     Attributes:
-        config: the resolved config.
+        config: the resolved config, of a segmentation or of super-resolution.
         manifest: the data; its "train" and "val" are what is trained and validated on.
         storage: the run's own URI, `<storage>/<run name>`.
         run_name: and its name, by which it is resumed.
@@ -63,7 +65,7 @@ class RunPlan:
         log_model: whether the model goes to MLflow at the end; it lies in the storage in any case.
     """
 
-    config: RunConfig
+    config: RunConfig | GanConfig
     manifest: Manifest
     storage: str
     run_name: str
@@ -77,13 +79,17 @@ class RunPlan:
     log_model: bool = True
 
 
+Prepare = Callable[[torch.device], tuple[Task, SliceFeed]]
+"""Makes a rank's task and its batches, once the run is its own."""
+
+Draw = Callable[[Sequence[dict[str, float]]], dict[str, Figure]]
+"""The pictures of a validation by their paths in MLflow, from the figures of all so far."""
+
+
 def train_segmentation(
     plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None
 ) -> dict[str, object]:
-    """Train, or go on training, `plan`'s model on this rank.
-
-    Returns: on every rank `metrics` (figures of the last validation, `slices_per_s`, ...), on the first one
-    also `run_id` and `model`, the MLflow URI of the logged model (or the run's own URI where none is logged).
+    """Train, or go on training, `plan`'s segmentation model on this rank; returns as `train_tracked`.
 
     Raises:
         UsageError: the run's name is taken by a run with other settings, or its loss has no class weights to
@@ -91,11 +97,61 @@ def train_segmentation(
         DataError: nothing to train on.
         DivergenceError: the run diverged.
     """
+    plan = balanced(plan)
+    tasks: list[SegmentationTask] = []
+
+    def prepare(device: torch.device) -> tuple[Task, SliceFeed]:
+        task, feed = prepare_segmentation(plan, ranks, fill, device)
+        tasks.append(task)
+        return task, feed
+
+    def draw(history: Sequence[dict[str, float]]) -> dict[str, Figure]:
+        figures = {"learning_curves.png": learning_curves(history)}
+        if pictures := tasks[0].pictures:
+            path = f"overlays/epoch_{int(history[-1]['epoch']):04d}.png"
+            figures[path] = overlay_figure(
+                np.stack([p.image for p in pictures]),
+                np.stack([p.truth for p in pictures]),
+                np.stack([p.prediction for p in pictures]),
+                [p.title for p in pictures],
+            )
+        return figures
+
+    return train_tracked(plan, ranks, prepare, draw, report)
+
+
+def prepare_segmentation(
+    plan: RunPlan,
+    ranks: Ranks,
+    fill: Fill,
+    device: torch.device,
+    make: type[SegmentationTask] = SegmentationTask,
+) -> tuple[SegmentationTask, SliceFeed]:
+    """This rank's task and batches."""
+    config = _segmentation(plan)
+    train, val = _cases(plan)
+    mine = val[ranks.rank :: ranks.world_size]
+    feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
+    known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
+    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
+    if config.sample.slice_split is not None:
+        judged = _held_out(feed, config, ranks)
+    return make(config, _first_spec(plan), judged, ranks, device, known), feed
+
+
+def train_tracked(
+    plan: RunPlan, ranks: Ranks, prepare: Prepare, draw: Draw, report: Report | None
+) -> dict[str, object]:
+    """Run the loop on this rank, tracked in MLflow by the first one.
+
+    Returns: on every rank `metrics` (figures of the last validation, `slices_per_s`, ...) and, where the run ended
+    before its time, `stopped` (why); on the first one also `run_id` and `model`, the MLflow URI of the logged model
+    (or the run's own URI where none is logged).
+    """
     if plan.num_threads:
         torch.set_num_threads(plan.num_threads)
     device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     storage = open_storage(plan.storage)
-    plan = balanced(plan)
     if ranks.is_first:
         claim_run(storage, plan)
     with ExitStack() as stack:
@@ -104,17 +160,22 @@ def train_segmentation(
             logger = _open_logger(plan)
             stack.enter_context(logger.system_metrics())
         try:
-            feed, val_stacks = _load_slices(plan, ranks, fill, device)
-            known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
-            task = SegmentationTask(plan.config, _first_spec(plan), val_stacks, ranks, device, known)
-            tracked = _Tracked(task, logger, storage, report)
-            metrics = fit(task, feed, plan.config.train, storage, ranks, tracked)
+            task, feed = prepare(device)
+            metrics = fit(
+                task, feed, plan.config.train, storage, ranks, _Tracked(draw, logger, storage, report)
+            )
             barrier()
             result: dict[str, object] = {"metrics": metrics}
+            if task.stopped:
+                result["stopped"] = task.stopped
             if logger is not None:
                 model = log_run_model(storage, logger) if plan.log_model else plan.storage
                 result |= {"run_id": logger.run_id, "model": model}
-                logger.finish()
+                if task.stopped:
+                    logger.set_tags({"glioray.stopped": f"{task.stopped} at epoch {metrics['epoch']:.0f}"})
+                    logger.finish("KILLED", task.stopped)
+                else:
+                    logger.finish()
         except Exception as error:
             if logger is not None:
                 logger.finish("FAILED", str(error) or type(error).__name__)
@@ -130,7 +191,14 @@ def balanced(plan: RunPlan) -> RunPlan:
     """
     train, _ = _cases(plan)
     # Without cases there is nothing to count; loading them says so.
-    return replace(plan, config=balance_classes(plan.config, train, _out_channels(plan))) if train else plan
+    if not train:
+        return plan
+    return replace(plan, config=balance_classes(_segmentation(plan), train, _out_channels(plan)))
+
+
+def _segmentation(plan: RunPlan) -> RunConfig:
+    assert isinstance(plan.config, RunConfig), "a plan of a segmentation"
+    return plan.config
 
 
 def claim_run(storage: Storage, plan: RunPlan) -> None:
@@ -179,7 +247,7 @@ def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
 
 def _out_channels(plan: RunPlan) -> int:
     """Regions, or background and labels: the resection cavity only where the training cases have one."""
-    if plan.config.loss.target == "regions":
+    if _segmentation(plan).loss.target == "regions":
         return len(REGIONS)
     train, _ = _cases(plan)
     return 4 + any(entry.label_voxels.get("rc", 0) for entry in train)
@@ -187,28 +255,41 @@ def _out_channels(plan: RunPlan) -> int:
 
 def _first_spec(plan: RunPlan) -> ModelSpec:
     train, val = _cases(plan)
+    config = _segmentation(plan)
     # Nor may those judge a model whom its thresholds were fitted on.
-    seen = [*train, *val] if plan.config.postprocess.fit_thresholds else train
-    spacing = np.median([entry.spacing_mm for entry in train], axis=0)
+    seen = [*train, *val] if config.postprocess.fit_thresholds else train
     return ModelSpec(
-        config=plan.config,
+        config=config,
         out_channels=_out_channels(plan),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
         train_patients=tuple(sorted({entry.patient_id for entry in seen})),
         regions=tuple(name for name in REGIONS if any(name in entry.known_regions for entry in train)),
     )
 
 
-def _load_slices(
-    plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device
-) -> tuple[SliceFeed, list[tuple[SliceStack, ...]] | HeldOutSlices]:
-    """This rank's batches and its validation cases, or slices where these are split.
+def median_spacing(entries: Sequence[CaseEntry]) -> tuple[float, float, float]:
+    """The median voxel size of some cases along X, Y, Z in mm."""
+    x, y, z = np.median([entry.spacing_mm for entry in entries], axis=0).tolist()
+    return x, y, z
+
+
+def load_slices(
+    plan: RunPlan,
+    ranks: Ranks,
+    fill: Fill,
+    device: torch.device,
+    train: Sequence[CaseEntry],
+    mine: Sequence[CaseEntry],
+) -> tuple[SliceFeed, list[tuple[SliceStack, ...]]]:
+    """This rank's batches, and the stacks of the cases that it judges by, `mine`.
 
     Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes and keeps its
     own part, once, and every rank draws from all of its node's slices.
+
+    Raises:
+        DataError: nothing to train on, or the cache cannot hold it.
     """
-    train, val = _cases(plan)
     if not train:
         raise DataError(
             "no labelled case is left to train on; check the report of jobs/prepare.py and the split"
@@ -219,22 +300,12 @@ def _load_slices(
         raise DataError(
             f"{len(train)} training cases do not go round {ranks.world_size} workers; use fewer --workers"
         )
-    mine = val[ranks.rank :: ranks.world_size]
-    preprocess = plan.config.preprocess
-    cache = SliceCache(plan.cache, preprocess)
+    config = plan.config
+    preprocess = config.preprocess
     if ranks.world_size > 1:
         fill(plan.manifest.data, pool[ranks.local_rank :: ranks.local_world_size], preprocess, plan.cache)
         barrier()
-    stacks: list[list[tuple[SliceStack, ...]]] = []
-    for entries in (pool, mine):
-        fill(plan.manifest.data, entries, preprocess, plan.cache)
-        found = [cache.get(entry) for entry in entries]
-        if any(stack is None for stack in found):
-            raise DataError(
-                f"the slice cache '{plan.cache.folder}' cannot hold this run's cases at once; raise "
-                "GLIORAY_CACHE_DISK_GB or point GLIORAY_CACHE at a larger disk"
-            )
-        stacks.append([stack for stack in found if stack is not None])
+    stacks = [_cached(plan, fill, entries) for entries in (pool, mine)]
     store = SliceStore([stack for case in stacks[0] for stack in case], preprocess)
     if ranks.local_rank == 0:
         warmed = store.warm(plan.cache.memory_bytes)
@@ -242,21 +313,37 @@ def _load_slices(
             "%d slices of %d cases on this node, %.1f GB read ahead", len(store), len(pool), warmed / 1e9
         )
         _warn_of_cut_tumour(stacks[0], preprocess)
-    config = plan.config
     node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
     seed = config.train.seed + 1_000_003 * ranks.node_rank
     part = (ranks.local_rank, ranks.local_world_size)
     allowed: NDArray[np.bool_] | None = None
-    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = stacks[1]
     if config.sample.slice_split is not None:
-        allowed, held_out, _ = split_store(store, config.sample, config.train.seed)
-        judged = HeldOutSlices(store, np.flatnonzero(held_out)[part[0] :: part[1]])
+        allowed, _, _ = split_store(store, config.sample, config.train.seed)
         if ranks.is_first:
             _log.warning(FLATTERS)
     tumour_px, case_numbers = store.tumour_px(), store.case_numbers()
     sampler = EpochSampler(tumour_px, case_numbers, config.sample, node_batch, seed, allowed)
     num_steps = int(reduce_max(sampler.num_steps))
-    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), judged
+    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]
+
+
+def _cached(plan: RunPlan, fill: Fill, entries: Sequence[CaseEntry]) -> list[tuple[SliceStack, ...]]:
+    preprocess = plan.config.preprocess
+    fill(plan.manifest.data, entries, preprocess, plan.cache)
+    cache = SliceCache(plan.cache, preprocess)
+    found = [cache.get(entry) for entry in entries]
+    if any(stack is None for stack in found):
+        raise DataError(
+            f"the slice cache '{plan.cache.folder}' cannot hold this run's cases at once; raise "
+            "GLIORAY_CACHE_DISK_GB or point GLIORAY_CACHE at a larger disk"
+        )
+    return [stack for stack in found if stack is not None]
+
+
+def _held_out(feed: SliceFeed, config: RunConfig, ranks: Ranks) -> HeldOutSlices:
+    """This rank's share of the slices that are validated on, where slices are split."""
+    _, held_out, _ = split_store(feed.store, config.sample, config.train.seed)
+    return HeldOutSlices(feed.store, np.flatnonzero(held_out)[ranks.local_rank :: ranks.local_world_size])
 
 
 def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: PreprocessConfig) -> None:
@@ -275,9 +362,9 @@ class _Tracked:
     """Reports to MLflow, on the first rank, and then to whoever else listens."""
 
     def __init__(
-        self, task: SegmentationTask, logger: RunLogger | None, storage: Storage, report: Report | None
+        self, draw: Draw, logger: RunLogger | None, storage: Storage, report: Report | None
     ) -> None:
-        self.task, self.logger, self.storage, self.report = task, logger, storage, report
+        self.draw, self.logger, self.storage, self.report = draw, logger, storage, report
         self.history = load_history(storage) if logger is not None else []
 
     def __call__(self, metrics: dict[str, float]) -> None:
@@ -286,16 +373,8 @@ class _Tracked:
             self.logger.log_metrics(metrics, step=epoch)
             self.history = [row for row in self.history if row["epoch"] < epoch] + [metrics]
             self.storage.write(HISTORY_FILE, json.dumps(self.history).encode())
-            self.logger.log_figure(learning_curves(self.history), "learning_curves.png")
-            if self.task.pictures:
-                pictures = self.task.pictures
-                figure = overlay_figure(
-                    np.stack([p.image for p in pictures]),
-                    np.stack([p.truth for p in pictures]),
-                    np.stack([p.prediction for p in pictures]),
-                    [p.title for p in pictures],
-                )
-                self.logger.log_figure(figure, f"overlays/epoch_{epoch:04d}.png")
+            for path, figure in self.draw(self.history).items():
+                self.logger.log_figure(figure, path)
         if self.report is not None:
             self.report(metrics)
 

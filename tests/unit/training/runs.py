@@ -78,9 +78,7 @@ def build(
     plan: session.RunPlan, ranks: Ranks | None = None, task: type[SegmentationTask] = Recorded
 ) -> tuple[Any, SliceFeed]:
     """A task and its feed, put together as a session does."""
-    ranks = ranks or Ranks()
-    feed, val_stacks = session._load_slices(plan, ranks, fill, CPU)
-    return task(plan.config, session._first_spec(plan), val_stacks, ranks, CPU), feed
+    return session.prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
 
 
 def train(
