@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glioray.errors import ModelError
-from glioray.inference.predictor import autocast, to_device
+from glioray.cases.load import Case, brain_mask
+from glioray.cases.nifti import make_header
+from glioray.config import PreprocessConfig
+from glioray.errors import CaseError, ModelError
+from glioray.inference.predictor import MAX_SPACING_RATIO, autocast, to_device
 from glioray.inference.superres_package import SuperResSpec, read_superres
+from glioray.slices.degrade import degrade, upsample
+from glioray.slices.preprocess import PLANE_AXES, SliceStack, unit_range
+from glioray.slices.volumes import MAX_VOXELS, prepare_volume, resample, resample_labels
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackPair:
+    """A stack's slices brought down by a model's degradation, and brought up again.
+
+    Attributes:
+        lr: (S, M, h, w) float32.
+        bicubic: (S, M, H, W) float32, interpolated; not clipped.
+        sr: (S, M, H, W) float32, the generator's; not clipped.
+    """
+
+    lr: Tensor
+    bicubic: Tensor
+    sr: Tensor
 
 
 class SuperResolver:
@@ -96,3 +122,184 @@ class SuperResolver:
                 part = part.float().to(self.device).contiguous(memory_format=torch.channels_last)
                 parts.append(net(part, size).float().cpu())
         return torch.cat(parts).reshape(num, channels, *size)
+
+    def stack(self, stack: SliceStack, blend: float | None = None) -> StackPair:
+        """A case's slices in high resolution, degraded in their plane as the model was trained, and what it makes of them.
+
+        The noise of a degradation that has one is the same each time.
+
+        Args:
+            stack: in [0, 1], as the model's `preprocess` gives it.
+            blend: of `generator`.
+
+        Raises:
+            ModelError: as `images`.
+        """
+        hr = torch.from_numpy(stack.images.astype(np.float32))
+        height, width = hr.shape[-2:]
+        config = self.spec.config.degrade
+        name = zlib.crc32(f"{stack.case_id}/{stack.plane}".encode())
+        rngs = [np.random.default_rng([name, number]) for number in range(len(hr))] if config.noise else None
+        lr = degrade(hr, (round(height / config.scale), round(width / config.scale)), config, rngs)
+        return StackPair(
+            lr=lr, bicubic=upsample(lr, (height, width)), sr=self.images(lr, (height, width), blend)
+        )
+
+    def sharpen(
+        self, case: Case, *, plane: str | None = None, blend: float | None = None, size: Size | None = None
+    ) -> Case:
+        """The case on a finer grid in one plane: its images as acquired made sharper, not degraded first.
+
+        Both grids fill the same box. Intensities are the case's own, rounded where it holds integers; what is above
+        the 99.9th percentile of its brain is cut off there, as in training. What is no brain is 0.
+
+        Args:
+            case: low resolution as acquired. A model of one channel takes any modalities, another one its own.
+            plane: whose slices are made sharper; by default `plane_of`.
+            blend: of `generator`.
+            size: (H, W) of the new slices; by default the model's scale times the old ones'.
+
+        Raises:
+            CaseError: no brain, no contrast, or more voxels than a volume may have.
+            ModelError: as `images`; or the model's preprocessing cannot be undone.
+        """
+        plane = plane or plane_of(case)
+        config = self._preparation(case)
+        case = prepare_volume(replace(case, uncut=None), config)
+        brain = brain_mask(case.images)
+        order = PLANE_AXES[plane]
+        back = np.argsort(order)
+        rows, columns = (brain.shape[axis] for axis in order[1:])
+        scale = self.spec.config.degrade.scale
+        height, width = size or (round(rows * scale), round(columns * scale))
+        x, y, z = (int(n) for n in np.array((brain.shape[order[0]], height, width))[back])
+        shape = (x, y, z)
+        if math.prod(shape) > MAX_VOXELS:
+            raise CaseError(
+                case.case_id,
+                "",
+                f"would become {shape} voxels; expected at most {MAX_VOXELS} in all",
+                "crop it",
+            )
+        units, ranges = zip(*(_to_unit(image, brain, config, case) for image in case.images), strict=True)
+        with_brain: NDArray[np.bool_] = np.asarray(np.transpose(brain, order).any(axis=(1, 2)))
+        lr = np.stack([np.transpose(unit, order)[with_brain] for unit in units], 1)
+        sr = self.images(torch.from_numpy(lr), (height, width), blend).clamp(0, 1).numpy()
+        inside = resample(brain, shape) >= 0.5
+        # In memory as `load_case` has it: x runs fastest.
+        images = np.zeros((len(units), z, y, x), case.images.dtype).transpose(0, 3, 2, 1)
+        volume = np.zeros((len(with_brain), height, width), np.float32)
+        for number, (low, high) in enumerate(ranges):
+            volume[with_brain] = sr[:, number] * (high - low) + low
+            values = np.transpose(volume, back)
+            if images.dtype.kind == "i":
+                values = np.rint(values)
+            images[number] = np.where(inside, values, 0)
+        step = np.array(brain.shape) / np.array(shape)
+        to_old = np.diag([*step, 1.0])
+        to_old[:3, 3] = step / 2 - 0.5
+        affine = case.affine @ to_old
+        x_mm, y_mm, z_mm = (float(mm * ratio) for mm, ratio in zip(case.spacing_mm, step, strict=True))
+        return replace(
+            case,
+            images=images,
+            mask=None if case.mask is None else np.asfortranarray(resample_labels(case.mask, shape)),
+            affine=affine,
+            spacing_mm=(x_mm, y_mm, z_mm),
+            reference=make_header(shape, images.dtype, affine, name=case.reference.name),
+        )
+
+    def check_fit(self, case: Case, *, plane: str | None = None, force: bool = False) -> str | None:
+        """A sentence where the case's pixels are not what the model was trained to make sharper, or None.
+
+        Args:
+            case: low resolution as acquired.
+            plane: whose slices are to be made sharper; by default `plane_of`.
+            force: a sentence even where it would be refused.
+
+        Raises:
+            ModelError: its pixels are nearer to those that the model makes than to those that it takes.
+        """
+        plane, scale = plane or plane_of(case), self.spec.config.degrade.scale
+        made = self._pixel_mm()
+        found = _in_plane(case.spacing_mm, plane)
+        ratios = [mm / (scale * own) for mm, own in zip(found, made, strict=True)]
+        has, wants, makes = (" x ".join(f"{mm:.2f}" for mm in edges) for edges in (
+            found, [scale * own for own in made], made,
+        ))  # fmt: skip
+        seen = f"case {case.case_id} has {plane} pixels of {has} mm"
+        if math.sqrt(math.prod(ratios)) < 1 / math.sqrt(scale):
+            told = (
+                f"{seen}, and the model makes {makes} mm out of {wants} mm: it is at high resolution already"
+            )
+            if not force:
+                raise ModelError(f"{told}; send low resolution, or force it")
+            return told
+        if all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
+            return None
+        return f"{seen}, but the model was trained to make {makes} mm out of {wants} mm; trust its detail the less"
+
+    def _pixel_mm(self) -> tuple[float, float]:
+        """Edges of the pixels that the model makes, along rows' and columns' axes of the plane it was trained in."""
+        config = self.spec.config
+        rows_mm, columns_mm = _in_plane(
+            config.preprocess.spacing_mm or self.spec.spacing_mm, config.preprocess.planes[0]
+        )
+        if config.degrade.cut == "patch":
+            return rows_mm, columns_mm
+        height, width = (side / config.degrade.hr_size for side in config.preprocess.size)
+        return rows_mm * height, columns_mm * width
+
+    def _preparation(self, case: Case) -> PreprocessConfig:
+        """What is done to an acquired case: all of the training's but its resampling."""
+        config = self.spec.config.preprocess
+        if config.clahe:
+            raise ModelError(
+                "the model was trained on equalised contrast (preprocess.clahe), which cannot be undone; train one "
+                "without it to sharpen cases"
+            )
+        names = case.modalities if self.spec.config.channels == "each" else config.modalities
+        return replace(config, modalities=names, spacing_mm=None)
+
+
+def plane_of(case: Case) -> str:
+    """The plane of a case's slices: the one with the squarest pixels; of several, that with the thickest slices.
+
+    Where all are alike, axial; of a single slice, its own.
+    """
+    single = [plane for plane, axes in PLANE_AXES.items() if case.images.shape[1 + axes[0]] == 1]
+    if single:
+        return single[0]
+
+    def rank(plane: str) -> tuple[float, float]:
+        rows_mm, columns_mm = _in_plane(case.spacing_mm, plane)
+        thickness = case.spacing_mm[PLANE_AXES[plane][0]]
+        return round(abs(math.log(rows_mm / columns_mm)), 2), -round(thickness, 2)
+
+    return min(PLANE_AXES, key=rank)
+
+
+def _in_plane(spacing_mm: tuple[float, float, float], plane: str) -> tuple[float, float]:
+    _, rows, columns = PLANE_AXES[plane]
+    return spacing_mm[rows], spacing_mm[columns]
+
+
+def _to_unit(
+    image: NDArray[np.generic], brain: NDArray[np.bool_], config: PreprocessConfig, case: Case
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """(X, Y, Z) in [0, 1] as `preprocess` makes it under "unit", and what of the image became 0 and 1."""
+    values = np.asarray(image, np.float32)
+    inside = values[brain]
+    if not inside.size:
+        raise CaseError(
+            case.case_id, "", "every voxel is background", "export the images again or drop the case"
+        )
+    if config.percentiles is not None:
+        low, high = np.percentile(inside, config.percentiles)
+        values, inside = np.clip(values, low, high), np.clip(inside, low, high)
+    low, high = unit_range(inside)
+    if high <= low:
+        found = f"the brain's intensities end at {high:g}, with nothing above"
+        raise CaseError(case.case_id, "", found, "export the images again or drop the case")
+    unit = np.clip((values - low) / (high - low), 0, 1) * brain
+    return unit.astype(np.float32, copy=False), (low, high)

@@ -19,7 +19,8 @@ from glioray.slices.enhance import bounding_box, equalize
 from glioray.slices.volumes import prepare_volume
 
 # RAS+ volumes are (X, Y, Z); slices are (S, H, W). As NIfTI stores x fastest, the axial order is contiguous.
-_AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
+PLANE_AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
+"""By plane, the axes of a case (of X, Y, Z) that its slices' (S, H, W) run along."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class SliceStack:
 
     def restore(self, slices: NDArray[Any]) -> NDArray[Any]:
         """Values of the window's pixels, (..., S, H, W), put back into the case, (..., X, Y, Z); 0 around it."""
-        order = _AXES[self.plane]
+        order = PLANE_AXES[self.plane]
         permuted = tuple(self.shape[axis] for axis in order)
         volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
         source, target = _windows(self.origin, slices.shape[-3:], permuted)
@@ -65,7 +66,7 @@ class SliceStack:
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
         """A volume of the case, (X, Y, Z), as the window's pixels, (S, H, W): undoes `restore`."""
-        turned = np.transpose(volume, _AXES[self.plane])
+        turned = np.transpose(volume, PLANE_AXES[self.plane])
         slices = np.zeros(self.images.shape[:1] + self.images.shape[2:], volume.dtype)
         source, target = _windows(self.origin, slices.shape, turned.shape)
         slices[target] = turned[source]
@@ -102,7 +103,7 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
 
     stacks, fills = [], []
     for plane in config.planes:
-        turn = [2 - axis for axis in _AXES[plane]]
+        turn = [2 - axis for axis in PLANE_AXES[plane]]
         start = [box[axis].start for axis in turn]
         length = [box[axis].stop - box[axis].start for axis in turn]
         size = [length[0], *config.size]

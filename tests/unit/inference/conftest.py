@@ -19,9 +19,13 @@ from glioray.config import (
     RunConfig,
     TrainConfig,
     override,
+    with_settings,
 )
+from glioray.gan_config import DegradeConfig, GanConfig
 from glioray.inference.package import ModelSpec
 from glioray.inference.predictor import Predictor
+from glioray.inference.superres import SuperResolver
+from glioray.inference.superres_package import SuperResSpec
 from glioray.storage import open_storage
 
 
@@ -76,5 +80,35 @@ def make_predictor(make_spec: Callable[..., ModelSpec]) -> Callable[..., Predict
             # As large as a trained head's: probabilities all over (0, 1), and some of every label.
             net.head.weight *= 6
         return Predictor(spec, net, batch_size=batch_size)
+
+    return make
+
+
+GAN_CONFIG = GanConfig(
+    recipe="test",
+    preprocess=PreprocessConfig(normalize="unit", size=(48, 48)),
+    degrade=DegradeConfig(hr_size=48, lr_size=12),
+    generator=NetConfig(name="srresnet", options={"width": 4, "num_blocks": 1, "norm": "none"}),
+    train=TrainConfig(precision="fp32"),
+)
+
+
+@pytest.fixture
+def make_resolver(case: Case) -> Callable[..., SuperResolver]:
+    """Resolvers whose generators have random weights, the same every time: `psnr` those of seed 0, `gan` of 1."""
+
+    def make(stages: tuple[str, ...] = ("psnr", "gan"), **settings: Any) -> SuperResolver:
+        spec = SuperResSpec(
+            config=with_settings(GAN_CONFIG, settings),
+            spacing_mm=case.spacing_mm,
+            manifest_hash="m",
+            stages=stages,
+            collapse="healthy",
+        )
+        nets = {}
+        for stage in stages:
+            torch.manual_seed(("psnr", "gan").index(stage))
+            nets[stage] = spec.build()
+        return SuperResolver(spec, nets)
 
     return make
