@@ -158,11 +158,10 @@ def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
         source = weights
         data = _read(weights, folder)
     sha256 = hashlib.sha256(data).hexdigest()
-    # The rule of torch's hub: a file's name ends in the beginning of its hash.
-    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", source)
-    if stated and not sha256.startswith(stated[1]):
+    stated = _stated_sha256(source)
+    if not sha256.startswith(stated):
         raise UsageError(
-            f"'{source}' has the SHA-256 {sha256}, but its name says {stated[1]}…; fetch it again, delete it from "
+            f"'{source}' has the SHA-256 {sha256}, but its name says {stated}…; fetch it again, delete it from "
             f"{folder}, or rename other weights"
         )
     net = _BUILD[name]()
@@ -176,6 +175,12 @@ def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
             f"'{source}' is not a state dict of torchvision's {name} ({reason}); give its .pth file"
         ) from error
     return Extractor(name=name, sha256=sha256, source=source, features=GreyFeatures(net))
+
+
+def _stated_sha256(name: str) -> str:
+    """The hash's beginning, which files of torch's hub have at the end of their names; "" without one."""
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    return found[1] if found else ""
 
 
 def _cache_folder() -> Path:
@@ -205,9 +210,10 @@ def _downloaded(url: str, folder: Path) -> bytes:
     if not target.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # It writes beside the target and puts it in place whole; its hash is checked once it is read.
-            torch.hub.download_url_to_file(url, str(target), progress=False)
-        except OSError as error:
+            # It writes beside the target and puts it in place whole, if it is what its name says.
+            stated = _stated_sha256(url)
+            torch.hub.download_url_to_file(url, str(target), hash_prefix=stated, progress=False)
+        except (OSError, RuntimeError) as error:
             reason = getattr(error, "reason", None) or error
             raise UsageError(
                 f"{url} cannot be fetched ({reason}); fetch it where there is a way to it and give its file or s3:// "

@@ -203,6 +203,16 @@ def test_a_download_is_kept_and_checked(tmp_path, monkeypatch):
         resolve_extractor("alexnet", weights="download")
 
 
+def test_a_download_with_another_hash_is_not_kept(tmp_path, monkeypatch):
+    path, _ = _alexnet_file(tmp_path)
+    wrong = path.rename(tmp_path / "alexnet-0123456789.pth")
+    monkeypatch.setattr(extractors, "_HUB", f"{tmp_path.as_uri()}/")
+    monkeypatch.setitem(extractors._HUB_FILES, "alexnet", wrong.name)
+    with pytest.raises(UsageError, match=r"cannot be fetched \(invalid hash value"):
+        resolve_extractor("alexnet", weights="download", cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_offline_a_download_is_one_sentence(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise URLError("no route")

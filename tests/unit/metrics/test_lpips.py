@@ -165,6 +165,27 @@ def test_an_encoder_has_one_row_an_image(images):
     assert torch.equal(distance(pairs, pairs), torch.zeros(2))
 
 
+@pytest.mark.real
+def test_on_real_slices_less_resolution_is_further_away(real_data, alexnet):
+    import nibabel
+
+    path = min((real_data / "brats2021").rglob("*_flair.nii.gz"))
+    volume = nibabel.load(path).get_fdata(dtype=np.float32)
+    volume = np.clip(volume / np.percentile(volume[volume > 0], 99.9), 0, 1)
+    hr = torch.from_numpy(np.moveaxis(volume[56:184, 56:184, 50:110:15], -1, 0)[:, None].copy())
+
+    def bicubic(scale: int) -> torch.Tensor:
+        lr = F.interpolate(hr, 128 // scale, mode="bicubic", antialias=True)
+        return F.interpolate(lr, 128, mode="bicubic").clamp(0, 1)
+
+    whole, brain = Lpips(alexnet), (hr > 0)
+    for mask in (None, brain):
+        found = [whole(bicubic(scale), hr, mask) for scale in (2, 4, 8)]
+        for less, more in pairwise([torch.zeros(4), *found]):
+            assert (less < more).all()
+    assert (whole(hr.roll(1, 0), hr) > whole(bicubic(2), hr)).all()
+
+
 def test_what_cannot_be_is_told(alexnet, images):
     distance = Lpips(alexnet)
     with pytest.raises(ValueError, match=r"a is \(4, 1, 64, 64\), b \(3, 1, 64, 64\)"):
