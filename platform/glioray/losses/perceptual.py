@@ -87,9 +87,7 @@ class PerceptualLoss(nn.Module):
         self.layers = {name: weight for name, weight in layers.items() if weight}
         self.criterion, self.crop = criterion, crop
 
-    def forward(
-        self, sr: Tensor, hr: Tensor, rngs: Sequence[np.random.Generator] | None = None
-    ) -> Tensor:
+    def forward(self, sr: Tensor, hr: Tensor, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
         """The loss; `rngs` draw the crops, one of them each image's, so that ranks draw what one rank would.
 
         Raises:
@@ -113,7 +111,7 @@ def _same_crops(
     sr: Tensor, hr: Tensor, side: int, rngs: Sequence[np.random.Generator] | None
 ) -> tuple[Tensor, Tensor]:
     height, width = (min(side, length) for length in sr.shape[-2:])
-    draws = [(rng or np.random.default_rng()).random(2) for rng in rngs or [None] * len(sr)]
+    draws = [rng.random(2) for rng in rngs or [np.random.default_rng()] * len(sr)]
     tops, lefts = (
         [int(draw[axis] * (sr.shape[axis - 2] - part + 1)) for draw in draws]
         for axis, part in enumerate((height, width))
