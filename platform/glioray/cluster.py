@@ -23,7 +23,8 @@ from glioray.slices.pipeline import TASK_CPUS, fill_cache
 from glioray.storage import is_local, join_uri, open_storage
 from glioray.tracking.provenance import git_commit
 from glioray.training.collectives import Ranks
-from glioray.training.session import RunPlan, train_segmentation
+from glioray.training.runs import train_run
+from glioray.training.session import RunPlan
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def run_training(
         callbacks: of Ray Train.
         told: makes what Ray is told out of a validation's figures.
 
-    Returns: what `train_segmentation` returns on the first rank.
+    Returns: what `session.train_tracked` returns on the first rank.
 
     Raises:
         GliorayError: what went wrong on a worker.
@@ -217,7 +218,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     )
     plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
     told = settings["told"]
-    result = train_segmentation(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
+    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
     if ranks.is_first:
         open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
 

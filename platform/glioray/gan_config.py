@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from glioray.config import (
+    SCHEDULES,
     NetConfig,
     OptimConfig,
     PreprocessConfig,
@@ -125,7 +126,8 @@ class PretrainConfig:
     Attributes:
         share: of the run; 1 trains nothing but this stage (a PSNR model).
         pixel: its loss.
-        rate: its learning rate; schedule, betas and averaging are those of the generator's optimiser.
+        rate: its learning rate; the rest is as the generator's optimiser has it.
+        schedule: its course, over this stage; one of `SCHEDULES`.
         source: a super-resolution model (a run's folder, models:/ or runs:/) whose PSNR generator the run begins
             with; its `share` then usually is 0.
     """
@@ -133,12 +135,16 @@ class PretrainConfig:
     share: float = 0.3
     pixel: str = "l1"
     rate: float = 5e-4
+    schedule: str = "cosine"
     source: str | None = None
 
     def __post_init__(self) -> None:
         _check(0 <= self.share <= 1, "pretrain.share", self.share, "0 to 1")
         kinds = ("l1", "mse", "charbonnier")
         _check(self.pixel in kinds, "pretrain.pixel", self.pixel, f"one of {', '.join(kinds)}")
+        _check(
+            self.schedule in SCHEDULES, "pretrain.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}"
+        )
         _check(0 < self.rate <= 1, "pretrain.rate", self.rate, "above 0, at most 1")
 
 
