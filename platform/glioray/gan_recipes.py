@@ -103,6 +103,57 @@ def mri_small() -> GanConfig:
     )
 
 
+def srgan_small() -> GanConfig:
+    """SRGAN cut down to `mri_small`'s ground and minutes: what `esrgan_small` is compared with.
+
+    Its own: residual blocks with batch norm, MSE, vanilla BCE at 1e-3. Alike in both: the discriminator, the features'
+    network, Adam at 1e-4 and the share of the pixel stage.
+    """
+    return dataclasses.replace(
+        mri_small(),
+        recipe="srgan_small",
+        generator=NetConfig(
+            name="srresnet", options={"width": 32, "num_blocks": 6, "head_width": 16, "norm": "batch"}
+        ),
+        discriminator=NetConfig(name="vgg", options={"width": 16, "norm": "batch"}),
+        loss=GanLossConfig(
+            pixel="mse",
+            perceptual_weight=0.1,
+            perceptual_crop=48,
+            adversarial="vanilla",
+            adversarial_weight=1e-3,
+        ),
+        pretrain=PretrainConfig(share=0.5, pixel="mse", rate=1e-3),
+    )
+
+
+def esrgan_small() -> GanConfig:
+    """ESRGAN cut down to `mri_small`'s ground and minutes: dense residual blocks, L1 1e-2, features 1, RaGAN 5e-3."""
+    return dataclasses.replace(
+        mri_small(),
+        recipe="esrgan_small",
+        discriminator=srgan_small().discriminator,
+        loss=GanLossConfig(
+            pixel_weight=1e-2,
+            perceptual_weight=1.0,
+            perceptual_crop=48,
+            adversarial="ragan",
+            adversarial_weight=5e-3,
+        ),
+    )
+
+
+def esrgan_small_rmsprop() -> GanConfig:
+    """`esrgan_small` by RMSprop without momentum, in both stages and for both players."""
+    config = esrgan_small()
+    return dataclasses.replace(
+        config,
+        recipe="esrgan_small_rmsprop",
+        optim_g=dataclasses.replace(config.optim_g, name="rmsprop", momentum=0.0),
+        optim_d=dataclasses.replace(config.optim_d, name="rmsprop", momentum=0.0),
+    )
+
+
 def mri_tiny() -> GanConfig:
     """Seconds on two cores, for phantoms and tests: no model to use."""
     return dataclasses.replace(
@@ -128,6 +179,9 @@ GAN_RECIPES: dict[str, Callable[[], GanConfig]] = {
     "mri_tiny": mri_tiny,
     "srgan_paper": srgan_paper,
     "esrgan_paper": esrgan_paper,
+    "srgan_small": srgan_small,
+    "esrgan_small": esrgan_small,
+    "esrgan_small_rmsprop": esrgan_small_rmsprop,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -11,9 +12,13 @@ from typing import Any
 
 from glioray.config import RunConfig, with_settings
 from glioray.errors import UsageError
+from glioray.gan_config import GanConfig
+from glioray.gan_recipes import build_gan_recipe
 
 _COMMON = ("stem_stride", "prior")
 """Options of any network: those of the recipe hold for every entrant that does not say otherwise."""
+
+_ENTRANTS_OWN = ("generator", "discriminator", "loss", "pretrain", "optim_g", "optim_d", "d_steps")
 
 _ENDLESS = 1_000_000
 _COMMA = re.compile(r",(?![^\[]*\])")
@@ -84,8 +89,35 @@ def entrant_config(config: RunConfig, entrant: Entrant, *, width: int | None = N
         raise UsageError(f"entrant '{entrant.label}': {error}") from error
 
 
+def gan_entrant_config(ground: GanConfig, entrant: str) -> GanConfig:
+    """What a super-resolution recipe brings of its own, on the ground of another: same images, same budget, same judge.
+
+    Networks, losses, both stages and both optimisers are the entrant's; how slices are prepared, sampled and degraded,
+    how long it takes and how it is judged are the ground's.
+
+    Args:
+        ground: the config of what is alike.
+        entrant: RECIPE or RECIPE:KEY=VALUE,KEY=VALUE, such as `esrgan_small:optim_g.lr=0.001`.
+
+    Raises:
+        UsageError: no such recipe, a setting that cannot be or is the ground's, or text that is not of that form.
+    """
+    name, settings = _parse(entrant)
+    own = build_gan_recipe(name)
+    if alien := [path for path in settings if path.partition(".")[0] not in _ENTRANTS_OWN]:
+        raise UsageError(
+            f"entrant '{entrant}' sets {alien[0]}, which is alike for all; set it by --set, or one of "
+            f"{', '.join(_ENTRANTS_OWN)}"
+        )
+    parts = {part: getattr(own, part) for part in _ENTRANTS_OWN}
+    try:
+        return with_settings(dataclasses.replace(ground, recipe=name, **parts), settings)
+    except UsageError as error:
+        raise UsageError(f"entrant '{entrant}': {error}") from error
+
+
 def budget_settings(
-    config: RunConfig, *, minutes: float | None = None, num_slices: int | None = None
+    config: RunConfig | GanConfig, *, minutes: float | None = None, num_slices: int | None = None
 ) -> dict[str, Any]:
     """The settings that end a run of `config` after so many minutes or slices; none of either changes nothing.
 

@@ -12,7 +12,8 @@ from glioray.config import RunConfig, override
 from glioray.errors import UsageError
 from glioray.storage import open_storage
 from glioray.training.session import RunPlan
-from glioray.tuning.tournament import PLAY_FILE, TournamentPlan, run_tournament
+from glioray.tuning.plays import PLAY_FILE
+from glioray.tuning.tournament import TournamentPlan, run_tournament
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -1,7 +1,6 @@
 """A tournament: entrants at an equal budget, cross-validated, as parallel runs on the cluster.
 
-Each run is one entrant on one fold with one seed. It leaves `play.json` in its storage when it is over, so that
-a tournament of the same name goes on with what is missing: after a crash, or with more entrants.
+Each run is one entrant on one fold with one seed; see `plays` for how they are spread and resumed.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ import io
 import json
 import logging
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case, load_case
-from glioray.cluster import Share, log_to_stderr, run_training, share_of
+from glioray.cluster import Share, log_to_stderr, run_training
 from glioray.config import RunConfig, override
 from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
 from glioray.inference.evaluate import case_figures
@@ -35,6 +32,7 @@ from glioray.tracking.runs import RunLogger
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks
 from glioray.training.session import RunPlan, claim_run, load_history, train_segmentation
+from glioray.tuning.plays import PLAY_FILE, Run, play_all
 from glioray.tuning.standings import (
     rank_entrants,
     reading,
@@ -46,7 +44,6 @@ from glioray.tuning.tournament_pictures import PICTURES_FILE, log_pictures, mean
 
 _log = logging.getLogger(__name__)
 
-PLAY_FILE = "play.json"
 _KEPT = ("epoch", "minutes", "num_slices", "train_loss", "dice_mean", "dice_wt", "dice_tc", "dice_et")
 
 
@@ -67,14 +64,6 @@ class TournamentPlan:
     seeds: tuple[int, ...]
     num_concurrent: int
     budget: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    label: str
-    fold: int
-    seed: int
-    plan: RunPlan
 
 
 def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
@@ -118,7 +107,7 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
             }
         )
         runs = list(_runs(plan, logger.run_id))
-        plays = _play_all(runs, plan.num_concurrent)
+        plays = play_all(runs, _play, _outcome, plan.num_concurrent)
         complete = [play for play in plays if play["state"] == "complete"]
         if not complete:
             raise TrainingError(
@@ -155,7 +144,7 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
     }
 
 
-def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[_Run]:
+def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[Run]:
     base = plan.base
     for fold in range(len(base.manifest.folds)):
         for seed in plan.seeds:
@@ -174,58 +163,10 @@ def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[_Run]:
                     tags={"glioray.entrant": label, "glioray.fold": str(fold)},
                     log_model=False,
                 )
-                yield _Run(label=label, fold=fold, seed=seed, plan=run)
+                yield Run(label=label, fold=fold, seed=seed, plan=run)
 
 
-def _play_all(runs: Sequence[_Run], num_concurrent: int) -> list[dict[str, Any]]:
-    """What each run left behind, in order; those that left nothing yet run now."""
-    plays: dict[int, dict[str, Any]] = {}
-    for number, run in enumerate(runs):
-        storage = open_storage(run.plan.storage)
-        if storage.exists(PLAY_FILE):
-            # Where it lies and what it is called now, not when it was played.
-            plays[number] = {**json.loads(storage.read(PLAY_FILE)), **_identity(run)}
-    if plays:
-        _log.info("%d of %d runs are there already", len(plays), len(runs))
-    waiting = [number for number in range(len(runs)) if number not in plays]
-    if not waiting:
-        return [plays[number] for number in range(len(runs))]
-    num_missing, began = len(waiting), time.monotonic()
-    num_workers = runs[0].plan.config.train.num_workers
-    # By all runs, not by those that are missing: the last ones of a tournament that goes on would have more of the
-    # machine than the others had in the same minutes.
-    share = share_of(min(num_concurrent, len(runs)) * num_workers)
-    resources = share.resources() if num_workers == 1 else {"CPU": 0.01}
-    task = ray.remote(_play).options(
-        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2
-    )
-    going: dict[Any, int] = {}
-    while waiting or going:
-        while waiting and len(going) < num_concurrent:
-            number = waiting.pop(0)
-            going[task.remote(runs[number], share)] = number
-        (done,), _ = ray.wait(list(going), num_returns=1)
-        number = going.pop(done)
-        try:
-            play = ray.get(done)
-        except ray.exceptions.RayError as error:
-            play = _failed(runs[number], str(error).strip().splitlines()[-1], again=True)
-        plays[number] = play
-        num_done = num_missing - len(waiting) - len(going)
-        left_s = (time.monotonic() - began) / num_done * (num_missing - num_done)
-        said = (
-            f"mean Dice {mean_dice_of(play):.3f}"
-            if play["state"] == "complete"
-            else f"failed: {play['reason']}"
-        )
-        _log.info(
-            "run %d/%d, %s, fold %d, seed %d: %s; %.0f minutes left",
-            num_done, num_missing, play["label"], play["fold"], play["seed"], said, left_s / 60,
-        )  # fmt: skip
-    return [plays[number] for number in range(len(runs))]
-
-
-def _play(run: _Run, share: Share) -> dict[str, Any]:
+def _play(run: Run, share: Share) -> dict[str, Any]:
     """Train and judge one run; what is ranked of it. A divergence is a result, and kept; other errors are not."""
     log_to_stderr()
     plan = dataclasses.replace(run.plan, num_threads=share.num_threads)
@@ -236,7 +177,7 @@ def _play(run: _Run, share: Share) -> dict[str, Any]:
         else:
             metrics = train_segmentation(plan, Ranks(), fill_cache)["metrics"]
         play = {
-            **_identity(run),
+            **run.identity(),
             "state": "complete",
             "reason": "",
             "minutes": metrics["minutes"],
@@ -246,21 +187,15 @@ def _play(run: _Run, share: Share) -> dict[str, Any]:
             **_judge(plan, storage),
         }
     except DivergenceError as error:
-        play = _failed(run, str(error), again=False)
+        play = run.failed(str(error), again=False)
     except GliorayError as error:
-        return _failed(run, str(error), again=True)
+        return run.failed(str(error), again=True)
     storage.write(PLAY_FILE, json.dumps(play).encode())
     return play
 
 
-def _identity(run: _Run) -> dict[str, Any]:
-    return {"label": run.label, "fold": run.fold, "seed": run.seed, "storage": run.plan.storage}
-
-
-def _failed(run: _Run, reason: str, *, again: bool) -> dict[str, Any]:
-    """`again` says that the run is played again when the tournament goes on."""
-    failed = {"state": "failed", "reason": reason, "again": again, "cases": {}, "history": []}
-    return {**_identity(run), **failed}
+def _outcome(play: Mapping[str, Any]) -> str:
+    return f"mean Dice {mean_dice_of(play):.3f}"
 
 
 def _judge(plan: RunPlan, storage: Storage) -> dict[str, Any]:

@@ -17,16 +17,10 @@ from glioray.errors import DivergenceError, StorageError, TrainingError, UsageEr
 from glioray.recipes import build_recipe
 from glioray.storage import open_storage
 from glioray.training.session import RunPlan
-from glioray.tuning import tournament
+from glioray.tuning import plays, tournament
+from glioray.tuning.plays import PLAY_FILE, Run, play_all
 from glioray.tuning.standings import rank_entrants
-from glioray.tuning.tournament import (
-    PLAY_FILE,
-    TournamentPlan,
-    _play,
-    _play_all,
-    _Run,
-    run_tournament,
-)
+from glioray.tuning.tournament import TournamentPlan, _outcome, _play, run_tournament
 from glioray.tuning.tournament_pictures import PICTURES_FILE, _overlays, mean_dice_of
 
 SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
@@ -44,15 +38,15 @@ def run_plan(storage: Path, config: RunConfig) -> RunPlan:
     )
 
 
-def runs(folder: Path, count: int, **settings: Any) -> list[_Run]:
+def runs(folder: Path, count: int, **settings: Any) -> list[Run]:
     config = override(build_recipe("unet_tiny"), **settings)
     return [
-        _Run(label=f"net {number}", fold=0, seed=0, plan=run_plan(folder / str(number), config))
+        Run(label=f"net {number}", fold=0, seed=0, plan=run_plan(folder / str(number), config))
         for number in range(count)
     ]
 
 
-def leave_play(run: _Run, **more: Any) -> None:
+def leave_play(run: Run, **more: Any) -> None:
     open_storage(run.plan.storage).write(PLAY_FILE, json.dumps({"state": "complete", **more}).encode())
 
 
@@ -65,17 +59,17 @@ def test_a_run_that_goes_on_alone_gets_no_more_than_the_others_had(
     def share_of(num_workers: int) -> Share:
         raise AskedError(num_workers)
 
-    monkeypatch.setattr(tournament, "share_of", share_of)
+    monkeypatch.setattr(plays, "share_of", share_of)
     mine = runs(tmp_path, 3)
     for run in mine[:2]:
         leave_play(run)
     with pytest.raises(AskedError, match=r"^2$"):
-        _play_all(mine, num_concurrent=2)
+        play_all(mine, _play, _outcome, num_concurrent=2)
     with pytest.raises(AskedError, match=r"^3$"):
-        _play_all(mine, num_concurrent=8)
+        play_all(mine, _play, _outcome, num_concurrent=8)
     # With nothing left to do, nothing is asked of the cluster; what was played is where it lies now.
     leave_play(mine[2], storage="s3://elsewhere", label="called otherwise then")
-    last = _play_all(mine, num_concurrent=2)[2]
+    last = play_all(mine, _play, _outcome, num_concurrent=2)[2]
     assert (last["storage"], last["label"]) == (mine[2].plan.storage, "net 2")
 
 
