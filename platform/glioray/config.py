@@ -291,7 +291,8 @@ class OptimConfig:
         floor: share of `lr` that cosine, cyclic, onecycle and poly end on.
         power: of poly.
         cycles: of cyclic.
-        milestones: of step: shares of what comes after the warm-up, at each of which the rate is halved.
+        milestones: of step: shares of what comes after the warm-up, at each of which the rate falls.
+        drop: of step: to this share of what it was.
         grad_clip: largest norm of the gradient; 0 turns it off.
         ema: decay of the weights' moving average; 0 turns it off, as schedulefree wants it.
     """
@@ -307,6 +308,7 @@ class OptimConfig:
     power: float = 0.9
     cycles: int = 4
     milestones: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
+    drop: float = 0.5
     grad_clip: float = 1.0
     ema: float = 0.99
 
@@ -333,6 +335,7 @@ class OptimConfig:
             self.milestones,
             "shares between 0 and 1",
         )
+        _check(0 < self.drop <= 1, "optim.drop", self.drop, "above 0, at most 1")
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
         _check(
             self.name != "schedulefree" or self.ema == 0,

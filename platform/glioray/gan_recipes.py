@@ -20,13 +20,15 @@ def srgan_paper() -> GanConfig:
     """SRGAN as published (Ledig et al. 2017, arXiv 1609.04802), on one-channel slices.
 
     MSE pretraining, then MSE + VGG19 features (conv5_4 after activation, over 12.75 squared) + 1e-3 adversarial;
-    Adam at 1e-4, a tenth of it for the second half (here by `step`: an eighth). Deviates in resize-convolution for
-    pixel shuffle, and in global pooling in the discriminator. Needs VGG19's weights (`loss.extractor_weights`).
+    Adam at 1e-4, a tenth of it for the second half. Deviates in resize-convolution for pixel shuffle, and in global
+    pooling in the discriminator. Needs VGG19's weights (`loss.extractor_weights`).
     """
     return GanConfig(
         recipe="srgan_paper",
         degrade=DegradeConfig(hr_size=96, lr_size=24),
-        generator=NetConfig(name="srresnet", options={"width": 64, "num_blocks": 16, "norm": "batch"}),
+        generator=NetConfig(
+            name="srresnet", options={"width": 64, "num_blocks": 16, "norm": "batch", "skip": False}
+        ),
         discriminator=NetConfig(name="vgg", options={"width": 64, "norm": "batch"}),
         loss=GanLossConfig(
             pixel="mse",
@@ -38,8 +40,8 @@ def srgan_paper() -> GanConfig:
             adversarial_weight=1e-3,
         ),
         pretrain=PretrainConfig(share=0.8, pixel="mse", rate=1e-4),
-        optim_g=dataclasses.replace(_adam(1e-4, ema=0.999, schedule="step"), milestones=(0.5, 0.501, 0.502)),
-        optim_d=dataclasses.replace(_adam(1e-4, schedule="step"), milestones=(0.5, 0.501, 0.502)),
+        optim_g=dataclasses.replace(_adam(1e-4, ema=0.999, schedule="step"), milestones=(0.5,), drop=0.1),
+        optim_d=dataclasses.replace(_adam(1e-4, schedule="step"), milestones=(0.5,), drop=0.1),
         train=TrainConfig(batch_size=16, max_epochs=200),
     )
 
@@ -53,7 +55,9 @@ def esrgan_paper() -> GanConfig:
     return GanConfig(
         recipe="esrgan_paper",
         degrade=DegradeConfig(hr_size=128, lr_size=32),
-        generator=NetConfig(name="rrdbnet", options={"width": 64, "num_blocks": 23, "growth": 32}),
+        generator=NetConfig(
+            name="rrdbnet", options={"width": 64, "num_blocks": 23, "growth": 32, "skip": False}
+        ),
         discriminator=NetConfig(name="vgg", options={"width": 64, "norm": "batch"}),
         loss=GanLossConfig(
             pixel="l1",

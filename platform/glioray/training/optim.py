@@ -62,7 +62,7 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
 
     - constant: stays at `lr`.
     - cosine: half a cosine (Loshchilov, Hutter 2016, arXiv 1608.03983).
-    - step: halved at each of `milestones`, whatever `floor` is (BasicSR's schedule of ESRGAN).
+    - step: times `drop` at each of `milestones`, whatever `floor` is (halved four times: BasicSR's ESRGAN).
     - poly: (1 - t) ^ `power` (DeepLab, Chen et al. 2016, arXiv 1606.00915; nnU-Net with 0.9).
     - cyclic: `cycles` equal parts, each half a cosine down from `lr`, a restart between them; what is kept at
         their ends are the snapshots of an ensemble (Huang et al. 2017, arXiv 1704.00109). With `warmup` 0,
@@ -80,7 +80,7 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "step":
-        return config.lr * 0.5 ** sum(done >= share for share in config.milestones)
+        return config.lr * config.drop ** sum(done >= share for share in config.milestones)
     if config.schedule == "poly":
         left = (1 - done) ** config.power
     elif config.schedule == "cyclic":
