@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Serve a registered model over HTTP, and follow its alias.
+"""Serve registered models over HTTP, and follow their aliases.
 
     python serve/app.py --model models:/glioray-unet@champion --host 127.0.0.1 --port 8000
+
+A super-resolution model is served beside it where there is one (`--superres`).
 
 On the cluster of RAY_ADDRESS the endpoint stays when this ends; without one it is served from this machine until
 it is interrupted. In a Serve config the application is `serve.app:build_app`, whose args are `schemas.Settings`.
@@ -89,14 +91,25 @@ def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
     if state["state"] != "ready":
         _log.info("up, and will segment once there is a model: %s", state["detail"])
     models = requests.get(f"{endpoint}/v1/models", timeout=10).json()["models"]
-    version = models[0]["version"] if models else None
-    return {"endpoint": endpoint, "model": version, "state": state["state"], "notice": NOTICE}
+    versions = {model["task"]: model["version"] for model in models}
+    return {
+        "endpoint": endpoint,
+        "model": versions.get("segmentation"),
+        "superres": versions.get("super-resolution"),
+        "state": state["state"],
+        "notice": NOTICE,
+    }
 
 
 def _parse() -> argparse.Namespace:
     return cli.parse_flags(
         (__doc__ or "").splitlines()[0],
         "model",
+        superres={
+            "metavar": "URI",
+            "help": "super-resolution model beside it, or none (default: models:/glioray-superres@champion, where "
+            "MLFLOW_TRACKING_URI is set)",
+        },
         host={"default": "127.0.0.1", "help": "where to listen; 0.0.0.0 for all (default: %(default)s)"},
         port={"type": int, "default": 8000, "help": "default: %(default)s"},
         replicas={"type": int, "default": 1, "metavar": "N", "help": "processes that serve (default: 1)"},
@@ -114,6 +127,8 @@ def _parse() -> argparse.Namespace:
 def _settings(args: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(args).items() if name not in ("host", "port")}
     given = {name: value for name, value in given.items() if value is not None}
+    if args.superres == "none":
+        given["superres"] = None
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -123,8 +138,12 @@ def _settings(args: argparse.Namespace) -> Settings:
     if not 0 < args.port < 65536:
         raise UsageError(f"--port is {args.port}; expected 1 to 65535")
     # Replicas start with the environment of their node, which need not know the server that this process means.
-    if settings.model.startswith(("models:", "runs:")):
-        settings = settings.model_copy(update={"tracking_uri": tracking_uri()})
+    asked = (settings.model, args.superres or "")
+    if any(uri.startswith(("models:", "runs:")) for uri in asked) or os.environ.get("MLFLOW_TRACKING_URI"):
+        return settings.model_copy(update={"tracking_uri": tracking_uri()})
+    if args.superres is None:
+        _log.info("no super-resolution: MLFLOW_TRACKING_URI, whose registry has the default one, is not set")
+        settings = settings.model_copy(update={"superres": None})
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,6 +10,8 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 
 from glioray.cluster import log_to_stderr
+from glioray.inference.predictor import Predictor
+from glioray.inference.superres import SuperResolver
 from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch
@@ -23,15 +26,17 @@ class Segmenter:
     def __init__(self, settings: Settings) -> None:
         log_to_stderr()
         self.settings = settings
-        self.watch = ModelWatch(
-            settings.model,
+        watch = partial(
+            ModelWatch,
             poll_s=settings.poll_s,
             tracking_uri=settings.tracking_uri,
             device="cuda" if settings.gpus else "cpu",
         )
+        self.watch = watch(settings.model, Predictor.load)
+        self.superres = None if settings.superres is None else watch(settings.superres, SuperResolver.load)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self.settings, self.watch)
+        return make_api(self.settings, self.watch, self.superres)
 
 
 def make_application(settings: Settings) -> serve.Application:

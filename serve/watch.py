@@ -1,30 +1,32 @@
-"""The model that is served, kept up to date with what its URI stands for."""
+"""A model that is served, kept up to date with what its URI stands for."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from glioray.errors import GliorayError, ModelError, StorageError
-from glioray.inference.predictor import Predictor
 from glioray.tracking.registry import fetch_package, resolve_version
 
 _log = logging.getLogger("glioray.serve")
 
+M = TypeVar("M")
+
 
 @dataclass(frozen=True)
-class Served:
+class Served(Generic[M]):
     """A loaded model and the version that it is."""
 
     version: str
-    predictor: Predictor
+    model: M
 
 
-class ModelWatch:
+class ModelWatch(Generic[M]):
     """Holds the model of a URI, and replaces it when the URI comes to stand for another version.
 
     `served` is only ever replaced as a whole: who has taken it goes on with what he took. Where the registry
@@ -32,15 +34,23 @@ class ModelWatch:
     alias is gone, nothing is served any more: that is how a model is withdrawn.
 
     Attributes:
+        load: makes the model of a package's folder, for a device.
         served: the model, or None.
         reason: why there is none, in a sentence fit for clients.
     """
 
     def __init__(
-        self, uri: str, *, poll_s: float, tracking_uri: str | None = None, device: str | None = None
+        self,
+        uri: str,
+        load: Callable[[Path, str | None], M],
+        *,
+        poll_s: float,
+        tracking_uri: str | None = None,
+        device: str | None = None,
     ) -> None:
-        self.uri, self.poll_s, self.tracking_uri, self.device = uri, poll_s, tracking_uri, device
-        self.served: Served | None = None
+        self.uri, self.load = uri, load
+        self.poll_s, self.tracking_uri, self.device = poll_s, tracking_uri, device
+        self.served: Served[M] | None = None
         self.reason = "the model is being loaded; try again in some seconds"
         self._has_looked = False
         self._said = ""
@@ -52,6 +62,12 @@ class ModelWatch:
         if self.served is not None:
             return "ready"
         return "waiting" if self._has_looked else "loading"
+
+    @property
+    def status(self) -> str:
+        """What is served, or why nothing is, in a sentence fit for clients."""
+        served = self.served
+        return self.reason if served is None else f"serving {served.version}"
 
     def start(self) -> None:
         """Look now, and then every `poll_s` seconds, on a thread of its own."""
@@ -85,10 +101,10 @@ class ModelWatch:
         finally:
             self._has_looked = True
 
-    def _load(self, version: str) -> Served:
+    def _load(self, version: str) -> Served[M]:
         with tempfile.TemporaryDirectory() as folder:
             package = fetch_package(version, Path(folder), tracking_uri=self.tracking_uri)
-            return Served(version, Predictor.load(package, self.device))
+            return Served(version, self.load(package, self.device))
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -26,7 +26,11 @@ from serve.watch import ModelWatch
 
 from glioray.cases.nifti import encode_volume
 from glioray.config import override
+from glioray.gan_recipes import mri_tiny
 from glioray.inference.package import ModelSpec, write_package
+from glioray.inference.predictor import Predictor
+from glioray.inference.superres import SuperResolver
+from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.recipes import unet_tiny
 
 SHAPE = (40, 44, 36)
@@ -55,6 +59,45 @@ def make_package(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_superres(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a package of mri_tiny, untrained, with settings of its own; returns its folder."""
+
+    def make(*stages: str, **settings: Any) -> Path:
+        stages = stages or ("psnr", "gan")
+        spec = SuperResSpec(
+            config=override(mri_tiny(), **settings),
+            spacing_mm=(1.0, 1.0, 1.0),
+            manifest_hash="0" * 12,
+            stages=stages,
+            metrics={"quality": 0.25},
+            collapse="healthy",
+        )
+        weights = {}
+        for stage in stages:
+            torch.manual_seed(len(stage))
+            weights[stage] = spec.build().state_dict()
+        folder = tmp_path_factory.mktemp("superres")
+        write_superres(folder, spec, weights)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_sharper(make_superres: Callable[..., Path]) -> Callable[..., ModelWatch[SuperResolver]]:
+    """Makes a watch that serves such a package."""
+
+    def make(*stages: str, **settings: Any) -> ModelWatch[SuperResolver]:
+        folder = make_superres(*stages, **settings)
+        watch = ModelWatch(str(folder), SuperResolver.load, poll_s=3600, device="cpu")
+        watch.refresh()
+        assert watch.served is not None
+        return watch
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_head() -> Callable[[int], np.ndarray]:
     """Makes a ball of noise in air, int16, out of a seed."""
 
@@ -74,20 +117,20 @@ def files(make_head: Callable[[int], np.ndarray]) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def watch(make_package: Callable[[int], Path]) -> ModelWatch:
+def watch(make_package: Callable[[int], Path]) -> ModelWatch[Predictor]:
     """Serves a package."""
-    watch = ModelWatch(str(make_package(0)), poll_s=3600, device="cpu")
+    watch = ModelWatch(str(make_package(0)), Predictor.load, poll_s=3600, device="cpu")
     watch.refresh()
     assert watch.served is not None
     return watch
 
 
 @pytest.fixture
-def make_client(watch: ModelWatch) -> Callable[..., TestClient]:
-    """Makes a client of an endpoint with settings."""
+def make_client(watch: ModelWatch[Predictor]) -> Callable[..., TestClient]:
+    """Makes a client of an endpoint with settings, and with super-resolution where it is given."""
 
-    def make(**settings: Any) -> TestClient:
-        return TestClient(make_api(Settings(**settings), watch), raise_server_exceptions=False)
+    def make(superres: ModelWatch[SuperResolver] | None = None, **settings: Any) -> TestClient:
+        return TestClient(make_api(Settings(**settings), watch, superres), raise_server_exceptions=False)
 
     return make
 

@@ -12,6 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from serve.watch import ModelWatch
 
+from glioray.inference.predictor import Predictor
+
 
 def test_a_large_body_is_refused_before_it_is_read(
     make_client: Callable[..., TestClient], files: dict[str, bytes], detail_of: Callable[[Any, int], str]
@@ -80,13 +82,13 @@ def test_a_body_that_does_not_arrive_gives_its_place_back(
 
 def test_no_more_cases_at_once_than_there_are_places(
     make_client: Callable[..., TestClient],
-    watch: ModelWatch,
+    watch: ModelWatch[Predictor],
     files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     detail_of: Callable[[Any, int], str],
 ) -> None:
     assert watch.served is not None
-    predictor = watch.served.predictor
+    predictor = watch.served.model
     entered, go_on = threading.Event(), threading.Event()
     predict = predictor.predict
 
@@ -113,14 +115,14 @@ def test_no_more_cases_at_once_than_there_are_places(
 
 def test_a_case_that_takes_too_long(
     make_client: Callable[..., TestClient],
-    watch: ModelWatch,
+    watch: ModelWatch[Predictor],
     files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     detail_of: Callable[[Any, int], str],
 ) -> None:
     assert watch.served is not None
     go_on = threading.Event()
-    monkeypatch.setattr(watch.served.predictor, "predict", lambda _: go_on.wait(60))
+    monkeypatch.setattr(watch.served.model, "predict", lambda _: go_on.wait(60))
     with make_client(timeout_s=0.5) as client:
         answer = client.post("/v1/segment", files=files)
         go_on.set()
@@ -129,7 +131,7 @@ def test_a_case_that_takes_too_long(
 
 def test_a_failure_of_the_servers_own_shows_nothing_of_it(
     client: TestClient,
-    watch: ModelWatch,
+    watch: ModelWatch[Predictor],
     files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     detail_of: Callable[[Any, int], str],
@@ -138,7 +140,7 @@ def test_a_failure_of_the_servers_own_shows_nothing_of_it(
         raise RuntimeError("a secret of the server")
 
     assert watch.served is not None
-    monkeypatch.setattr(watch.served.predictor, "predict", broken)
+    monkeypatch.setattr(watch.served.model, "predict", broken)
     detail = detail_of(client.post("/v1/segment", files=files), 500)
     assert "secret" not in detail
     monkeypatch.undo()

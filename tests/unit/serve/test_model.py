@@ -15,6 +15,7 @@ from serve.schemas import Settings
 from serve.watch import ModelWatch
 
 from glioray.errors import ModelError, StorageError, UsageError
+from glioray.inference.predictor import Predictor
 
 ALIAS = "models:/net@champion"
 
@@ -51,15 +52,15 @@ def registry(monkeypatch: pytest.MonkeyPatch, make_package: Callable[[int], Path
 
 
 @pytest.fixture
-def watch(registry: _Registry) -> ModelWatch:
-    return ModelWatch(ALIAS, poll_s=3600, tracking_uri="http://inside:5000", device="cpu")
+def watch(registry: _Registry) -> ModelWatch[Predictor]:
+    return ModelWatch(ALIAS, Predictor.load, poll_s=3600, tracking_uri="http://inside:5000", device="cpu")
 
 
-def _version(watch: ModelWatch) -> str | None:
+def _version(watch: ModelWatch[Predictor]) -> str | None:
     return None if watch.served is None else watch.served.version
 
 
-def test_before_any_champion(watch: ModelWatch) -> None:
+def test_before_any_champion(watch: ModelWatch[Predictor]) -> None:
     api = make_api(Settings(model=ALIAS), watch)
     client = TestClient(api)  # without its lifespan, so that only `refresh` looks
     assert client.get("/healthz").status_code == 200
@@ -78,7 +79,7 @@ def test_before_any_champion(watch: ModelWatch) -> None:
     assert int(refused.headers["retry-after"]) > 0
 
 
-def test_a_promotion_is_followed(watch: ModelWatch, registry: _Registry) -> None:
+def test_a_promotion_is_followed(watch: ModelWatch[Predictor], registry: _Registry) -> None:
     client = TestClient(make_api(Settings(model=ALIAS), watch))
     registry.now = "models:/net/1"
     watch.refresh()
@@ -100,7 +101,7 @@ def test_a_promotion_is_followed(watch: ModelWatch, registry: _Registry) -> None
 
 
 def test_an_outage_keeps_the_model_and_is_told_once(
-    watch: ModelWatch, registry: _Registry, caplog: pytest.LogCaptureFixture
+    watch: ModelWatch[Predictor], registry: _Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry.now = "models:/net/1"
     watch.refresh()
@@ -118,7 +119,9 @@ def test_an_outage_keeps_the_model_and_is_told_once(
     assert _version(watch) == "models:/net/2"
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one(watch: ModelWatch, registry: _Registry) -> None:
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
+    watch: ModelWatch[Predictor], registry: _Registry
+) -> None:
     registry.now = "models:/net/1"
     watch.refresh()
     registry.packages["models:/net/3"] = ModelError("broken")
@@ -127,7 +130,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(watch: ModelWatch, r
     assert _version(watch) == "models:/net/1"
 
 
-def test_a_first_version_that_cannot_be_loaded_is_named(watch: ModelWatch, registry: _Registry) -> None:
+def test_a_first_version_that_cannot_be_loaded_is_named(
+    watch: ModelWatch[Predictor], registry: _Registry
+) -> None:
     registry.packages["models:/net/3"] = ModelError("broken")
     registry.now = "models:/net/3"
     watch.refresh()
@@ -135,7 +140,9 @@ def test_a_first_version_that_cannot_be_loaded_is_named(watch: ModelWatch, regis
     assert "models:/net/3 cannot be loaded" in watch.reason
 
 
-def test_an_alias_that_is_taken_away_withdraws_the_model(watch: ModelWatch, registry: _Registry) -> None:
+def test_an_alias_that_is_taken_away_withdraws_the_model(
+    watch: ModelWatch[Predictor], registry: _Registry
+) -> None:
     registry.now = "models:/net/1"
     watch.refresh()
     registry.now = ModelError("there is no such alias")
@@ -145,7 +152,7 @@ def test_an_alias_that_is_taken_away_withdraws_the_model(watch: ModelWatch, regi
 
 
 def test_the_thread_outlives_what_nobody_foresaw(registry: _Registry) -> None:
-    watch = ModelWatch(ALIAS, poll_s=0.01, tracking_uri="http://inside:5000", device="cpu")
+    watch = ModelWatch(ALIAS, Predictor.load, poll_s=0.01, tracking_uri="http://inside:5000", device="cpu")
     registry.now = RuntimeError("unforeseen")
     watch.start()
     registry.now = "models:/net/1"
@@ -160,13 +167,19 @@ def test_the_thread_outlives_what_nobody_foresaw(registry: _Registry) -> None:
 
 
 def test_the_description_needs_nobody_else() -> None:
-    watch = ModelWatch("somewhere", poll_s=3600)
+    watch = ModelWatch("somewhere", Predictor.load, poll_s=3600)
     client = TestClient(make_api(Settings(), watch))
     description = client.get("/openapi.json").json()
     operation = description["paths"]["/v1/segment"]["post"]
     schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(schema["properties"]) == {"t1", "t1c", "t2", "flair", "image", "labels"}
+    files, sharper = {"t1", "t1c", "t2", "flair", "image"}, {"scale", "size", "blend", "plane", "force"}
+    assert set(schema["properties"]) == files | sharper | {"labels", "superresolve", "grid"}
     assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
+    operation = description["paths"]["/v1/superresolve"]["post"]
+    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(schema["properties"]) == files | sharper
+    assert {"application/zip", "image/png"} < set(operation["responses"]["200"]["content"])
+    assert {"Volumes", "Sharpened", "SuperResAnswer"} < set(description["components"]["schemas"])
     assert client.get("/docs").status_code == 404
     assert client.get("/redoc").status_code == 404
 
@@ -179,6 +192,24 @@ def test_the_application_takes_its_settings() -> None:
     assert deployment.ray_actor_options["num_gpus"] == 1
     with pytest.raises(ValueError, match="at_once"):
         Settings.model_validate({"at_once": 3})
+
+
+def test_super_resolution_is_asked_for_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve import app
+
+    def settings(*flags: str) -> Settings:
+        monkeypatch.setattr("sys.argv", ["app.py", *flags])
+        return app._settings(app._parse())
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert settings("--model", "folder").superres is None
+    assert settings("--model", "folder", "--superres", "sharp").superres == "sharp"
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
+        settings("--model", "folder", "--superres", "models:/sharp@champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://inside:5000")
+    assert settings().superres == "models:/glioray-superres@champion"
+    assert settings("--model", "folder").tracking_uri == "http://inside:5000"
+    assert settings("--superres", "none").superres is None
 
 
 def test_flags_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from glioray.cases.labels import CONVENTIONS, REGION_LABELS, to_internal
 from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
 from glioray.inference.package import SPEC_FILE, parse_spec
+from glioray.inference.predictor import Predictor
 
 SHAPE = (40, 44, 36)
 AFFINE = np.array([[0.0, 1, 0, -20], [-1, 0, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])
@@ -102,7 +103,7 @@ def test_a_model_of_whole_tumours_says_nothing_of_what_is_in_them(
     package = make_package(0)
     spec = replace(parse_spec((package / SPEC_FILE).read_bytes()), regions=("wt",))
     (package / SPEC_FILE).write_text(spec.to_json())
-    watch = ModelWatch(str(package), poll_s=3600, device="cpu")
+    watch = ModelWatch(str(package), Predictor.load, poll_s=3600, device="cpu")
     watch.refresh()
     with TestClient(make_api(Settings(), watch), raise_server_exceptions=False) as client:
         figures = client.post("/v1/segment", files=files, headers={"Accept": "application/json"}).json()
@@ -121,7 +122,7 @@ def test_a_model_of_fewer_modalities_takes_those(
     make_package: Callable[..., Path], files: dict[str, bytes], detail_of: Callable[[Any, int], str]
 ) -> None:
     package = make_package(0, **{"preprocess.modalities": ("flair", "t1c")})
-    watch = ModelWatch(str(package), poll_s=3600, device="cpu")
+    watch = ModelWatch(str(package), Predictor.load, poll_s=3600, device="cpu")
     watch.refresh()
     sent = {name: files[name] for name in ("t1c", "flair")}
     with TestClient(make_api(Settings(), watch), raise_server_exceptions=False) as client:
@@ -132,7 +133,7 @@ def test_a_model_of_fewer_modalities_takes_those(
         answer = client.post("/v1/segment", files=sent)
         assert answer.status_code == 200, answer.text
         assert watch.served is not None
-        expected = watch.served.predictor.predict(load_case_from_bytes(sent, modalities=sent))
+        expected = watch.served.model.predict(load_case_from_bytes(sent, modalities=sent))
         found = to_internal(_canonical(answer.content), CONVENTIONS["brats-et4"])
         np.testing.assert_array_equal(found, expected)
         assert client.get("/v1/models").json()["models"][0]["modalities"] == ["flair", "t1c"]
