@@ -97,7 +97,7 @@ def pick_panel(
     num_images = min(len(titles), rules.num_slices)
     if num_images < rules.min_slices:
         raise DataError(
-            f"the validation cases of {len(first)} patients give {num_images} images to judge collapse by, at least "
+            f"the validation cases of {len(first)} patient(s) give {num_images} images to judge collapse by, at least "
             f"{rules.apart_mm:g} mm apart; expected {rules.min_slices}, so validate on more cases or lower "
             "collapse.apart_mm or collapse.min_slices"
         )
