@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.plain import to_dict
 from glioray.recipes import RECIPES, build_recipe
 from glioray.storage import is_local, open_storage
-from glioray.studies import entrant_config, product_entrants
+from glioray.studies import entrant_config, gan_entrant_config, product_entrants
 from glioray.training.balance import check_balance
 
 _FLAGS: dict[str, dict[str, Any]] = {
@@ -219,6 +219,24 @@ def resolve_gan_config(args: argparse.Namespace) -> GanConfig:
     return config
 
 
+def resolve_gan_entrants(
+    args: argparse.Namespace, ground: GanConfig, entrants: Sequence[str]
+) -> dict[str, GanConfig]:
+    """Label -> config of super-resolution recipes on one ground; `--set` holds for each of them.
+
+    Raises:
+        UsageError: as `resolve_gan_config`; no entrant, or one twice.
+    """
+    if not entrants or len(set(entrants)) < len(entrants):
+        raise UsageError(
+            f"--entrants names {', '.join(entrants) or 'none'}; name super-resolution recipes, each once"
+        )
+    configs = {text: with_settings(gan_entrant_config(ground, text), _settings(args)) for text in entrants}
+    for config in configs.values():
+        check_gan_buildable(config)
+    return configs
+
+
 def _model_uri(uri: str | None, flag: str) -> str | None:
     return uri if uri is None or uri.startswith(("models:", "runs:")) else lasting_uri(uri, flag)
 
@@ -251,11 +269,20 @@ def shown_preparation(args: argparse.Namespace) -> PreprocessConfig | None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return parse_settings(args.set, "--set")
+
+
+def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
+    """Settings by their dotted names, of texts such as "optim.lr=0.001"; values are JSON or plain words.
+
+    Raises:
+        UsageError: a text without '='.
+    """
     settings: dict[str, Any] = {}
-    for item in args.set:
+    for item in items:
         key, equals, text = item.partition("=")
         if not equals:
-            raise UsageError(f"--set {item} has no '='; write it as optim.lr=0.001")
+            raise UsageError(f"{flag} {item} has no '='; write it as optim.lr=0.001")
         try:
             settings[key] = json.loads(text)
         except ValueError:

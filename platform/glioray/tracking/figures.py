@@ -196,7 +196,13 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-_STATE_COLOURS = {"complete": "#3fa34d", "running": "#5b8def", "pruned": "#9a9a9a", "failed": "#d1495b"}
+_STATE_COLOURS = {
+    "complete": "#3fa34d",
+    "running": "#5b8def",
+    "collapsed": "#e4972e",
+    "pruned": "#9a9a9a",
+    "failed": "#d1495b",
+}
 
 
 def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -204,7 +210,7 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         rows: one a trial: "trial" (number), "objective" (higher is better; None or non-finite where there
-            is none), "lr", and "state" ("complete", "running", "pruned", "failed"). A trial that failed or
+            is none), "lr", and "state" ("complete", "running", "collapsed", "pruned", "failed"). A trial that failed or
             has no objective is a cross at the bottom, whatever bad value the search was told.
 
     Raises:

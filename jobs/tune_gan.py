@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Search the rates, weights and adversarial loss of a super-resolution GAN; what collapses is stopped and never wins.
+
+ray job submit --working-dir . -- python jobs/tune_gan.py --data s3://bucket/brats --trials 32
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cluster import default_concurrency
+from glioray.sources import plan_run
+from glioray.tuning.gan_search import MODES, GanSweepPlan, run_gan_sweep
+
+FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
+MORE = {
+    **cli.GAN_FLAGS,
+    "pretrained": {
+        "metavar": "URI",
+        "help": "super-resolution model whose PSNR generator all trials begin with (default: one is trained first)",
+    },
+    "name": {
+        "metavar": "NAME",
+        "default": cli.SUPERRES_MODEL,
+        "help": "registered model (default: %(default)s)",
+    },
+    "mode": {
+        "choices": MODES,
+        "default": "search",
+        "help": "search (quality, with ASHA), pareto (quality against PSNR gain) or pbt (a population; its budget is in "
+        "epochs)",
+    },
+    "point": {
+        "metavar": "KEY=VALUE,…",
+        "action": "append",
+        "default": [],
+        "help": "a trial to begin with: what it has otherwise than the recipe, such as optim_g.lr=0.01; may be repeated",
+    },
+    "use_weight": {
+        "metavar": "W",
+        "type": float,
+        "help": "of the segmenter's gain in Dice over bicubic images in the objective (default: 0)",
+    },
+}
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
+    config = cli.resolve_gan_config(args)
+    cli.check_counts(args, "trials concurrent")
+    points = tuple(cli.parse_settings(text.split(","), "--point") for text in args.point)
+    if args.dry_run:
+        return cli.answer_dry_run(config, trials=args.trials, mode=args.mode, points=points)
+    plan = plan_run(args, config, "sweep")
+    concurrent = args.concurrent or min(args.trials, default_concurrency(config.train.num_workers))
+    sweep = GanSweepPlan(
+        base=plan, num_trials=args.trials, num_concurrent=concurrent, model_name=args.name, mode=args.mode,
+        points=points,
+    )  # fmt: skip
+    return cli.training_answer(run_gan_sweep(sweep), run_name=plan.run_name)
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

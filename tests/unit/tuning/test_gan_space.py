@@ -1,0 +1,107 @@
+"""What a search for super-resolution GANs varies, and what its trials are made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from glioray.config import with_settings
+from glioray.errors import UsageError
+from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
+from glioray.tuning.gan_space import (
+    PENALISED,
+    RATIO,
+    SHARE,
+    apply_gan_point,
+    complete_point,
+    gan_space,
+    pretraining,
+    recipe_point,
+)
+
+SOURCES = {0.2: "/runs/pretrain/20-percent", 0.5: "/runs/pretrain/50-percent"}
+
+
+@pytest.mark.parametrize("recipe", GAN_RECIPES)
+def test_the_recipe_is_a_point_of_its_space(recipe: str):
+    config = build_gan_recipe(recipe)
+    space, point = gan_space(config), recipe_point(config)
+    assert set(point) == set(space)
+    for name, distribution in space.items():
+        assert distribution._contains(distribution.to_internal_repr(point[name])), name
+    made = apply_gan_point(config, point, SOURCES)
+    assert (made.optim_g, made.d_steps, made.discriminator) == (
+        config.optim_g,
+        config.d_steps,
+        config.discriminator,
+    )
+    assert made.optim_d.lr == pytest.approx(config.optim_d.lr)
+    assert made.loss == config.loss
+
+
+def test_rates_reach_into_where_gans_collapse():
+    space = gan_space(build_gan_recipe("mri_small"))
+    assert (space["optim_g.lr"].low, space["optim_g.lr"].high) == (1e-5, 1e-2)
+    point = recipe_point(build_gan_recipe("mri_small")) | {"optim_g.lr": 1e-2, RATIO: 4.0}
+    made = apply_gan_point(build_gan_recipe("mri_small"), point, SOURCES)
+    assert (made.optim_g.lr, made.optim_d.lr) == (1e-2, 4e-2)
+
+
+def test_only_what_the_config_has_is_searched():
+    tiny = build_gan_recipe("mri_tiny")
+    assert "loss.perceptual_weight" not in gan_space(tiny)
+    assert "loss.perceptual_weight" in gan_space(build_gan_recipe("mri_small"))
+    assert SHARE not in gan_space(with_settings(tiny, {"pretrain.source": "/runs/psnr"}))
+    assert gan_space(tiny)["discriminator.options.norm"].choices == ("spectral", "none")
+    assert set(gan_space(build_gan_recipe("srgan_paper"))["discriminator.options.norm"].choices) == {
+        "batch",
+        "spectral",
+        "none",
+    }
+    # An average that remembers more steps than the run has would hide what became of it.
+    assert gan_space(tiny)["optim_g.ema"].choices == (0.9, 0.99)
+    assert gan_space(build_gan_recipe("mri"))["optim_g.ema"].choices == (0.99, 0.999)
+
+
+def test_settings_that_cannot_go_together_are_made_to():
+    config = build_gan_recipe("mri_tiny")
+    point = recipe_point(config) | {"loss.adversarial": "hinge", "loss.label_smoothing": 0.1, "loss.r1": 5.0}
+    made = apply_gan_point(config, point | {PENALISED: False}, SOURCES)
+    assert (made.loss.label_smoothing, made.loss.r1) == (0.0, 0.0)
+    assert apply_gan_point(config, point | {PENALISED: True}, SOURCES).loss.r1 == 5.0
+    smoothed = apply_gan_point(config, point | {"loss.adversarial": "ragan"}, SOURCES)
+    assert smoothed.loss.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_pretraining_is_taken_off_a_trial_s_budget(share: float):
+    config = with_settings(build_gan_recipe("mri"), {"train.minutes": 10})
+    made = apply_gan_point(config, recipe_point(config) | {SHARE: share}, SOURCES)
+    assert made.pretrain.share == 0
+    assert made.pretrain.source == SOURCES.get(share)
+    assert made.train.max_epochs == round((1 - share) * config.train.max_epochs)
+    assert made.train.minutes == pytest.approx(10 * (1 - share))
+
+
+def test_the_shared_pretraining_adds_up_to_the_largest_share():
+    config = with_settings(build_gan_recipe("mri"), {"use.segmenter": "models:/a/1", "use.weight": 1})
+    first, second = pretraining(config, 0.0, 0.2, None), pretraining(config, 0.2, 0.5, SOURCES[0.2])
+    assert first.train.max_epochs + second.train.max_epochs == 0.5 * config.train.max_epochs
+    assert (first.pretrain.source, second.pretrain.source) == (None, SOURCES[0.2])
+    assert first.pretrain.share == second.pretrain.share == 1
+    assert first.use.segmenter is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"optim.lr": 1e-3}, "'optim.lr' is not searched; a point has d_steps"),
+        ({"optim_g.lr": 1.0}, "optim_g.lr of a point is 1.0; expected 1e-05 to 0.01"),
+        ({"optim_g.lr": "high"}, "optim_g.lr of a point is 'high'"),
+        ({"loss.adversarial": "wgan"}, "expected one of vanilla, ragan, lsgan, hinge"),
+    ],
+)
+def test_a_point_outside_the_space_is_said(given: dict[str, object], sentence: str):
+    config = build_gan_recipe("mri_tiny")
+    with pytest.raises(UsageError, match=sentence):
+        complete_point(config, given)
+    assert complete_point(config, {"d_steps": 2}) == recipe_point(config) | {"d_steps": 2}

@@ -1,0 +1,160 @@
+"""What trials of super-resolution GANs are worth, their rows, and what stopping some of them saved."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glioray.gan_config import COLLAPSE_COMPONENTS, CollapseConfig
+from glioray.gan_recipes import build_gan_recipe
+from glioray.tracking.gan_search_figures import pareto_figure, rates_figure
+from glioray.tuning.gan_space import RATIO, gan_space, recipe_point
+from glioray.tuning.gan_trials import (
+    FIGURES,
+    WORST,
+    failed_metrics,
+    gan_row,
+    importances,
+    is_healthy,
+    rates_rows,
+    stopping_summary,
+    summary_text,
+    told_metrics,
+)
+from glioray.tuning.trials import rank_rows, trial_row, trials_table
+
+RULES = CollapseConfig()
+CONFIG = build_gan_recipe("mri_tiny")
+
+
+def _metrics(
+    *, progress: float = 1.0, score: float = 0.0, objective: float = 0.3, gain: float = 1.0, **more: float
+) -> dict[str, float]:
+    return {
+        "objective": objective, "quality": 0.3, "gain_psnr": gain, "collapse_score": score, "collapse_reason": 1.0,
+        "is_collapsed": float(score >= 0.5), "progress": progress, "step": 200 * progress, "epoch": 10 * progress,
+        **more,
+    }  # fmt: skip
+
+
+def _result(metrics: dict[str, Any], *, error: Exception | None = None, **settings: Any) -> SimpleNamespace:
+    _result.count = getattr(_result, "count", 0) + 1  # type: ignore[attr-defined]
+    number = _result.count  # type: ignore[attr-defined]
+    point = recipe_point(CONFIG) | settings
+    return SimpleNamespace(metrics=metrics, error=error, path=f"/runs/trial_{number:03d}", config=point)
+
+
+def _rows(*results: SimpleNamespace) -> list[dict[str, Any]]:
+    kept = ("quality", "gain_psnr", "collapse_", "is_collapsed", "objective")
+    return rank_rows([gan_row(trial_row(result, worst=WORST, kept=kept)) for result in results])
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """A healthy trial, a collapsed one, a pruned one, one that diverged after a validation and one that crashed."""
+    told = [
+        told_metrics(metrics, RULES)
+        for metrics in (
+            _metrics(),
+            _metrics(progress=0.4, score=0.9, objective=-1.9),
+            _metrics(progress=0.45, objective=0.1),
+            _metrics(progress=0.2),
+        )
+    ]
+    return _rows(
+        _result(told[0]),
+        _result(told[1], **{"optim_g.lr": 1e-2}),
+        _result(told[2], **{"optim_g.lr": 1e-5}),
+        _result(failed_metrics(told[3], "the generator diverged", RULES)),
+        _result({}, error=RuntimeError("a stack\nof lines, the last: killed")),
+    )
+
+
+def test_every_healthy_trial_outranks_every_other(rows: list[dict[str, Any]]):
+    assert [row["state"] for row in rows] == ["complete", "pruned", "collapsed", "failed", "failed"]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[2]["reason"] == "collapsed: conditioning 0.90 at epoch 4"
+    assert rows[1]["reason"] == "stopped by ASHA at 45 % of its run"
+    assert {row["reason"] for row in rows[3:]} == {"the generator diverged", "of lines, the last: killed"}
+    assert all(math.isfinite(row["objective"]) for row in rows)
+    assert [is_healthy(row["objective"], RULES) for row in rows] == [True, True, False, False, False]
+
+
+def test_a_collapsed_trial_of_the_largest_score_ranks_before_one_that_failed():
+    worst = told_metrics(_metrics(progress=0.4, score=1.0, objective=-2.0), RULES)
+    crashed, collapsed = _result({}, error=RuntimeError("killed")), _result(worst)
+    assert [row["state"] for row in _rows(crashed, collapsed)] == ["collapsed", "failed"]
+
+
+@pytest.mark.parametrize("score", [0.5, 0.8, 1.0])
+def test_on_a_front_too_what_collapsed_is_behind_all_that_is_healthy(score: float):
+    # A healthy trial may lose less than 4 dB against bicubic; at that, fidelity alone scores .5.
+    healthy = told_metrics(_metrics(objective=-1.0, quality=-1.0, gain=-3.9), RULES)
+    collapsed = told_metrics(_metrics(score=score, objective=-1 - score, quality=0.9, gain=2.0), RULES)
+    failed = failed_metrics({}, "diverged", RULES)
+    for name in ("quality_or_penalty", "gain_or_penalty"):
+        assert healthy[name] > collapsed[name] >= failed[name]
+
+
+def test_an_objective_that_is_no_number_is_told_as_the_worst():
+    assert told_metrics(_metrics(objective=math.nan), RULES)["objective"] == WORST
+
+
+def test_what_stopping_saved(rows: list[dict[str, Any]]):
+    summary = stopping_summary(rows)
+    # Planned: 200 steps each of the three that would have run to the end, and the 40 until one diverged.
+    assert summary["planned_steps"] == 640
+    assert summary["num_steps"] == 200 + 80 + 90 + 40
+    assert summary["saved_by_collapse"] == pytest.approx(120 / 640)
+    assert summary["saved_by_asha"] == pytest.approx(110 / 640)
+    assert summary["stopped_at_percent"] == [40]
+    assert (summary["num_collapsed"], summary["num_pruned"], summary["num_failed"]) == (1, 1, 2)
+    assert "1 of 5 trials collapsed, stopped at 40 % of its run; 2 failed, 1 were pruned" in summary_text(
+        summary
+    )
+    assert "19% were saved" in summary_text(summary)
+    nothing = stopping_summary(_rows(_result({}, error=RuntimeError("killed"))))
+    assert (nothing["saved_by_collapse"], nothing["planned_steps"]) == (0.0, 0)
+
+
+def test_the_table_has_a_row_a_trial_with_its_reason(rows: list[dict[str, Any]]):
+    lines = trials_table(rows, FIGURES).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert len({line.count(" | ") for line in lines}) == 1
+    heads = [cell.strip() for cell in lines[0].strip("| ").split("|")]
+    assert len(set(heads)) == len(heads)
+    assert {"percent", "quality", "collapse_score", RATIO, "lr"} <= set(heads)
+    assert "collapsed: conditioning 0.90 at epoch 4" in lines[4]
+
+
+def test_rows_are_what_the_pictures_want(rows: list[dict[str, Any]]):
+    drawn = rates_rows(rows)
+    collapsed = next(row for row in drawn if row["state"] == "collapsed")
+    assert (collapsed["lr_g"], collapsed["lr_d"], collapsed["score"]) == (1e-2, pytest.approx(1e-2), 0.9)
+    assert rates_figure(drawn).axes
+    assert pareto_figure(drawn).axes
+
+
+def test_what_decides_the_objective_is_found_among_the_settings():
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(16):
+        rate, d_steps = float(10 ** rng.uniform(-5, -2)), int(rng.integers(1, 3))
+        objective = 0.5 if rate < 3e-4 else -1.8
+        rows.append({"settings": recipe_point(CONFIG) | {"optim_g.lr": rate, "d_steps": d_steps}, "objective": objective})  # fmt: skip
+    found = importances(rows, gan_space(CONFIG))
+    assert next(iter(found)) == "optim_g.lr"
+    assert sum(found.values()) == pytest.approx(1)
+    assert importances(rows[:5], gan_space(CONFIG)) == {}
+
+
+def test_components_are_named_by_their_number():
+    for number, name in enumerate(COLLAPSE_COMPONENTS):
+        told = told_metrics(_metrics(progress=0.5, score=0.7, objective=-1.7) | {"collapse_reason": float(number)}, RULES)  # fmt: skip
+        assert gan_row(trial_row(_result(told), worst=WORST, kept=("is_", "collapse_", "quality")))[  # type: ignore[arg-type]
+            "reason"
+        ].startswith(f"collapsed: {name} 0.70")
