@@ -20,16 +20,22 @@ import services
 import torch
 
 from glioray.cases.layouts import discover_cases
-from glioray.cases.load import load_case
+from glioray.cases.load import load_case, load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume
+from glioray.config import override
+from glioray.gan_recipes import mri_tiny
 from glioray.inference.package import ModelSpec, write_package
 from glioray.inference.predictor import Predictor
+from glioray.inference.superres import SuperResolver
+from glioray.inference.superres_package import SuperResSpec, write_superres
+from glioray.nets.gan import AtScale
 from glioray.recipes import unet_tiny
+from glioray.slices.volumes import resample
 from glioray.storage import open_storage
 from glioray.tracking.registry import log_model, register_model, set_champion
 from glioray.tracking.runs import RunLogger
 
-NAME = "serve-e2e"
+NAME, SHARPER = "serve-e2e", "serve-e2e-superres"
 MAX_BODY_MB = 12
 DEADLINE_S = 120
 
@@ -71,6 +77,32 @@ def versions(
 
 
 @pytest.fixture(scope="module")
+def sharper(
+    _mlflow_service: services.Service, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """An untrained super-resolution model of scale 2 that makes the phantoms' voxels: its version and package."""
+    storage = open_storage(phantom_data)
+    case = load_case(storage, discover_cases(storage)[0][0])
+    spec = SuperResSpec(
+        config=override(mri_tiny(), **{"degrade.lr_size": 32}),
+        spacing_mm=case.spacing_mm,
+        manifest_hash="0" * 12,
+        stages=("psnr", "gan"),
+        collapse="healthy",
+    )
+    nets = {}
+    for seed, stage in enumerate(spec.stages):
+        torch.manual_seed(seed)
+        nets[stage] = spec.build().eval()
+    package = tmp_path_factory.mktemp("package-superres")
+    write_superres(package, spec, {stage: net.state_dict() for stage, net in nets.items()})
+    logger = RunLogger.open_run("serve-e2e", "superres", kind="train", tracking_uri=_mlflow_service.address)
+    log_model(logger, package, AtScale(nets["gan"], 2.0), torch.zeros(1, 1, 32, 32))
+    logger.finish()
+    return register_model(SHARPER, logger.run_id, {}, tracking_uri=_mlflow_service.address), package
+
+
+@pytest.fixture(scope="module")
 def endpoint(
     repo: Path,
     _ray_head: services.Service,
@@ -87,7 +119,7 @@ def endpoint(
     # fmt: off
     command = [
         sys.executable, str(repo / "serve" / "app.py"), "--model", f"models:/{NAME}@champion", "--port", str(port),
-        "--poll-s", "1", "--max-body-mb", str(MAX_BODY_MB),
+        "--superres", f"models:/{SHARPER}@champion", "--poll-s", "1", "--max-body-mb", str(MAX_BODY_MB),
     ]
     # fmt: on
     try:
@@ -126,6 +158,24 @@ def promote(
     return run
 
 
+@pytest.fixture
+def promote_sharper(
+    endpoint: Endpoint, sharper: tuple[str, Path], _mlflow_service: services.Service
+) -> Callable[[], None]:
+    """Makes the super-resolution model the champion, and waits until the endpoint serves it."""
+    uri, _ = sharper
+
+    def run() -> None:
+        name, version = uri.removeprefix("models:/").split("/")
+        set_champion(name, version, tracking_uri=_mlflow_service.address)
+        deadline = time.monotonic() + DEADLINE_S
+        while requests.get(f"{endpoint.url}/readyz", timeout=30).json()["superres"] != f"serving {uri}":
+            assert time.monotonic() < deadline, f"{uri} is not served"
+            time.sleep(0.2)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def phantom(phantom_data: Path) -> dict[str, bytes]:
     """The four files of a case."""
@@ -158,7 +208,7 @@ def test_a_promotion_is_served_without_a_restart(
     masks = []
     for number in (0, 1):
         uri = promote(number)
-        (model,) = requests.get(f"{endpoint.url}/v1/models", timeout=30).json()["models"]
+        model, *_ = requests.get(f"{endpoint.url}/v1/models", timeout=30).json()["models"]
         assert (model["version"], model["recipe"]) == (uri, "unet_tiny")
         answer = _post(endpoint, phantom, Accept="application/json")
         assert answer.status_code == 200, answer.text
@@ -226,6 +276,59 @@ def test_refusals_come_through_http(
     )
     assert unknown_length.status_code == 413
     assert _post(endpoint, phantom).status_code == 200
+
+
+def test_a_case_is_made_sharper_and_segmented(
+    endpoint: Endpoint,
+    promote: Callable[[int], str],
+    promote_sharper: Callable[[], None],
+    sharper: tuple[str, Path],
+    phantom: dict[str, bytes],
+) -> None:
+    segmenter, (uri, package) = promote(0), sharper
+    url = f"{endpoint.url}/v1/superresolve"
+    volumes = {name: read_volume(data, name=name) for name, data in phantom.items()}
+    shape, affine = volumes["t1"].shape, volumes["t1"].affine
+    to_fine = np.diag([2.0, 2.0, 1.0, 1.0])
+    to_fine[:2, 3] = 0.5
+    low = {
+        name: encode_volume(
+            resample(volume.array, (shape[0] // 2, shape[1] // 2, shape[2])).astype(np.int16),
+            affine @ to_fine,
+        )
+        for name, volume in volumes.items()
+    }
+    refused = requests.post(url, files={"t1": low["t1"]}, timeout=DEADLINE_S)
+    assert refused.status_code == 503
+    assert f"there is no 'models:/{SHARPER}@champion'" in refused.json()["detail"]
+    assert requests.get(f"{endpoint.url}/readyz", timeout=30).status_code == 200
+
+    promote_sharper()
+    models = requests.get(f"{endpoint.url}/v1/models", timeout=30).json()["models"]
+    assert [model["version"] for model in models] == [segmenter, uri]
+
+    answer = requests.post(url, files={"t1": low["t1"]}, data={"blend": "0"}, timeout=DEADLINE_S)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Glioray-Model"] == uri
+    assert "X-Glioray-Warning" not in answer.headers
+    fine = read_volume(answer.content, name="fine")
+    expected = SuperResolver.load(package, device="cpu").sharpen(
+        load_case_from_bytes({"t1": low["t1"]}, modalities=["t1"]), blend=0
+    )
+    assert fine.shape == shape
+    np.testing.assert_allclose(fine.affine, expected.affine, atol=1e-4)
+    # Another number of threads adds up in another order: a value may round to its neighbour.
+    np.testing.assert_allclose(fine.array, expected.images[0], atol=1)
+
+    both = requests.post(
+        f"{endpoint.url}/v1/segment", files=low, data={"superresolve": "true"}, timeout=DEADLINE_S
+    )
+    assert both.status_code == 200, both.text
+    assert (both.headers["X-Glioray-Model"], both.headers["X-Glioray-Superres-Model"]) == (segmenter, uri)
+    mask = read_volume(both.content, name="mask")
+    assert mask.shape == shape
+    np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
+    assert mask.array.any()
 
 
 def test_without_a_cluster_it_serves_until_it_is_told_to_end(
