@@ -17,7 +17,17 @@ from mlflow.tracking import MlflowClient
 
 from glioray.storage import open_storage
 
-JOBS = ("prepare", "train_unet", "tune_unet", "evaluate", "predict", "promote", "ensemble", "compare")
+JOBS = (
+    "prepare",
+    "train_unet",
+    "tune_unet",
+    "evaluate",
+    "predict",
+    "promote",
+    "ensemble",
+    "compare",
+    "compare_gan",
+)
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 

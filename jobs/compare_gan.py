@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Compare super-resolution GANs on one ground: SRGAN against ESRGAN at an equal budget, over seeds.
+
+    python jobs/compare_gan.py --data s3://bucket/brats --recipe mri_small --minutes-each 10 --seeds 3 \
+        --entrants srgan_small,esrgan_small,esrgan_small:optim_g.lr=0.001
+
+--recipe says what is alike for all (slices, degradation, batches, judge), an entrant brings its networks, losses and
+optimisers. The same --run-name goes on with what is missing, and may bring further entrants. A run that collapses or
+diverges has lost; with one that failed otherwise the exit code is 1, and the same command plays it again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from glioray import cli
+from glioray.cluster import default_concurrency
+from glioray.config import with_settings
+from glioray.sources import plan_run
+from glioray.studies import budget_settings, split_names
+from glioray.tuning.gan_comparison import GanComparisonPlan, compare_gans
+
+FLAGS = "data storage out run-name workers concurrent seed experiment fold set dry-run"
+MORE = {
+    **cli.GAN_FLAGS,
+    "entrants": {
+        "metavar": "A,B:KEY=VALUE,…",
+        "default": "srgan_small,esrgan_small,esrgan_small_rmsprop",
+        "help": "super-resolution recipes, with settings of their own (default: %(default)s)",
+    },
+    "seeds": {"metavar": "N", "type": int, "default": 3, "help": "runs an entrant (default: %(default)s)"},
+    "minutes_each": {
+        "metavar": "M",
+        "type": float,
+        "help": "budget of each run, in minutes; validation counts",
+    },
+    "slices_each": {"metavar": "N", "type": int, "help": "budget of each run, in slices learned from"},
+}
+
+
+def main() -> dict[str, object]:
+    args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
+    args.max_epochs = args.minutes = None
+    ground = cli.resolve_gan_config(args)
+    cli.check_counts(args, "concurrent seeds slices-each")
+    each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
+    own = ground.train
+    budget = next(
+        (f"{value:,.10g} {name.removeprefix('num_')}" for name, value in each.items() if value is not None),
+        f"the recipe's {own.max_epochs:,} epochs" + (f" or {own.minutes:g} minutes" if own.minutes else ""),
+    )
+    limited = with_settings(ground, budget_settings(ground, **each))
+    entrants = cli.resolve_gan_entrants(args, limited, split_names(args.entrants))
+    if args.dry_run:
+        return cli.answer_dry_run(ground, entrants=list(entrants), budget=budget)
+    out = cli.out_uri(args) if args.out else None
+    result = compare_gans(
+        GanComparisonPlan(
+            base=plan_run(args, ground, "comparison"),
+            entrants=entrants,
+            seeds=tuple(range(own.seed, own.seed + args.seeds)),
+            num_concurrent=args.concurrent or default_concurrency(own.num_workers),
+            budget=budget,
+            out=out,
+        )
+    )
+    return {**result, "exit_code": 1 if result["missing"] else 0}
+
+
+if __name__ == "__main__":
+    cli.run_job(main)

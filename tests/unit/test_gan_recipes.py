@@ -1,0 +1,80 @@
+"""Super-resolution recipes, and entrants that are put on one ground."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from glioray.config import with_settings
+from glioray.errors import UsageError
+from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
+from glioray.nets.gan import build_discriminator, build_generator
+from glioray.studies import budget_settings, gan_entrant_config
+from glioray.training.optim import build_optimizer
+
+OWN = {"recipe", "generator", "discriminator", "loss", "pretrain", "optim_g", "optim_d", "d_steps"}
+
+
+@pytest.mark.parametrize("name", GAN_RECIPES)
+def test_every_recipe_is_called_by_its_name_and_can_be_built(name: str):
+    config = build_gan_recipe(name)
+    assert config.recipe == name
+    with torch.device("meta"):
+        generator, critic = config.generator, config.discriminator
+        net = build_generator(generator.name, channels=config.num_channels, **generator.options)
+        build_discriminator(critic.name, channels=config.num_channels, **critic.options)
+    build_optimizer(net, config.optim_g)
+
+
+def test_a_name_that_is_no_recipe_lists_those_that_are():
+    with pytest.raises(UsageError, match=r"'srgan' is not a super-resolution recipe; the recipes are mri, "):
+        build_gan_recipe("srgan")
+
+
+def test_srgan_and_esrgan_differ_in_what_is_theirs_alone():
+    srgan, esrgan, rmsprop = map(build_gan_recipe, ("srgan_small", "esrgan_small", "esrgan_small_rmsprop"))
+    for field in dataclasses.fields(srgan):
+        if field.name not in OWN:
+            assert getattr(srgan, field.name) == getattr(esrgan, field.name), field.name
+    assert srgan.discriminator == esrgan.discriminator
+    assert (srgan.optim_g, srgan.optim_d) == (esrgan.optim_g, esrgan.optim_d)
+    assert srgan.pretrain.share == esrgan.pretrain.share
+    assert (srgan.loss.adversarial, esrgan.loss.adversarial) == ("vanilla", "ragan")
+    assert (srgan.loss.extractor, srgan.loss.perceptual_crop) == (
+        esrgan.loss.extractor,
+        esrgan.loss.perceptual_crop,
+    )
+    back = dataclasses.replace(rmsprop, recipe="esrgan_small", optim_g=esrgan.optim_g, optim_d=esrgan.optim_d)
+    assert back == esrgan
+    assert (rmsprop.optim_g.name, rmsprop.optim_d.name, rmsprop.optim_g.momentum) == ("rmsprop", "rmsprop", 0)
+
+
+def test_an_entrant_brings_its_networks_and_losses_and_the_ground_all_else():
+    ground = with_settings(
+        build_gan_recipe("mri_tiny"), {"degrade.lr_size": 28, "train.seed": 3, "optim_g.lr": 0.5}
+    )
+    made = gan_entrant_config(ground, "srgan_small:optim_g.lr=0.001,loss.pixel_weight=2")
+    srgan = build_gan_recipe("srgan_small")
+    assert (made.recipe, made.generator, made.pretrain) == (
+        "srgan_small",
+        srgan.generator,
+        srgan.pretrain,
+    )
+    assert (made.optim_g.lr, made.optim_d.lr, made.loss.pixel_weight) == (0.001, srgan.optim_d.lr, 2)
+    for field in dataclasses.fields(made):
+        if field.name not in OWN:
+            assert getattr(made, field.name) == getattr(ground, field.name), field.name
+    with pytest.raises(UsageError, match=r"sets degrade.lr_size, which is alike for all; set it by --set"):
+        gan_entrant_config(ground, "srgan_small:degrade.lr_size=16")
+    with pytest.raises(UsageError, match=r"entrant 'srgan_small:optim_g\.rate=1': "):
+        gan_entrant_config(ground, "srgan_small:optim_g.rate=1")
+
+
+def test_a_budget_in_slices_is_as_many_steps_and_validations():
+    ground = build_gan_recipe("mri_tiny")
+    made = with_settings(ground, budget_settings(ground, num_slices=320))
+    assert made.train.minutes is None
+    assert made.train.max_epochs == ground.train.num_validations == 4
+    assert made.train.max_epochs * made.sample.steps_per_epoch * made.train.batch_size == 320
