@@ -20,7 +20,7 @@ from glioray import cli
 from glioray.cluster import log_to_stderr
 from glioray.inference.package import join_packages
 from glioray.plain import to_dict
-from glioray.sources import member_uris, open_package
+from glioray.sources import member_uris, open_segmenter
 from glioray.tracking.registry import register_model
 from glioray.tracking.runs import RunLogger
 from glioray.training.session import log_package
@@ -44,7 +44,7 @@ def main() -> dict[str, object]:
     log_to_stderr()
     members = member_uris(args.model, checkpoints=args.checkpoints)
     with tempfile.TemporaryDirectory() as folder:
-        packages = [open_package(uri, Path(folder) / str(n))[0] for n, uri in enumerate(members)]
+        packages = [open_segmenter(uri, Path(folder) / str(n))[0] for n, uri in enumerate(members)]
         package = Path(folder) / "ensemble"
         spec = join_packages(packages, package)
         answer = {"members": members, "num_members": spec.num_members}

@@ -1,74 +1,64 @@
 #!/usr/bin/env python3
-"""Judge a model on labelled cases: overlap, surfaces, volumes and lesions by case and region, with intervals.
+"""Judge a model on cases: overlap, surfaces, volumes and lesions by case and region, with intervals.
 
     python jobs/evaluate.py --model models:/glioray-unet@champion --data s3://bucket/brats --out results
+    python jobs/evaluate.py --model models:/glioray-superres@champion --data s3://bucket/brats --out results
 
-By default on the labelled cases of patients that the model was not trained on. Means are over cases, with 95 %
-intervals by resampling patients; `slicewise` is the slice-level table of the same predictions, which flatters.
+By default on the cases of patients that the model was not trained on. Means are over cases, with 95 % intervals by
+resampling patients; `slicewise` is the slice-level table of the same predictions, which flatters. A super-resolution
+model is judged by its images and, on labelled cases, by what a frozen segmenter makes of them.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.batch import evaluate_cases
 from glioray.cluster import connect, log_to_stderr
-from glioray.errors import DataError
-from glioray.inference.evaluate import figure_intervals, figures_csv, mean_figures
-from glioray.inference.evaluation_page import evaluation_markdown
-from glioray.metrics.slicewise import slicewise_table
-from glioray.sources import open_data, open_model, select_cases
-from glioray.storage import join_uri, open_storage
+from glioray.errors import UsageError
+from glioray.evaluation import evaluate_segmentation
+from glioray.inference.superres_package import SuperResSpec
+from glioray.sources import named_model, open_data, open_package
+from glioray.superres_evaluation import evaluate_superres, judging_segmenter
 
 SPLIT = {
     "metavar": "SPLIT",
     "default": "unseen",
-    "help": "unseen (labelled cases of patients it was not trained on), train, val, test or labelled (default: unseen)",
+    "help": "unseen (cases of patients it was not trained on), train, val, test or labelled (default: unseen)",
+}
+SEGMENTER = {
+    "metavar": "URI",
+    "help": "segmentation model that judges a super-resolution model by use, or none (default: the champion of "
+    "glioray-unet, where there is one)",
 }
 
 
 def main() -> dict[str, object]:
-    args = cli.parse_flags(__doc__.splitlines()[0], "model data out storage dry-run", split=SPLIT)
+    flags = "model data out storage dry-run"
+    args = cli.parse_flags(__doc__.splitlines()[0], flags, split=SPLIT, segmenter=SEGMENTER)
     data, storage = cli.data_uri(args), cli.storage_uri(args)
     cli.tracking_address(storage)
     with tempfile.TemporaryDirectory() as folder:
-        package, spec, resolved = open_model(args, Path(folder))
+        resolved = named_model(args)
+        package, spec = open_package(resolved, Path(folder) / "model")
         if args.dry_run:
             return cli.answer_dry_run(spec.config, model=resolved)
+        if args.segmenter and not isinstance(spec, SuperResSpec):
+            raise UsageError(f"--segmenter judges super-resolution models; {resolved} is one of segmentation")
         log_to_stderr()
+        out = cli.out_uri(args) if args.out else None
+        segmenter = None
+        if isinstance(spec, SuperResSpec):
+            segmenter = judging_segmenter(args.segmenter, spec, Path(folder) / "segmenter")
         connect()
         manifest = open_data(data, storage)
-        entries = select_cases(manifest, spec, args.split)
-        cases, slices, failed = evaluate_cases(package, manifest.data, entries)
-    if not cases:
-        raise DataError(f"none of the {len(failed)} cases could be judged; the reasons are above")
-    patients = {entry.case_id: entry.patient_id for entry in entries}
-    result: dict[str, Any] = {
-        "model": resolved,
-        "split": args.split,
-        "mean": mean_figures(cases),
-        "intervals": figure_intervals(cases, patients),
-        "slicewise": slicewise_table(slices.values()),
-        "cases": cases,
-        "failed": failed,
-    }
-    if args.out:
-        out = open_storage(cli.out_uri(args))
-        out.write("evaluation.json", json.dumps(result, indent=1).encode())
-        out.write("evaluation.csv", figures_csv(cases).encode())
-        page = evaluation_markdown(
-            cases, patients, result["slicewise"], title=f"{resolved} on {args.split} cases", failed=failed
-        )
-        out.write("evaluation.md", page.encode())
-        result["files"] = [join_uri(out.uri, f"evaluation.{kind}") for kind in ("json", "csv", "md")]
-    return {**result, "exit_code": 1 if failed else 0}
+        if isinstance(spec, SuperResSpec):
+            return evaluate_superres(package, spec, resolved, segmenter, manifest, args.split, out)
+        return evaluate_segmentation(package, spec, resolved, manifest, args.split, out)
 
 
 if __name__ == "__main__":

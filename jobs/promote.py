@@ -2,9 +2,11 @@
 """Make a model the champion, if it beats the present one on the same validation cases.
 
     python jobs/promote.py --model models:/glioray-unet/3 --data s3://bucket/brats
+    python jobs/promote.py --model models:/glioray-superres/2 --data s3://bucket/brats
 
-With --data both are judged now on validation cases that neither was trained on; without, by the Dice that was
-recorded at training, which both must have on the same cases.
+With --data both are judged now on cases that neither was trained on; without, by what was recorded at training (Dice,
+or the quality of super-resolved images), which both must have on the same cases. A super-resolution model that has
+collapsed, or that was never judged for it, is refused.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.batch import evaluate_cases
 from glioray.cluster import connect, log_to_stderr
-from glioray.errors import UsageError
-from glioray.inference.evaluate import mean_region_dice
-from glioray.sources import open_data, open_package, registered_version, unseen_by_all
+from glioray.promotion import weigh
+from glioray.sources import open_data, open_package, registered_version
 from glioray.tracking.registry import champion, set_champion
+
+NAME = {
+    "metavar": "NAME",
+    "help": "registered model, for a run's one (default: glioray-unet, or glioray-superres of super-resolution)",
+}
 
 
 def main() -> dict[str, object]:
-    args = cli.parse_flags(__doc__.splitlines()[0], "model data storage name dry-run")
+    args = cli.parse_flags(__doc__.splitlines()[0], "model data storage dry-run", name=NAME)
     storage = cli.storage_uri(args)
     cli.tracking_address(storage)
     name, version = registered_version(args)
@@ -41,45 +46,17 @@ def main() -> dict[str, object]:
             for role, uri in (("candidate", answer["candidate"]), ("champion", answer["champion"]))
             if uri is not None
         }
+        manifest = None
         if args.data:
             connect()
             manifest = open_data(cli.data_uri(args), storage)
-            entries = unseen_by_all(manifest, [spec for _, spec in packages.values()])
-            cases = {
-                role: evaluate_cases(path, manifest.data, entries)[0] for role, (path, _) in packages.items()
-            }
-            dice = {
-                role: {c: {r: f["dice"] for r, f in figures.items()} for c, figures in found.items()}
-                for role, found in cases.items()
-            }
-        else:
-            fitted = [role for role, (_, spec) in packages.items() if spec.config.postprocess.fit_thresholds]
-            if fitted and present is not None:
-                raise UsageError(
-                    f"the thresholds of the {fitted[0]} were fitted on the cases that its Dice was recorded on, which "
-                    "flatters; give --data with patients that neither has seen"
-                )
-            dice = {role: spec.val_cases for role, (_, spec) in packages.items()}
-    judged = {role: sorted(found) for role, found in dice.items()}
-    if present is not None and (not judged["candidate"] or judged["candidate"] != judged["champion"]):
-        raise UsageError(
-            f"the candidate was judged on {len(judged['candidate'])} cases and the champion on "
-            f"{len(judged['champion'])} that are not the same; give --data to judge both on the same cases"
-        )
-    scores = {role: mean_region_dice(found) if found else None for role, found in dice.items()}
-    answer |= {"dice_mean": scores, "cases": judged["candidate"]}
-    if present is None:
-        reason = "there was no champion"
-    elif scores["candidate"] > scores["champion"]:
-        reason = f"mean Dice {scores['candidate']:.4f} beats {scores['champion']:.4f} on {len(judged['candidate'])} cases"
-    else:
-        reason = (
-            f"mean Dice {scores['candidate']:.4f} does not beat {scores['champion']:.4f}; the champion stays"
-        )
-        return {**answer, "reason": reason}
+        outcome = weigh(packages, manifest)
+    answer |= {**outcome.answer, "reason": outcome.reason}
+    if not outcome.wins:
+        return answer
     if not args.dry_run:
         set_champion(name, version)
-    return {**answer, "promoted": not args.dry_run, "reason": reason}
+    return {**answer, "promoted": not args.dry_run}
 
 
 if __name__ == "__main__":

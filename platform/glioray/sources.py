@@ -6,25 +6,32 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
-from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
+from glioray.cli import SUPERRES_MODEL, data_uri, default_run_name, storage_uri, tracking_address
 from glioray.cluster import check_shared, connect, log_to_stderr
 from glioray.config import MODALITIES, RunConfig
 from glioray.errors import DataError, ModelError, UsageError
 from glioray.gan_config import GanConfig
 from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
+from glioray.inference.superres_package import SuperResSpec, is_superres, parse_superres
 from glioray.slices.pipeline import index_data
 from glioray.storage import join_uri, open_storage
-from glioray.tracking.registry import fetch_package, register_model, resolve_version
+from glioray.tracking.registry import SUPERRES_PURPOSE, fetch_package, register_model, resolve_version
 from glioray.tracking.runs import Kind
 from glioray.training.checkpoint import kept_folders
 from glioray.training.session import RunPlan
+
+AnySpec = ModelSpec | SuperResSpec
+
+SEGMENTATION_MODEL = "glioray-unet"
+"""Under which segmentation models are registered; super-resolution models are under `cli.SUPERRES_MODEL`."""
 
 
 def plan_run(args: argparse.Namespace, config: RunConfig | GanConfig, kind: Kind) -> RunPlan:
@@ -120,17 +127,41 @@ def check_modalities(manifest: Manifest, config: RunConfig | GanConfig) -> None:
     )
 
 
-def open_package(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
-    """A model's package in a local folder, and its description."""
+def open_package(uri: str, folder: Path) -> tuple[Path, AnySpec]:
+    """A model's package in a local folder, and its description: of a segmentation or of super-resolution."""
     package = fetch_package(uri, folder)
+    text = (package / SPEC_FILE).read_bytes()
     try:
-        return package, parse_spec((package / SPEC_FILE).read_bytes())
+        return package, parse_superres(text) if is_superres(text) else parse_spec(text)
     except ModelError as error:
         raise ModelError(f"the model {uri} cannot be used: {error}") from error
 
 
+def open_segmenter(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
+    """`open_package` of a model that must be one of segmentation.
+
+    Raises:
+        ModelError: it is one of super-resolution.
+    """
+    package, spec = open_package(uri, folder)
+    if not isinstance(spec, ModelSpec):
+        raise ModelError(f"the model {uri} is one of super-resolution; expected one of segmentation")
+    return package, spec
+
+
 def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:
-    """The package of `--model`, its description, and what its URI stands for now.
+    """The package of `--model`, of a segmentation, its description, and what its URI stands for now.
+
+    Raises:
+        UsageError: it is not given.
+        ModelError: there is no such model, or it is one of super-resolution.
+    """
+    resolved = named_model(args)
+    return *open_segmenter(resolved, folder), resolved
+
+
+def named_model(args: argparse.Namespace) -> str:
+    """What the URI of `--model` stands for now.
 
     Raises:
         UsageError: it is not given.
@@ -140,8 +171,7 @@ def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec,
         raise UsageError(
             "no model was named; give --model, such as models:/glioray-unet@champion or a run's folder"
         )
-    resolved = resolve_version(args.model)
-    return *open_package(resolved, folder), resolved
+    return resolve_version(args.model)
 
 
 def member_uris(models: Sequence[str], *, checkpoints: bool) -> list[str]:
@@ -183,20 +213,47 @@ def _kept_checkpoints(run: str) -> list[str]:
 
 
 def registered_version(args: argparse.Namespace) -> tuple[str, str]:
-    """Name and version of `--model`; a run's model is registered under `--name` first.
+    """Name and version of `--model`; a run's model is registered under `--name`, or its kind's own name, first.
 
     Raises:
         UsageError: it is a folder: what no run made cannot be registered.
+        ModelError: there is no such model, or a run's model has collapsed or was not judged.
     """
     if not args.model:
         raise UsageError("no model was named; give --model, such as models:/glioray-unet/3 or runs:/ID/model")
     uri = args.model
     if uri.startswith("runs:/"):
-        uri = register_model(args.name, uri.removeprefix("runs:/").split("/")[0], {})
+        uri = _registered_run(uri, args.name)
     if not uri.startswith("models:/"):
         raise UsageError(f"'{uri}' is no registered model; give models:/NAME/VERSION or runs:/ID/model")
     name, _, version = resolve_version(uri).removeprefix("models:/").rpartition("/")
     return name, version
+
+
+def _registered_run(uri: str, name: str | None) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        _, spec = open_package(uri, Path(folder))
+    run_id = uri.removeprefix("runs:/").split("/")[0]
+    if isinstance(spec, ModelSpec):
+        return register_model(name or SEGMENTATION_MODEL, run_id, {})
+    check_healthy(spec, uri)
+    tags = {"collapse": spec.collapse, "recipe": spec.config.recipe}
+    return register_model(name or SUPERRES_MODEL, run_id, tags, purpose=SUPERRES_PURPOSE)
+
+
+def check_healthy(spec: SuperResSpec, name: str) -> None:
+    """Raises: ModelError for a super-resolution model whose training ended collapsed, or that was not judged."""
+    if spec.collapse == "collapsed":
+        score = spec.metrics.get("collapse_score")
+        shown = "" if score is None else f", score {score:.2f}"
+        raise ModelError(
+            f"{name} has collapsed ({spec.reason}{shown}) and cannot be promoted; train it again with a lower "
+            "optim_g.lr, or promote another"
+        )
+    if spec.collapse != "healthy":
+        raise ModelError(
+            f"{name} was never judged for collapse and cannot be promoted; train it to a validation"
+        )
 
 
 def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEntry]:
@@ -214,7 +271,7 @@ def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEn
     return entries
 
 
-def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]:
+def unseen_by_all(manifest: Manifest, specs: Sequence[ModelSpec]) -> list[CaseEntry]:
     """The labelled cases of patients that none of the models was trained, or had its thresholds fitted, on.
 
     Raises:
@@ -230,4 +287,33 @@ def unseen_by_all(manifest: Manifest, specs: list[ModelSpec]) -> list[CaseEntry]
             f"the model was {how} every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
             "judge it on other cases, or say --split labelled to judge it on what it knows"
         )
+    return entries
+
+
+def select_superres_cases(
+    manifest: Manifest, specs: Mapping[str, AnySpec], split: str = "unseen"
+) -> list[CaseEntry]:
+    """The cases of a split, with masks or without; of "unseen", those of patients that none of the models knows.
+
+    Args:
+        manifest: the data.
+        specs: the models, each by what it is called in a message.
+        split: "unseen", or as `Manifest.select` takes it.
+
+    Raises:
+        DataError: there is none; says which of the models knows how many of the patients.
+    """
+    entries = manifest.select("all" if split == "unseen" else split)
+    if split == "unseen":
+        patients = {entry.patient_id for entry in entries}
+        known = {name: patients & set(spec.train_patients) for name, spec in specs.items()}
+        entries = [entry for entry in entries if not any(entry.patient_id in seen for seen in known.values())]
+        if not entries:
+            whose = ", ".join(f"the {name} on {len(seen)}" for name, seen in known.items())
+            raise DataError(
+                f"no patient of the {len(patients)} in '{manifest.data}' is new to all models; trained were {whose} "
+                "of them; judge on other cases, or name a --split to judge on what they know"
+            )
+    if not entries:
+        raise DataError(f"'{manifest.data}' has no case in the split '{split}'")
     return entries

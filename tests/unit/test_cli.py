@@ -17,9 +17,11 @@ import pytest
 from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import MODALITIES, OPTIMIZERS, PreprocessConfig, RunConfig
-from glioray.errors import DataError, TrainingError, UsageError
-from glioray.inference.package import ModelSpec
+from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig, RunConfig
+from glioray.errors import DataError, ModelError, TrainingError, UsageError
+from glioray.gan_recipes import mri_tiny
+from glioray.inference.package import ModelSpec, write_package
+from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
 from glioray.recipes import build_recipe
@@ -312,6 +314,40 @@ def test_unseen_goes_by_patients_and_masks(manifest: Manifest):
         DataError, match="was trained on every patient of the 4 labelled cases in '/data'; judge it"
     ):
         sources.select_cases(manifest, _spec("a", "b", "c", "d"), "unseen")
+
+
+def test_unseen_by_a_super_resolution_model_and_by_its_judge(manifest: Manifest):
+    def chosen(known: str, judge: str, split: str = "unseen") -> list[str]:
+        specs: dict[str, sources.AnySpec] = {
+            "super-resolution model": SuperResSpec(
+                config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="", train_patients=tuple(known)
+            ),
+            "segmenter": _spec(*judge),
+        }
+        return _ids(sources.select_superres_cases(manifest, specs, split))
+
+    assert chosen("a", "") == ["b1", "c1", "d1"]
+    assert chosen("a", "b") == ["c1", "d1"]
+    assert chosen("ab", "cd", "val") == ["c1"]
+    with pytest.raises(
+        DataError,
+        match=r"no patient of the 4 .* trained were the super-resolution model on 2, the segmenter on 3 of them",
+    ):
+        chosen("ab", "bcd")
+    with pytest.raises(DataError, match="has no case in the split 'test'"):
+        chosen("", "", "test")
+
+
+def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
+    spec = SuperResSpec(config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="")
+    write_superres(tmp_path / "sr", spec, {"psnr": spec.build().state_dict()})
+    plain = replace(_spec(), config=RunConfig(recipe="test", net=NetConfig(options={"width": 2, "depth": 1})))
+    write_package(tmp_path / "seg", plain, plain.build().state_dict())
+    assert sources.open_package(str(tmp_path / "sr"), tmp_path / "1")[1] == spec
+    assert sources.open_package(str(tmp_path / "seg"), tmp_path / "2")[1] == plain
+    assert sources.open_segmenter(str(tmp_path / "seg"), tmp_path / "3")[1] == plain
+    with pytest.raises(ModelError, match="is one of super-resolution; expected one of segmentation"):
+        sources.open_model(_args("--model", str(tmp_path / "sr")), tmp_path / "4")
 
 
 def test_other_splits(manifest: Manifest):

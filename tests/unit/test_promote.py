@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from glioray.config import override
-from glioray.errors import UsageError
+from glioray.batch import SuperResJudgement
+from glioray.config import override, with_settings
+from glioray.errors import ModelError, UsageError
+from glioray.gan_recipes import mri_tiny
 from glioray.inference.package import ModelSpec
+from glioray.inference.superres_package import SuperResSpec
+from glioray.metrics.collapse import CollapseReport
+from glioray.promotion import weigh
 from glioray.recipes import unet_tiny
 
 
@@ -29,7 +35,9 @@ def _spec(dice: float, *, fitted: bool) -> ModelSpec:
 def promote(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """The job, of two models of one name: version 2, the candidate, and version 1, the champion where there is one."""
 
-    def promote(candidate: ModelSpec, present: ModelSpec | None) -> dict[str, Any]:
+    def promote(
+        candidate: ModelSpec | SuperResSpec, present: ModelSpec | SuperResSpec | None
+    ) -> dict[str, Any]:
         monkeypatch.setattr("sys.argv", ["promote.py", "--storage", str(tmp_path), "--dry-run"])
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
         monkeypatch.setattr("glioray.cluster.log_to_stderr", lambda: None)
@@ -65,3 +73,94 @@ def test_dice_on_cases_that_thresholds_were_fitted_on_does_not_count(
 
 def test_the_first_champion_has_nobody_to_beat(promote: Callable[..., dict[str, Any]]):
     assert promote(_spec(0.8, fitted=True), None)["reason"] == "there was no champion"
+
+
+def _superres(quality: float | None = 0.3, collapse: str = "healthy", **settings: Any) -> SuperResSpec:
+    judge = settings.pop("judge", "vgg16 aa")
+    return SuperResSpec(
+        config=with_settings(mri_tiny(), settings),
+        spacing_mm=(1.0, 1.0, 1.0),
+        manifest_hash="m",
+        collapse=collapse,
+        reason="conditioning",
+        metrics={"collapse_score": 0.91} | ({} if quality is None else {"quality": quality}),
+        extractors={"judge": judge},
+    )
+
+
+def test_the_sharper_of_two_by_what_was_recorded(promote: Callable[..., dict[str, Any]]):
+    answer = promote(_superres(0.4), _superres(0.3))
+    assert answer["reason"] == "quality 0.4000 beats 0.3000"
+    assert answer["quality"] == {"candidate": 0.4, "champion": 0.3}
+    assert "the champion stays" in promote(_superres(0.3), _superres(0.3))["reason"]
+    assert promote(_superres(0.3), None)["reason"] == "there was no champion"
+
+
+@pytest.mark.parametrize("present", [None, _superres(-0.5), _superres(0.1, "collapsed")])
+def test_a_collapsed_model_never_becomes_champion(
+    promote: Callable[..., dict[str, Any]], present: SuperResSpec | None
+):
+    with pytest.raises(
+        ModelError, match=r"has collapsed \(conditioning, score 0\.91\) and cannot be promoted"
+    ):
+        promote(_superres(0.9, "collapsed"), present)
+    with pytest.raises(ModelError, match="never judged for collapse and cannot be promoted"):
+        promote(_superres(0.9, "unjudged"), present)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (_superres(judge="alexnet bb"), "not judged on the same validation patients by the same distance"),
+        (_superres(None), "not judged on the same"),
+        (_superres(**{"degrade.lr_size": 32}), r"makes x4 of bicubic_aa with noise 0 and the champion x2 of"),
+        (_superres(**{"degrade.name": "gaussian"}), r"champion x4 of gaussian of sigma 0\.5"),
+    ],
+)
+def test_what_does_not_compare(promote: Callable[..., dict[str, Any]], other: SuperResSpec, sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        promote(_superres(), other)
+
+
+def test_each_kind_under_a_name_of_its_own(promote: Callable[..., dict[str, Any]]):
+    with pytest.raises(ModelError, match="register each kind under a --name of its own"):
+        promote(_superres(), _spec(0.5, fitted=False))
+
+
+@pytest.fixture
+def weigh_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`weigh` with data, of models whose quality and collapse score on them are given."""
+
+    def weigh_now(quality: dict[str, float], score: dict[str, float]) -> Any:
+        def judged(path: Path, *rest: Any, **more: Any) -> SuperResJudgement:
+            images = {c: {"mean": {"quality": quality[path.name]}} for c in ("a", "b")}
+            return SuperResJudgement(images=images, use={}, pictures={}, failed={}, judge="hfen")
+
+        monkeypatch.setattr("glioray.promotion.evaluate_superres_cases", judged)
+        monkeypatch.setattr(
+            "glioray.promotion.panel_report",
+            lambda path, *rest: CollapseReport(score[path.name], "diversity", {}),
+        )
+        monkeypatch.setattr("glioray.promotion.select_superres_cases", lambda *rest: [])
+        manifest: Any = argparse.Namespace(data="/data")
+        return weigh({role: (Path(role), _superres()) for role in quality}, manifest)
+
+    return weigh_now
+
+
+def test_on_unseen_cases_the_sharper_one_that_did_not_collapse(weigh_now: Callable[..., Any]):
+    better, worse = {"candidate": 0.4, "champion": 0.2}, {"candidate": 0.2, "champion": 0.4}
+    healthy = {"candidate": 0.1, "champion": 0.0}
+    outcome = weigh_now(better, healthy)
+    assert outcome.wins
+    assert outcome.reason == "quality 0.4000 beats 0.2000 on 2 cases"
+    assert outcome.answer["collapse"]["candidate"] == {"score": 0.1, "reason": "diversity"}
+    assert not weigh_now(worse, healthy).wins
+    # Its training said that it was healthy.
+    with pytest.raises(ModelError, match=r"collapsed on unseen cases \(diversity, score 0\.50\)"):
+        weigh_now(better, {"candidate": 0.5, "champion": 0.0})
+    with pytest.raises(ModelError, match="collapsed on unseen cases"):
+        weigh_now({"candidate": 0.4}, {"candidate": 1.0})
+    assert weigh_now({"candidate": 0.4}, {"candidate": 0.0}).wins
+    outcome = weigh_now(worse, {"candidate": 0.1, "champion": 0.9})
+    assert (outcome.wins, outcome.reason) == (True, "the champion has collapsed on unseen cases")

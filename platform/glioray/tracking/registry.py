@@ -33,6 +33,7 @@ from glioray.tracking.runs import RunLogger
 T = TypeVar("T")
 
 CHAMPION = "champion"
+SUPERRES_PURPOSE = "Super-resolution of brain MRI"
 PACKAGE_FILES = ("model.safetensors", "model.json")
 _SUBFOLDER = "glioray"
 _PATH_TAG, _DIGEST_TAG, _AXES_TAG = (
@@ -81,7 +82,13 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
 
 
 def register_model(
-    name: str, run_id: str, tags: Mapping[str, str], *, description: str = "", tracking_uri: str | None = None
+    name: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    *,
+    description: str = "",
+    purpose: str = "Brain-tumour segmentation",
+    tracking_uri: str | None = None,
 ) -> str:
     """Register the model that a run logged last; `models:/NAME/VERSION`.
 
@@ -93,6 +100,7 @@ def register_model(
         tags: of the version, such as recipe, manifest hash and Dice; the run's id, the commit and the
             package's digest are added.
         description: of the version; by default the tags in a sentence.
+        purpose: what a registered model that is made now says of itself, such as `SUPERRES_PURPOSE`.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
     Raises:
@@ -119,7 +127,7 @@ def register_model(
         description or f"From the run '{run.info.run_name}'{': ' if facts else ''}{facts}. Research use only."
     )
     with told(f"register the model '{name}'", client):
-        _make_registered_model(client, name)
+        _make_registered_model(client, name, purpose)
         same = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
         version = next((v for v in same if v.tags.get(_DIGEST_TAG) == digest), None)
         if version is None:
@@ -226,11 +234,9 @@ def _found(client: MlflowClient, what: str, look_up: Callable[[], T]) -> T:
         ) from error
 
 
-def _make_registered_model(client: MlflowClient, name: str) -> None:
+def _make_registered_model(client: MlflowClient, name: str, purpose: str) -> None:
     try:
-        client.create_registered_model(
-            name, description="Brain-tumour segmentation by glioray. Research use only."
-        )
+        client.create_registered_model(name, description=f"{purpose} by glioray. Research use only.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

