@@ -25,6 +25,9 @@ from glioray.slices.volumes import MAX_VOXELS, prepare_volume, resample, resampl
 
 Size = tuple[int, int]
 
+_BATCH_PX = 2**20
+"""Pixels that are made at once, at most, unless one image has more: each has dozens of features while it is made."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackPair:
@@ -118,7 +121,7 @@ class SuperResolver:
         rows = lr.reshape(-1, wanted, height, width)
         parts = []
         with torch.inference_mode(), autocast(self.device, self.spec.config.train.precision):
-            for part in rows.split(self.batch_size):
+            for part in rows.split(max(1, min(self.batch_size, _BATCH_PX // math.prod(size)))):
                 part = part.float().to(self.device).contiguous(memory_format=torch.channels_last)
                 parts.append(net(part, size).float().cpu())
         return torch.cat(parts).reshape(num, channels, *size)

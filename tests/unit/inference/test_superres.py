@@ -157,3 +157,16 @@ def test_the_plane_of_thick_slices_and_of_a_single_one(case: Case):
 def test_equalised_contrast_cannot_be_undone(make_resolver: Make, case: Case):
     with pytest.raises(ModelError, match=r"preprocess\.clahe"):
         make_resolver(**{"preprocess.clahe": 0.02}).sharpen(case)
+
+
+def test_images_are_made_few_at_a_time_where_they_are_large(make_resolver: Make):
+    resolver = make_resolver()
+    sizes: list[tuple[int, ...]] = []
+    resolver.generator().register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    lr = torch.rand(5, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    together = resolver.images(lr, (96, 96))
+    assert [shape[0] for shape in sizes] == [5]
+    large = resolver.images(lr, (600, 600))
+    assert [shape[0] for shape in sizes[1:]] == [2, 2, 1]
+    torch.testing.assert_close(large[3:4], resolver.images(lr[3:4], (600, 600)))
+    torch.testing.assert_close(together[3:4], resolver.images(lr[3:4], (96, 96)))
