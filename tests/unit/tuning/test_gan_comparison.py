@@ -1,0 +1,91 @@
+"""What a comparison of super-resolution GANs takes for played, and where its runs lie; no Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glioray.cases.manifest import Manifest
+from glioray.cluster import Share
+from glioray.config import with_settings
+from glioray.errors import DivergenceError, StorageError, TrainingError
+from glioray.gan_recipes import build_gan_recipe
+from glioray.storage import open_storage
+from glioray.training.session import HISTORY_FILE, RunPlan
+from glioray.tuning import gan_comparison
+from glioray.tuning.gan_comparison import GanComparisonPlan, _outcome, _play, _runs
+from glioray.tuning.plays import PLAY_FILE
+
+SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+
+
+def comparison(folder: Path, **settings: Any) -> GanComparisonPlan:
+    config = build_gan_recipe("mri_tiny")
+    base = RunPlan(
+        config=config,
+        manifest=Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0),
+        storage=str(folder),
+        run_name="duel",
+        tracking_uri="sqlite:///none",
+        experiment="e",
+    )
+    entrants = {"A": with_settings(config, settings), "B": with_settings(config, {"optim_g.lr": 0.5})}
+    return GanComparisonPlan(base=base, entrants=entrants, seeds=(3, 4), num_concurrent=1, budget="b")
+
+
+def test_a_run_lies_where_its_settings_and_its_seed_say(tmp_path: Path):
+    runs = list(_runs(comparison(tmp_path), "parent"))
+    assert [(run.label, run.seed) for run in runs] == [("A", 3), ("B", 3), ("A", 4), ("B", 4)]
+    assert len({run.plan.storage for run in runs}) == 4
+    assert all(run.plan.config.train.seed == run.seed for run in runs)
+    assert all(run.plan.parent_run_id == "parent" and not run.plan.log_model for run in runs)
+    again = list(_runs(comparison(tmp_path, **{"train.max_epochs": 99}), "parent"))
+    same = [one.plan.storage == other.plan.storage for one, other in zip(runs, again, strict=True)]
+    assert same == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (DivergenceError("it became nan"), True),
+        (TrainingError("it died"), False),
+        (StorageError("away"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_a_divergence_is_not_played_again(
+    error: Exception, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(gan_comparison, "train_run", fail)
+    run = next(_runs(comparison(tmp_path), "parent"))
+    play = _play(run, SHARE)
+    assert (play["state"], play["reason"], play["again"]) == ("failed", str(error), not kept)
+    assert open_storage(run.plan.storage).exists(PLAY_FILE) is kept
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_a_collapse_is_a_result_with_its_reason(
+    collapsed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = next(_runs(comparison(tmp_path), "parent"))
+    storage = open_storage(run.plan.storage)
+    last = {"epoch": 2, "quality": 0.25, "collapse_score": 0.9 if collapsed else 0.0, "minutes": 1.0}
+    last |= {"num_slices": 80, "is_collapsed": float(collapsed)}
+
+    def train(*_: Any) -> dict[str, Any]:
+        storage.write(HISTORY_FILE, json.dumps([last]).encode())
+        return {"stopped": "collapsed: texture 0.90"} if collapsed else {}
+
+    monkeypatch.setattr(gan_comparison, "train_run", train)
+    monkeypatch.setattr(gan_comparison, "_keep_pictures", lambda *_: {"panel": "8 images"})
+    play = _play(run, SHARE)
+    assert play["state"] == ("collapsed" if collapsed else "complete")
+    assert _outcome(play) == ("collapsed: texture 0.90" if collapsed else "quality 0.250")
+    assert (play["history"], play["panel"], play["seed"]) == ([last], "8 images", 3)
+    assert json.loads(storage.read(PLAY_FILE)) == play
