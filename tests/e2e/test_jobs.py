@@ -27,6 +27,7 @@ JOBS = (
     "ensemble",
     "compare",
     "compare_gan",
+    "calibrate",
 )
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -115,6 +115,15 @@ def calibrate(
     return rows
 
 
+def advise(row: Calibration, config: CollapseConfig) -> str:
+    """Which bound to look at where a row is not on its side: one sentence."""
+    found = f"'{row.name}' is {row.expected} and scores {row.score:.2f}"
+    bounds = f"collapse.{row.reason}, now {getattr(config, row.reason)}"
+    if row.expected == "healthy":
+        return f"{found} by {row.reason}; expected less than {HEALTHY_LIMIT:g}, so raise {bounds}"
+    return f"{found}, by {row.reason} at most; expected {config.threshold:g} or more, so lower {bounds}"
+
+
 def _one_real(scene: Scene) -> Tensor:
     return scene.hr[len(scene.hr) // 3].expand_as(scene.hr)
 
@@ -133,8 +142,8 @@ def _nearest(share: float) -> Maker:
     """Of a share of the real images the one that is most like the input: memory instead of generation."""
 
     def make(scene: Scene) -> Tensor:
-        kept = scene.rng.choice(len(scene.hr), max(2, round(share * len(scene.hr))), replace=False)
-        kept = torch.from_numpy(kept)
+        num = max(2, round(share * len(scene.hr)))
+        kept = torch.from_numpy(scene.rng.choice(len(scene.hr), num, replace=False))
         distances = torch.cdist(scene.lr.flatten(1), scene.lr[kept].flatten(1))
         return scene.hr[kept[distances.argmin(1)]]
 
@@ -189,7 +198,7 @@ def _untrained(scene: Scene) -> Tensor:
 
 def _with_nan(scene: Scene) -> Tensor:
     made = scene.hr.clone()
-    made[0, 0, 0] = torch.nan
+    made[0, : made.shape[1] // 3] = torch.nan
     return made
 
 
