@@ -222,7 +222,7 @@ def gan_reading(
             ]
             sentences.append(f"{row.label}: {' and '.join(parts)} ({row.reason}).")
     gains = [row for row in standings if "gain_psnr" in row.figures]
-    if gains:
+    if len(gains) > 1:
         fidelity = max(gains, key=lambda row: _mean(row, "gain_psnr"))
         sentences.append(
             f"Nearest to the truth pixel by pixel is {fidelity.label} "
@@ -230,9 +230,12 @@ def gan_reading(
         )
     if 1 < num_seeds < _FEW_SEEDS:
         sentences.append(f"{num_seeds} seeds are too few to tell a difference from chance.")
+    scatter = (
+        "the range over seeds says how much training scatters and" if num_seeds > 1 else "the table says"
+    )
     sentences.append(
-        f"Each run had {budget}. All were judged on {panel}, so that the range over seeds says how much training "
-        "scatters and nothing about other patients, scanners or degradations."
+        f"Each run had {budget}. All were judged on {panel}: {scatter} nothing about other patients, scanners or "
+        "degradations."
     )
     sentences.append(
         f"Quality is what is gained over bicubic in LPIPS by {judge}, a network trained on photographs; it is no "

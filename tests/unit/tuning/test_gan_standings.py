@@ -108,7 +108,7 @@ def test_the_reading_says_what_the_table_cannot():
     assert "A comes first with quality 0.510 [0.500, 0.520], 0.400 ahead of B" in text
     assert "do not meet" in text
     assert "B (+1.25 dB over bicubic)" in text
-    assert "64 images of 3 patients" in text
+    assert "64 images of 3 patients: the range over seeds says" in text
     assert "LPIPS by vgg16 1234" in text
     assert "not which part of it" in text
     assert "too few" not in text
@@ -124,5 +124,7 @@ def test_the_reading_says_what_the_table_cannot():
     assert "none is named the better one" in lone
     assert "A: 1 of 1 runs collapsed (collapsed: texture 0.90)." in lone
     assert "several things" not in lone
+    assert "64 images of 3 patients: the table says nothing about other patients" in lone
+    assert "pixel by pixel" not in lone
     others = reading([play("A", 0, 0.5), play("B", 0, 0.9, "collapsed")], 1)
     assert "no other entrant stayed healthy" in others
