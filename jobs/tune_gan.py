@@ -15,6 +15,7 @@ from glioray import cli
 from glioray.cluster import default_concurrency
 from glioray.sources import plan_run
 from glioray.tuning.gan_search import MODES, GanSweepPlan, run_gan_sweep
+from glioray.tuning.gan_space import complete_point
 
 FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
 MORE = {
@@ -31,8 +32,7 @@ MORE = {
     "mode": {
         "choices": MODES,
         "default": "search",
-        "help": "search (quality, with ASHA), pareto (quality against PSNR gain) or pbt (a population; its budget is in "
-        "epochs)",
+        "help": "search (quality, with ASHA) or pareto (quality against PSNR gain; default: %(default)s)",
     },
     "point": {
         "metavar": "KEY=VALUE,…",
@@ -53,6 +53,8 @@ def main() -> dict[str, object]:
     config = cli.resolve_gan_config(args)
     cli.check_counts(args, "trials concurrent")
     points = tuple(cli.parse_settings(text.split(","), "--point") for text in args.point)
+    for point in points:
+        complete_point(config, point)
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, mode=args.mode, points=points)
     plan = plan_run(args, config, "sweep")

@@ -21,6 +21,8 @@ JOBS = (
     "prepare",
     "train_unet",
     "tune_unet",
+    "train_gan",
+    "tune_gan",
     "evaluate",
     "predict",
     "promote",

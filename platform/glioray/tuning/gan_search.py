@@ -24,6 +24,7 @@ from glioray.gan_config import GanConfig
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.figures import trials_figure
 from glioray.tracking.gan_search_figures import pareto_figure, pareto_front, rates_figure
+from glioray.tracking.registry import SUPERRES_PURPOSE
 from glioray.tracking.runs import RunLogger
 from glioray.training.session import RunPlan, claim_run
 from glioray.tuning.gan_space import (
@@ -61,8 +62,8 @@ from glioray.tuning.trials import (
 
 _log = logging.getLogger(__name__)
 
-MODES = ("search", "pareto", "pbt")
-"""One objective with ASHA; quality against PSNR gain; a population whose members take over from each other."""
+MODES = ("search", "pareto")
+"""One objective, with ASHA; or two, quality against PSNR gain."""
 
 _KEPT = (
     *("train_", "collapse_", "bicubic_", "dice_", "psnr", "ssim", "nrmse", "hfen", "lpips", "hf_db"),
@@ -154,7 +155,9 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
             )
         winner = _trial_plan(plan, best["trial"], best["settings"], logger.run_id)
         judged = {name: f"{best['metrics'][name]:.4f}" for name in ("quality", "gain_psnr", "collapse_score")}
-        model, run_id = register_winner(plan.model_name, winner, {"sweep": base.run_name, **judged})
+        model, run_id = register_winner(
+            plan.model_name, winner, {"sweep": base.run_name, **judged}, purpose=SUPERRES_PURPOSE
+        )
         logger.log_metrics({"objective": best["objective"]}, step=0)
         logger.set_tags(
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}

@@ -63,12 +63,14 @@ def failed_metrics(last: Mapping[str, Any], reason: str, rules: CollapseConfig) 
 def gan_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `trials.trial_row`, with the state "collapsed", its reason, and the figures that judge it."""
     metrics, told = row["metrics"], dict(row)
-    if metrics.get("is_collapsed") and told["state"] != "failed":
-        component = COLLAPSE_COMPONENTS[int(metrics["collapse_reason"])]
-        told["state"] = "collapsed"
-        told["reason"] = (
-            f"collapsed: {component} {metrics['collapse_score']:.2f} at epoch {metrics['epoch']:.0f}"
-        )
+    if "collapse_reason" in metrics:
+        fault = f"{COLLAPSE_COMPONENTS[int(metrics['collapse_reason'])]} {metrics['collapse_score']:.2f}"
+        if metrics["is_collapsed"] and told["state"] != "failed":
+            told["state"] = "collapsed"
+            told["reason"] = f"collapsed: {fault} at epoch {metrics['epoch']:.0f}"
+        elif told["state"] == "pruned" and metrics["objective"] < -1:
+            # One bad evaluation makes a trial the last of its rung, before patience would have called it collapsed.
+            told["reason"] += f", at its first bad evaluation: {fault}"
     told |= {name: metrics[name] for name in ("quality", "gain_psnr", "collapse_score") if name in metrics}
     if metrics.get("progress"):
         told["num_steps"] = int(metrics["step"])

@@ -174,13 +174,14 @@ def end_stopped(rows: Sequence[Mapping[str, Any]], plan_of: Callable[[Mapping[st
             logger.finish("FAILED" if row["state"] == "failed" else "KILLED", row["reason"])
 
 
-def register_winner(name: str, winner: RunPlan, tags: Mapping[str, str]) -> tuple[str, str]:
+def register_winner(name: str, winner: RunPlan, tags: Mapping[str, str], **purpose: str) -> tuple[str, str]:
     """Log and register the model of a trial's latest checkpoint: the version's URI, and its run's id.
 
     Args:
         name: of the registered model.
         winner: the trial's plan.
         tags: of the version, beside recipe and manifest hash.
+        purpose: `purpose` of `register_model`, where it is not its default.
 
     Raises:
         TrainingError: the trial left no checkpoint.
@@ -192,7 +193,8 @@ def register_winner(name: str, winner: RunPlan, tags: Mapping[str, str]) -> tupl
     log_run_model(storage, logger)
     logger.finish()
     facts = {"recipe": winner.config.recipe, "manifest_hash": winner.manifest.hash, **tags}
-    return register_model(name, logger.run_id, facts, tracking_uri=winner.tracking_uri), logger.run_id
+    uri = winner.tracking_uri
+    return register_model(name, logger.run_id, facts, tracking_uri=uri, **purpose), logger.run_id
 
 
 def trial_storage(base: RunPlan, trial_id: str) -> str:

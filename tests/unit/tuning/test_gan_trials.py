@@ -90,6 +90,15 @@ def test_a_collapsed_trial_of_the_largest_score_ranks_before_one_that_failed():
     assert [row["state"] for row in _rows(crashed, collapsed)] == ["collapsed", "failed"]
 
 
+def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
+    told = told_metrics(_metrics(progress=0.5, score=0.7, objective=-1.7, is_collapsed=0.0), RULES)
+    (row,) = _rows(_result(told))
+    assert row["state"] == "pruned"
+    assert (
+        row["reason"] == "stopped by ASHA at 50 % of its run, at its first bad evaluation: conditioning 0.70"
+    )
+
+
 @pytest.mark.parametrize("score", [0.5, 0.8, 1.0])
 def test_on_a_front_too_what_collapsed_is_behind_all_that_is_healthy(score: float):
     # A healthy trial may lose less than 4 dB against bicubic; at that, fidelity alone scores .5.
@@ -155,6 +164,6 @@ def test_what_decides_the_objective_is_found_among_the_settings():
 def test_components_are_named_by_their_number():
     for number, name in enumerate(COLLAPSE_COMPONENTS):
         told = told_metrics(_metrics(progress=0.5, score=0.7, objective=-1.7) | {"collapse_reason": float(number)}, RULES)  # fmt: skip
-        assert gan_row(trial_row(_result(told), worst=WORST, kept=("is_", "collapse_", "quality")))[  # type: ignore[arg-type]
+        assert gan_row(trial_row(_result(told), worst=WORST, kept=("is_", "collapse_", "objective")))[  # type: ignore[arg-type]
             "reason"
         ].startswith(f"collapsed: {name} 0.70")
