@@ -23,7 +23,8 @@ from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import REGIONS, PreprocessConfig, RunConfig
 from glioray.errors import DataError, UsageError
 from glioray.gan_config import GanConfig
-from glioray.inference.package import ModelSpec, read_package
+from glioray.inference.package import SPEC_FILE, ModelSpec, read_package
+from glioray.inference.superres_package import is_superres
 from glioray.plain import fingerprint, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
@@ -38,6 +39,7 @@ from glioray.training.collectives import Ranks, barrier, gather, reduce_max
 from glioray.training.loop import Report, Task, fit
 from glioray.training.segmentation import SegmentationTask
 from glioray.training.slice_validation import FLATTERS, HeldOutSlices, split_store
+from glioray.training.superres_model import log_superres_package
 
 _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
@@ -361,9 +363,7 @@ def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: Pre
 class _Tracked:
     """Reports to MLflow, on the first rank, and then to whoever else listens."""
 
-    def __init__(
-        self, draw: Draw, logger: RunLogger | None, storage: Storage, report: Report | None
-    ) -> None:
+    def __init__(self, draw: Draw, logger: RunLogger | None, storage: Storage, report: Report | None) -> None:
         self.draw, self.logger, self.storage, self.report = draw, logger, storage, report
         self.history = load_history(storage) if logger is not None else []
 
@@ -394,7 +394,9 @@ def log_run_model(storage: Storage, logger: RunLogger) -> str:
 
 
 def log_package(logger: RunLogger, package: Path) -> str:
-    """Log the model of a package's folder with an MLflow run; its URI."""
+    """Log the model of a package's folder, of either kind, with an MLflow run; its URI."""
+    if is_superres((package / SPEC_FILE).read_bytes()):
+        return log_superres_package(logger, package)
     spec, net = read_package(package)
     # Of the slices' own size: an export keeps as guards what the network makes of the example's, whether it is padded,
     # say, so that one made of smaller images may refuse the very slices that the model is for.

@@ -15,7 +15,7 @@ from glioray.gan_config import DegradeConfig, GanConfig
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.tracking.export import save_export
-from glioray.training import superres_model
+from glioray.training import session, superres_model
 
 
 def _package(folder: Path, hr_size: int, lr_size: int) -> None:
@@ -48,7 +48,7 @@ def test_plain_mlflow_makes_what_the_resolver_makes(
 
     monkeypatch.setattr(superres_model, "log_model", log_model)
     logger: Any = None
-    assert superres_model.log_superres_package(logger, tmp_path / "package") == "runs:/r/model"
+    assert session.log_package(logger, tmp_path / "package") == "runs:/r/model"
     ((net, example),) = logged
     axes = save_export(net, example, tmp_path / "export", run_id="r")
     assert axes == (("batch", "height", "width") if free else ("batch",))
