@@ -70,6 +70,7 @@ class GanLossConfig:
         extractor: whose features: a name of `extractors.resolve_extractor`.
         extractor_weights: its file or URI, where it does not bring its own.
         layers: weight by name of layer; empty for those of `losses.perceptual.default_layers`.
+        perceptual_distance: of features: "l1" or "mse".
         perceptual_crop: side of the one random square of each image that features are compared in; 0 for all.
         adversarial: "vanilla", "ragan", "lsgan" or "hinge".
         adversarial_weight: of the generator's part in it.
@@ -85,6 +86,7 @@ class GanLossConfig:
     extractor: str = "auto"
     extractor_weights: str | None = None
     layers: dict[str, float] = field(default_factory=dict)
+    perceptual_distance: str = "l1"
     perceptual_crop: int = 0
     adversarial: str = "ragan"
     adversarial_weight: float = 5e-3
@@ -108,6 +110,8 @@ class GanLossConfig:
             smoothing,
             "0 with hinge, which has no targets to smooth",
         )
+        distance = self.perceptual_distance
+        _check(distance in ("l1", "mse"), "loss.perceptual_distance", distance, "l1 or mse")
         _check(self.r1_every >= 1, "loss.r1_every", self.r1_every, "at least 1")
         crop = self.perceptual_crop
         _check(crop == 0 or crop >= 32, "loss.perceptual_crop", crop, "0 (off) or at least 32")
@@ -128,6 +132,7 @@ class PretrainConfig:
         pixel: its loss.
         rate: its learning rate; the rest is as the generator's optimiser has it.
         schedule: its course, over this stage; one of `SCHEDULES`.
+        warmup: share of this stage in which the rate rises; without it generators without a norm get stuck at bicubic.
         source: a super-resolution model (a run's folder, models:/ or runs:/) whose PSNR generator the run begins
             with; its `share` then usually is 0.
     """
@@ -136,6 +141,7 @@ class PretrainConfig:
     pixel: str = "l1"
     rate: float = 5e-4
     schedule: str = "cosine"
+    warmup: float = 0.05
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +151,7 @@ class PretrainConfig:
         _check(
             self.schedule in SCHEDULES, "pretrain.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}"
         )
+        _check(0 <= self.warmup < 1, "pretrain.warmup", self.warmup, "0 to below 1")
         _check(0 < self.rate <= 1, "pretrain.rate", self.rate, "above 0, at most 1")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
@@ -101,7 +100,7 @@ def stack_figures(
             filled = torch.nonzero((views[1] > 0).flatten(1).any(1))[:, 0]
             picked = filled[torch.linspace(0, len(filled) - 1, min(_LPIPS_SLICES, len(filled))).long()]
             some = [images[picked] for images in views]
-            deep = image_figures(some[0], some[1], some[2], lr_size=size, lpips=_on_device(lpips))
+            deep = image_figures(some[0], some[1], some[2], lr_size=size, lpips=lpips.foreground_and_whole)
             found |= {name: value for name, value in deep.items() if "lpips" in name or name == "quality"}
         figures[modality] = found
     names = next(iter(figures.values()))
@@ -236,14 +235,3 @@ def _shown(
         }
         for channel, modality in enumerate(modalities)
     ]
-
-
-def _on_device(lpips: Lpips) -> Any:
-    """The distance of images on the CPU, computed where its network is."""
-    device = next(lpips.features.parameters()).device
-
-    def distance(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
-        moved: Tensor = lpips(a.to(device), b.to(device), None if mask is None else mask.to(device))
-        return moved.cpu()
-
-    return distance

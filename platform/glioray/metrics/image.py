@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-LpipsLike = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(a, b, mask) -> (N,) of images and masks (N, 1, H, W): `metrics.lpips.Lpips`, say."""
+PerceptualDistance = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(a, b, mask), each (N, 1, H, W), to two times (N,): over the mask and over all; `Lpips.foreground_and_whole`."""
 
 _MIN_MSE = 1e-10  # equal images: 100 dB rather than infinity
 _TINY = 1e-12
@@ -128,7 +128,7 @@ def image_figures(
     bicubic: Tensor,
     *,
     lr_size: tuple[int, int],
-    lpips: LpipsLike | None = None,
+    lpips: PerceptualDistance | None = None,
     known: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Every figure by its name, as means over the images; all finite.
@@ -163,9 +163,9 @@ def image_figures(
             figures[f"{prefix}{name}"] = float(figure(images[seen], hr[seen], mask[seen]).mean())
             figures[f"{prefix}{name}_whole"] = float(figure(images, hr).mean())
         if lpips is not None:
-            a, b = images[:, None], hr[:, None]
-            figures[f"{prefix}lpips"] = float(lpips(a[seen], b[seen], mask[seen][:, None]).mean())
-            figures[f"{prefix}lpips_whole"] = float(lpips(a, b, None).mean())
+            inside, whole = lpips(images[:, None], hr[:, None], mask[:, None])
+            figures[f"{prefix}lpips"] = float(inside[seen].mean())
+            figures[f"{prefix}lpips_whole"] = float(whole.mean())
         figures[f"{prefix}hf_db"] = hf_db(images, hr, lr_size)
     figures["gain_psnr"] = figures["psnr"] - figures["bicubic_psnr"]
     judge = "hfen" if lpips is None else "lpips"

@@ -66,33 +66,44 @@ class Lpips(nn.Module):
             )
         if mask is not None and not mask.flatten(1).any(dim=1).all():
             raise ValueError("the mask of an image holds nothing; leave out images without a foreground")
-        step = self.batch_size
-        parts = [
-            self._distances(
-                a[start : start + step],
-                b[start : start + step],
-                None if mask is None else mask[start : start + step],
-            )
-            for start in range(0, len(a), step)
-        ]
-        return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float32)
+        masks = torch.ones_like(a[:, :1]) if mask is None else mask
+        return self._batched(a, b, masks)[0]
 
-    def _distances(self, a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def foreground_and_whole(self, a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Both distances (N,) of one look at the images: over `mask`, NaN where it holds nothing, and over all.
+
+        Arguments as of `forward`; images on another device than the network's are brought there, and the result back.
+        """
+        inside, whole = self._batched(a, b, mask)
+        return inside, whole
+
+    def _batched(self, a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(a):
+            return a.new_zeros(0), a.new_zeros(0)
+        device = next(self.features.parameters()).device
+        parts = [
+            self._distances(*(images.to(device) for images in part)).to(a.device)
+            for part in zip(*(images.split(self.batch_size) for images in (a, b, mask)), strict=True)
+        ]
+        inside, whole = torch.cat(parts, 1)
+        return inside, whole
+
+    def _distances(self, a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+        """(2, N): over the mask and over all."""
         num = len(a)
         found, wanted = (self.features(images, self.levels) for images in (a, b))
-        total = torch.zeros(num, device=a.device)
+        inside, whole = torch.zeros(2, num, device=a.device)
         for level in self.levels:
             squares = (_unit(found[level]) - _unit(wanted[level])).square()
             head = getattr(self, f"head_{level}")
             pixels = (squares if head is None else squares * head).sum(dim=1)
             # A grey extractor has a row for each channel, a U-Net's encoder one for the image.
             pixels = pixels.unflatten(0, (num, -1)).mean(dim=1)
-            if mask is None:
-                total += pixels.mean(dim=(1, 2))
-            else:
-                share = F.adaptive_avg_pool2d(mask.float(), pixels.shape[-2:])[:, 0]
-                total += (pixels * share).sum(dim=(1, 2)) / share.sum(dim=(1, 2))
-        return total
+            share = F.adaptive_avg_pool2d(mask.float(), pixels.shape[-2:])[:, 0]
+            inside = inside + (pixels * share).sum(dim=(1, 2)) / share.sum(dim=(1, 2))
+            whole = whole + pixels.mean(dim=(1, 2))
+        return torch.stack([inside, whole])
 
 
 def _unit(features: Tensor) -> Tensor:

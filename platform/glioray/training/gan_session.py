@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,13 +21,14 @@ from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_evaluate import use_figures
 from glioray.inference.superres_package import SuperResSpec, read_superres
 from glioray.losses.perceptual import PerceptualLoss, default_layers
+from glioray.metrics.image import psnr
 from glioray.metrics.lpips import Lpips
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import SliceFeed
 from glioray.tracking.gan_figures import PanelRow, gan_curves, panel_figure
 from glioray.tracking.registry import fetch_package
 from glioray.training.collectives import Ranks, gather
-from glioray.training.gan import GanTask, Perceptual, UseJudge
+from glioray.training.gan import GanTask, UseJudge
 from glioray.training.loop import Report, Task
 from glioray.training.panel import pick_panel
 from glioray.training.panel_judge import PanelJudge
@@ -84,7 +85,7 @@ def prepare_gan(
     judge = None
     if ranks.is_first:
         judging = judge_extractor(config)
-        lpips = None if judging is None else Lpips(judging)
+        lpips = None if judging is None else Lpips(judging).to(device)
         if judging is not None:
             extractors["judge"] = _named(judging)
         patients = {entry.case_id: entry.patient_id for entry in val}
@@ -104,11 +105,9 @@ def prepare_gan(
     source = None if config.pretrain.source is None else _source_weights(config, plan.tracking_uri)
     judge_use = None
     if config.use.segmenter is not None:
-        mine = [by_case[entry.case_id] for entry in used]
+        mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
         judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, device)
-    task = make(
-        config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use
-    )
+    task = make(config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use)
     return task, feed
 
 
@@ -141,7 +140,10 @@ def build_perceptual(extractor: Extractor, config: GanConfig) -> PerceptualLoss:
     """
     layers = config.loss.layers or default_layers(extractor.name)
     try:
-        return PerceptualLoss(extractor.features, layers, crop=config.loss.perceptual_crop)
+        loss = config.loss
+        return PerceptualLoss(
+            extractor.features, layers, criterion=loss.perceptual_distance, crop=loss.perceptual_crop
+        )
     except ValueError as error:
         raise UsageError(f"{error}; see --set loss.layers") from error
 
@@ -168,15 +170,15 @@ def panel_rows(judge: PanelJudge) -> list[PanelRow]:
     rows = []
     for number in range(0, num, step)[:_NUM_PICTURES]:
         channel = number % channels
-        part = [images[number, channel].float() for images in (judge.lr, judge.bicubic, judge.sr, judge.panel.hr)]
+        part = [
+            images[number, channel].float() for images in (judge.lr, judge.bicubic, judge.sr, judge.panel.hr)
+        ]
         lr, bicubic, sr, hr = (image.numpy() for image in part)
         rows.append(PanelRow(judge.panel.titles[number], lr, bicubic, sr, hr, _row_figures(*part[1:])))
     return rows
 
 
 def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
-    from glioray.metrics.image import psnr
-
     mask = (hr > 0)[None]
     return {
         f"{prefix}psnr": float(psnr(torch.nan_to_num(image)[None].clamp(0, 1), hr[None], mask))
@@ -200,7 +202,9 @@ def _source_weights(config: GanConfig, tracking_uri: str) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         spec, nets = read_superres(fetch_package(uri, Path(folder), tracking_uri=tracking_uri))
     if "psnr" not in nets:
-        raise ModelError(f"'{uri}' holds no PSNR generator to begin with; name a model that has a pixel stage")
+        raise ModelError(
+            f"'{uri}' holds no PSNR generator to begin with; name a model that has a pixel stage"
+        )
     for name in ("generator", "degrade", "channels"):
         found, wanted = getattr(spec.config, name), getattr(config, name)
         if found != wanted:
@@ -211,19 +215,22 @@ def _source_weights(config: GanConfig, tracking_uri: str) -> dict[str, Tensor]:
 
 
 def _use_judge(
-    uri: str, tracking_uri: str, mine: Sequence[tuple[SliceStack, ...]], device: torch.device
+    uri: str,
+    tracking_uri: str,
+    mine: Sequence[tuple[tuple[SliceStack, ...], tuple[str, ...]]],
+    device: torch.device,
 ) -> UseJudge:
     with tempfile.TemporaryDirectory() as folder:
         segmenter = Predictor.load(fetch_package(uri, Path(folder), tracking_uri=tracking_uri), str(device))
 
     def judge(resolver: SuperResolver) -> dict[str, float]:
-        parts = gather([use_figures(resolver, segmenter, stacks) for stacks in mine])
+        parts = gather([use_figures(resolver, segmenter, stacks, known=known) for stacks, known in mine])
         cases = [case for part in parts for case in part]
         if not cases:
             return {}
-        means: Callable[[str], float] = lambda kind: sum(  # noqa: E731
-            sum(case[kind].values()) / len(case[kind]) for case in cases
-        ) / len(cases)
-        return {f"dice_{kind}": means(kind) for kind in ("sr", "bicubic", "hr")}
+        return {
+            f"dice_{kind}": float(np.mean([np.mean([*case[kind].values()]) for case in cases]))
+            for kind in ("sr", "bicubic", "hr")
+        }
 
     return judge

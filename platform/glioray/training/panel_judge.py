@@ -11,7 +11,8 @@ from torch import Tensor
 from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.inference.superres import SuperResolver
 from glioray.metrics.collapse import CollapseReport, CollapseWatch, collapse_report
-from glioray.metrics.image import LpipsLike, image_figures
+from glioray.metrics.image import image_figures
+from glioray.metrics.lpips import Lpips
 from glioray.slices.degrade import degrade, upsample
 from glioray.training.panel import Panel
 
@@ -27,8 +28,10 @@ class PanelJudge:
         report: of it.
     """
 
-    def __init__(self, panel: Panel, config: GanConfig, lpips: LpipsLike | None = None) -> None:
-        self.panel, self.config, self.lpips = panel, config, lpips
+    def __init__(self, panel: Panel, config: GanConfig, lpips: Lpips | None = None) -> None:
+        self.panel, self.config = panel, config
+        self.distance = None if lpips is None else lpips.foreground_and_whole
+        self.figures: dict[str, float] | None = None
         self.size = (config.degrade.lr_size, config.degrade.lr_size)
         rngs = [np.random.default_rng([config.train.seed, number, 11]) for number in range(len(panel))]
         self.lr = degrade(panel.hr, self.size, config.degrade, rngs)
@@ -46,8 +49,13 @@ class PanelJudge:
         self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
         self.report = self.score(self.sr)
         is_collapsed = self.watch.judge(self.report, adversarial=is_adversarial)
-        figures = image_figures(
-            _folded(self.sr), _folded(hr), _folded(self.bicubic), lr_size=self.size, lpips=self.lpips
+        figures = self.figures = image_figures(
+            _folded(self.sr),
+            _folded(hr),
+            _folded(self.bicubic),
+            lr_size=self.size,
+            lpips=self.distance,
+            known=self.figures,
         )
         metrics = {
             **figures,

@@ -148,16 +148,16 @@ def test_quality_goes_by_lpips_where_there_is_one(images: tuple[Tensor, Tensor, 
     hr, other, mask = images
     asked = []
 
-    def distance(a: Tensor, b: Tensor, chosen: Tensor | None) -> Tensor:
+    def distance(a: Tensor, b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         assert a.shape == b.shape == (6, 1, 60, 52)
-        asked.append(None if chosen is None else chosen.clone())
-        return (a - b).abs().mean((1, 2, 3))
+        asked.append(chosen)
+        whole = (a - b).abs().mean((1, 2, 3))
+        return 2 * whole, whole
 
     half = (hr + other) / 2
     found = image_figures(half, hr, other, lr_size=(15, 13), lpips=distance)
     assert found["quality"] == pytest.approx(0.5, abs=1e-4)
     assert found["bicubic_lpips_whole"] == pytest.approx(2 * found["lpips_whole"], rel=1e-4)
-    masks = [chosen for chosen in asked if chosen is not None]
-    assert len(asked) == 4
-    assert len(masks) == 2
-    assert all(torch.equal(chosen, mask[:, None]) for chosen in masks)
+    assert found["lpips"] == pytest.approx(2 * found["lpips_whole"])
+    assert len(asked) == 2
+    assert all(torch.equal(chosen, mask[:, None]) for chosen in asked)
