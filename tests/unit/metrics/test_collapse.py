@@ -192,6 +192,17 @@ def test_components_are_what_they_are_defined_as(scene: tuple[Tensor, Tensor]):
     assert judge(outside, scene).values["invalid"] == pytest.approx(0.25)
 
 
+def test_the_same_detail_counts_as_far_as_there_is_any(scene: tuple[Tensor, Tensor]):
+    hr, lr = scene
+    bicubic = plant("bicubic", hr, lr)
+    pattern = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32))
+    size = (hr - bicubic).square().mean().sqrt()
+    assert judge(bicubic + 0.7 * size * pattern, scene).components["texture"] > 0.5
+    flat = torch.full_like(hr, 0.4)
+    assert judge(flat + 0.7 * size * pattern, scene).components["texture"] == 1
+    assert judge(flat + 0.05 * size * pattern, scene).components["texture"] == 0
+
+
 def test_the_order_of_the_panel_does_not_matter(scene: tuple[Tensor, Tensor]):
     made = plant("three eighths, nearest", *scene)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(made)))

@@ -1,0 +1,94 @@
+"""The calibration as a user runs it, on phantoms."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glioray.errors import DataError, ModelError, UsageError
+from glioray.gan_recipes import build_gan_recipe
+from glioray.inference.superres_package import SuperResSpec, write_superres
+from glioray.metrics.planted import HEALTHY, PLANTED
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+RunCalibrate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def slice_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for these tests, so that the phantoms are decoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(
+    repo: Path, phantom_data: Path, slice_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunCalibrate:
+    """The job in this process, which saves its start: its contract as a command is `test_jobs`'s."""
+    monkeypatch.setenv("GLIORAY_CACHE", str(slice_cache))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setattr("glioray.cluster.log_to_stderr", lambda: None)
+    main = runpy.run_path(str(repo / "jobs" / "calibrate.py"))["main"]
+
+    def run(*flags: str) -> dict[str, Any]:
+        places = [
+            "--data",
+            str(phantom_data),
+            "--storage",
+            str(tmp_path / "runs"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        monkeypatch.setattr("sys.argv", ["calibrate.py", *places, *flags])
+        answer: dict[str, Any] = main()
+        return answer
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model whose generators are untrained."""
+    config = build_gan_recipe("mri_tiny")
+    stages = ("psnr", "gan")
+    spec = SuperResSpec(config=config, spacing_mm=(2.0, 2.0, 2.0), manifest_hash="m", stages=stages)
+    torch.manual_seed(0)
+    write_superres(tmp_path / "model", spec, {stage: spec.build().state_dict() for stage in stages})
+    return tmp_path / "model"
+
+
+def test_phantoms_and_a_model_are_on_the_right_sides(run: RunCalibrate, tmp_path: Path, model: Path):
+    assert run("--recipe", "mri_tiny", "--dry-run")["config"]["recipe"] == "mri_tiny"
+    answer = run("--model", str(model), "--split", "all")
+    assert (answer["exit_code"], answer["wrong"], answer["num_images"]) == (0, [], 32)
+    names = [row["name"] for row in answer["rows"]]
+    assert names == [*PLANTED, *HEALTHY, "the model's psnr generator", "the model's gan generator"]
+    assert "Every planted collapse scores 0.5 or more" in (tmp_path / "out" / "calibration.md").read_text()
+    assert (tmp_path / "out" / "planted_collapses.png").read_bytes().startswith(b"\x89PNG")
+    assert answer["files"] == [
+        str(tmp_path / "out" / name) for name in ("calibration.md", "planted_collapses.png")
+    ]
+
+
+def test_a_bound_that_does_not_hold_is_named(run: RunCalibrate, capsys: pytest.CaptureFixture[str]):
+    answer = run("--recipe", "mri_tiny", "--split", "all", "--set", "collapse.fidelity=[-20, -10]")
+    assert answer["exit_code"] == 1
+    assert "bicubic" in answer["wrong"]
+    assert "raise collapse.fidelity, now (-20" in capsys.readouterr().err
+
+
+def test_what_cannot_be_judged_is_said_in_one_sentence(run: RunCalibrate, tmp_path: Path, model: Path):
+    with pytest.raises(UsageError, match="--model brings its own recipe"):
+        run("--model", str(model), "--recipe", "mri_tiny")
+    with pytest.raises(UsageError, match="'unet' is not a super-resolution recipe"):
+        run("--recipe", "unet")
+    with pytest.raises(DataError, match="expected 32, so validate on more cases"):
+        run("--recipe", "mri_tiny", "--set", "collapse.min_slices=32", "--set", "collapse.apart_mm=90")
+    with pytest.raises(ModelError):
+        run("--model", str(tmp_path))
