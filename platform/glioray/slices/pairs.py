@@ -28,13 +28,14 @@ class Pairs:
     rngs: list[np.random.Generator]
 
 
-def draw_pairs(batch: Batch, config: GanConfig, epoch: int) -> Pairs:
+def draw_pairs(batch: Batch, config: GanConfig, epoch: int, *, node_rank: int = 0) -> Pairs:
     """The pairs of a batch, varied: a random window (or the whole slice), mirrored or not.
 
-    Under "each" one modality is drawn of every slice, so that B stays the batch's. Every draw depends on (seed,
-    epoch, the sample's position in the epoch) alone: two ranks make the pairs that one rank would.
+    Under "each" one modality is drawn of every slice, so that B stays the batch's. Every draw depends on (seed, node,
+    epoch, the sample's position in the epoch) alone: two ranks of a node make the pairs that one rank would, and nodes,
+    each of which numbers its samples from 0 on, have draws of their own.
     """
-    seed, cut = config.train.seed, config.degrade
+    seed, cut = config.train.seed + 1_000_003 * node_rank, config.degrade
     rngs = [np.random.default_rng([seed, epoch, int(position), 7]) for position in batch.positions]
     images = []
     for image, lateral, rng in zip(batch.images, batch.lateral, rngs, strict=True):

@@ -64,7 +64,8 @@ class GanTask:
         judge_use: UseJudge | None = None,
     ) -> None:
         self.config, self.spec, self.device, self.judge = config, spec, device, judge
-        self.is_first, self.perceptual, self.judge_use = ranks.is_first, perceptual, judge_use
+        self.is_first, self.node_rank = ranks.is_first, ranks.node_rank
+        self.perceptual, self.judge_use = perceptual, judge_use
         torch.manual_seed(config.train.seed)
         net = config.discriminator
         self.generator = to_device(spec.build(), device)
@@ -74,12 +75,15 @@ class GanTask:
             self.generator.load_state_dict(source)
         # Without broadcasts: buffers are alike on all ranks, as batch norms are over all of them and spectral norms
         # start alike; and a broadcast between two passes would change what a backward pass needs.
-        self.parallel_g, self.parallel_d = (_parallel(m, ranks, device) for m in (self.generator, self.critic))
-        loss = config.loss
-        self.pixel, self.pretrain_pixel = build_pixel_loss(loss.pixel), build_pixel_loss(config.pretrain.pixel)
-        self.game = build_gan_loss(
-            loss.adversarial, reduce=reduce_sum, label_smoothing=loss.label_smoothing
+        self.parallel_g, self.parallel_d = (
+            _parallel(m, ranks, device) for m in (self.generator, self.critic)
         )
+        loss = config.loss
+        self.pixel, self.pretrain_pixel = (
+            build_pixel_loss(loss.pixel),
+            build_pixel_loss(config.pretrain.pixel),
+        )
+        self.game = build_gan_loss(loss.adversarial, reduce=reduce_sum, label_smoothing=loss.label_smoothing)
         self.optimizers = {
             "pixel": build_optimizer(
                 self.generator, dataclasses.replace(config.optim_g, lr=config.pretrain.rate)
@@ -99,7 +103,7 @@ class GanTask:
         share = self.config.pretrain.share
         if not self.is_adversarial and share < 1 and progress >= share:
             self._begin_game()
-        pairs = draw_pairs(batch.to(self.device), self.config, epoch)
+        pairs = draw_pairs(batch.to(self.device), self.config, epoch, node_rank=self.node_rank)
         self.generator.train()
         self.critic.train()
         if not self.is_adversarial:
@@ -114,7 +118,7 @@ class GanTask:
     def _begin_game(self) -> None:
         """Go on with the averaged weights of the pixel stage, and keep them as the PSNR model."""
         self.is_adversarial = True
-        if self.psnr is None and self.config.pretrain.share > 0:
+        if self.config.pretrain.share > 0:
             self.psnr = _copied(self._weights())
             self.generator.load_state_dict(self.psnr)
         if self.average is not None:
@@ -123,8 +127,9 @@ class GanTask:
             _log.info("the adversarial stage begins")
 
     def _pixel_step(self, pairs: Pairs, done: float) -> dict[str, float]:
+        stage = self.config.pretrain
         settings = dataclasses.replace(
-            self.config.optim_g, lr=self.config.pretrain.rate, schedule=self.config.pretrain.schedule
+            self.config.optim_g, lr=stage.rate, schedule=stage.schedule, warmup=stage.warmup
         )
         rate = learning_rate(settings, done)
         loss = self.pretrain_pixel(self._sharpen(pairs), pairs.hr)
@@ -216,20 +221,42 @@ class GanTask:
         """One step of an optimiser; the gradient's norm before clipping.
 
         Raises:
-            DivergenceError: the gradient is not finite; names the term and the tensor. DDP has averaged it, so that
-                every rank raises, or none.
+            DivergenceError: the loss or the gradient is not finite; names the term and the tensor. DDP has averaged
+                the gradient, so that every rank raises, or none.
         """
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # Times 1; but what is infinite here, though its gradient is not, reaches the gradient, and so every rank.
+        (loss * (1 + 0 * loss.detach())).backward()
         limit = (self.config.optim_d if name == "d" else self.config.optim_g).grad_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), limit))
         if not math.isfinite(norm):
-            raise DivergenceError(_non_finite("discriminator" if name == "d" else "generator", net, terms))
+            raise DivergenceError(self._diagnosis("discriminator" if name == "d" else "generator", terms))
         optimizer.step()
         return norm
+
+    def _diagnosis(self, who: str, terms: Mapping[str, Tensor]) -> str:
+        """What diverged, in the same words on every rank, each of which must ask."""
+        bad = sorted({name for part in gather(_non_finite(terms)) for name in part})
+        nets = {"generator": self.generator, "discriminator": self.critic}
+        # Weights first, and the generator's before all: the other's gradient is only what they make of it.
+        for owner, net in nets.items():
+            if weights := _non_finite(dict(net.named_parameters())):
+                who, what, where = owner, "weights", weights
+                break
+        else:
+            gradients = {name: p.grad for name, p in nets[who].named_parameters() if p.grad is not None}
+            what, where = "gradient", _non_finite(gradients)
+        cause = [f"first in '{where[0]}'"] if where else ["its norm is infinite"]
+        if bad:
+            cause.append(f"its {' and '.join(bad)} loss is not finite")
+        settings = "optim_d" if who == "discriminator" else "optim_g"
+        return (
+            f"the {who}'s {what} became non-finite ({'; '.join(cause)}): the run diverged; lower {settings}.lr or set "
+            f"{settings}.grad_clip"
+        )
 
     def _average(self) -> None:
         if self.average is not None:
@@ -320,22 +347,9 @@ def _parallel(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
 
 
-def _non_finite(who: str, net: nn.Module, terms: Mapping[str, Tensor]) -> str:
-    bad = [name for name, term in terms.items() if not torch.isfinite(term.detach()).all()]
-    where = next(
-        (
-            name
-            for name, parameter in net.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ),
-        "of another rank",
-    )
-    cause = f"; its {' and '.join(bad)} loss is not finite" if bad else ""
-    rate = "optim_d.lr" if who == "discriminator" else "optim_g.lr"
-    return (
-        f"the {who}'s gradient became non-finite (first in '{where}'{cause}): the run diverged; lower {rate} or set "
-        f"{rate[:-3]}.grad_clip"
-    )
+def _non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold anything but numbers."""
+    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor.detach()).all()]
 
 
 def _has_batch_norm(net: nn.Module) -> bool:
