@@ -34,6 +34,7 @@ def srgan_paper() -> GanConfig:
             pixel="mse",
             pixel_weight=1.0,
             perceptual_weight=0.006,
+            perceptual_distance="mse",
             extractor="vgg19",
             layers={"relu5_4": 1.0},
             adversarial="vanilla",
@@ -91,17 +92,21 @@ def mri() -> GanConfig:
 
 
 def mri_small() -> GanConfig:
-    """Minutes on two cores: `mri` with a narrow generator and features of small crops."""
+    """Minutes on two cores: `mri` with plain residual blocks at low resolution, and AlexNet's features.
+
+    In the same minutes plain blocks without a norm gain more over bicubic than dense ones, of which a CPU makes a
+    fifth of the steps.
+    """
     return dataclasses.replace(
         mri(),
         recipe="mri_small",
         sample=SampleConfig(balance_cases=True, steps_per_epoch=50),
         generator=NetConfig(
-            name="rrdbnet", options={"width": 32, "num_blocks": 3, "growth": 16, "head_width": 16}
+            name="srresnet", options={"width": 32, "num_blocks": 6, "head_width": 16, "norm": "none"}
         ),
         discriminator=NetConfig(name="patch", options={"width": 32, "norm": "spectral"}),
-        loss=GanLossConfig(perceptual_weight=0.1, perceptual_crop=48),
-        pretrain=PretrainConfig(share=0.5, rate=1e-3),
+        loss=GanLossConfig(perceptual_weight=0.1, extractor="alexnet"),
+        pretrain=PretrainConfig(share=0.5, rate=2e-3),
         optim_g=_adam(1e-4, ema=0.99),
         train=TrainConfig(batch_size=16, max_epochs=1000, minutes=10, num_validations=10),
     )
@@ -123,7 +128,8 @@ def srgan_small() -> GanConfig:
         loss=GanLossConfig(
             pixel="mse",
             perceptual_weight=0.1,
-            perceptual_crop=48,
+            perceptual_distance="mse",
+            extractor="alexnet",
             adversarial="vanilla",
             adversarial_weight=1e-3,
         ),
@@ -136,11 +142,14 @@ def esrgan_small() -> GanConfig:
     return dataclasses.replace(
         mri_small(),
         recipe="esrgan_small",
+        generator=NetConfig(
+            name="rrdbnet", options={"width": 32, "num_blocks": 3, "growth": 16, "head_width": 16}
+        ),
         discriminator=srgan_small().discriminator,
         loss=GanLossConfig(
             pixel_weight=1e-2,
             perceptual_weight=1.0,
-            perceptual_crop=48,
+            extractor="alexnet",
             adversarial="ragan",
             adversarial_weight=5e-3,
         ),

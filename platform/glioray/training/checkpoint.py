@@ -24,6 +24,7 @@ import torch
 
 from glioray.errors import ModelError
 from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE, ModelSpec, encode_weights
+from glioray.inference.superres_package import SuperResSpec
 from glioray.storage import Storage, join_uri
 
 LATEST = "latest.json"
@@ -35,7 +36,7 @@ class Checkpoint:
     """One checkpoint: the network for inference, its description, and all that training goes on from."""
 
     step: int
-    spec: ModelSpec
+    spec: ModelSpec | SuperResSpec
     weights: dict[str, torch.Tensor]
     state: dict[str, Any]
 
