@@ -32,7 +32,8 @@ MORE = {
     "mode": {
         "choices": MODES,
         "default": "search",
-        "help": "search (quality, with ASHA) or pareto (quality against PSNR gain; default: %(default)s)",
+        "help": "search (quality, with ASHA), pareto (quality against PSNR gain) or pbt (a population, whose budget is in "
+        "epochs; default: %(default)s)",
     },
     "point": {
         "metavar": "KEY=VALUE,…",

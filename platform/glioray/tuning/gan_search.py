@@ -27,6 +27,14 @@ from glioray.tracking.gan_search_figures import pareto_figure, pareto_front, rat
 from glioray.tracking.registry import SUPERRES_PURPOSE
 from glioray.tracking.runs import RunLogger
 from glioray.training.session import RunPlan, claim_run
+from glioray.tuning.gan_population import (
+    NUM_KEPT,
+    last_storage,
+    member_config,
+    member_space,
+    population,
+    train_member,
+)
 from glioray.tuning.gan_space import (
     SHARE,
     SHARES,
@@ -62,8 +70,8 @@ from glioray.tuning.trials import (
 
 _log = logging.getLogger(__name__)
 
-MODES = ("search", "pareto")
-"""One objective, with ASHA; or two, quality against PSNR gain."""
+MODES = ("search", "pareto", "pbt")
+"""One objective, with ASHA; two, quality against PSNR gain; or a population whose members take over from others."""
 
 _KEPT = (
     *("train_", "collapse_", "bicubic_", "dice_", "psnr", "ssim", "nrmse", "hfen", "lpips", "hf_db"),
@@ -96,6 +104,8 @@ class GanSweepPlan:
         """That of a trial by the recipe: with `minutes`, its own part of those of the search."""
         config = self.base.config
         assert isinstance(config, GanConfig), "a search for super-resolution models"
+        if self.mode == "pbt":
+            return member_config(config)
         minutes = config.train.minutes
         if minutes is None:
             return config
@@ -154,6 +164,8 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
                 f"none of the {len(rows)} trials is healthy; the best said: {best['reason'] or 'collapsed'}"
             )
         winner = _trial_plan(plan, best["trial"], best["settings"], logger.run_id)
+        if plan.mode == "pbt":
+            winner = dataclasses.replace(winner, storage=last_storage(winner.storage))
         judged = {name: f"{best['metrics'][name]:.4f}" for name in ("quality", "gain_psnr", "collapse_score")}
         model, run_id = register_winner(
             plan.model_name, winner, {"sweep": base.run_name, **judged}, purpose=SUPERRES_PURPOSE
@@ -228,6 +240,13 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
     base, config = plan.base, plan.config
     num_workers = config.train.num_workers
     share = share_of(plan.num_concurrent * num_workers)
+    trainable = tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share)
+    folder = join_uri(base.storage, "ray", plan.mode)
+    if plan.mode == "pbt":
+        rule, space = population(config, plan.num_trials, plan.points), member_space(config)
+        return run_trials(
+            trainable, rule, folder=folder, resources=share.resources(), space=space, num_kept=NUM_KEPT
+        )
     objective: dict[str, Any] = {"metric": "objective", "mode": "max"}
     rules: dict[str, Any] = {**objective, "scheduler": _asha(config)}
     if plan.mode == "pareto":
@@ -235,7 +254,7 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
         objective = {"metric": ["quality_or_penalty", "gain_or_penalty"], "mode": ["max", "max"]}
         rules = {}
     return run_trials(
-        tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share),
+        trainable,
         tune.TuneConfig(
             num_samples=plan.num_trials,
             max_concurrent_trials=plan.num_concurrent,
@@ -251,7 +270,7 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
             ),
             **rules,
         ),
-        folder=join_uri(base.storage, "ray", plan.mode),
+        folder=folder,
         resources={"CPU": 0.01} if num_workers > 1 else share.resources(),
     )
 
@@ -280,7 +299,8 @@ def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, sha
         return dict(last)
 
     try:
-        train_trial(_trial_plan(plan, trial_id, point, parent_run_id), share, told)
+        train = train_member if plan.mode == "pbt" else train_trial
+        train(_trial_plan(plan, trial_id, point, parent_run_id), share, told)
     except GliorayError as error:
         _log.warning("trial %s ends at %g: %s", trial_id, WORST, error)
         tune.report(failed_metrics(last, str(error), rules))

@@ -28,7 +28,13 @@ _FIGURES = ("epoch", "step", "num_slices", "slices_per_s", "minutes", "progress"
 
 
 def run_trials(
-    trainable: Callable[..., Any], config: tune.TuneConfig, *, folder: str, resources: Mapping[str, float]
+    trainable: Callable[..., Any],
+    config: tune.TuneConfig,
+    *,
+    folder: str,
+    resources: Mapping[str, float],
+    space: dict[str, Any] | None = None,
+    num_kept: int | None = None,
 ) -> list[tune.Result]:
     """Run the trials of a sweep to their end, or go on with those that are there.
 
@@ -37,6 +43,8 @@ def run_trials(
         config: how trials are proposed and stopped; what goes on keeps its own.
         folder: URI where Tune keeps them.
         resources: of a trial.
+        space: what Tune itself draws, where no search algorithm does.
+        num_kept: checkpoints of a trial that Tune keeps, where trials report some.
     """
     path, name = folder.rsplit("/", 1)
     ready = tune.with_resources(trainable, dict(resources))
@@ -47,9 +55,14 @@ def run_trials(
         config.trial_dirname_creator = lambda trial: trial.trial_id
         tuner = tune.Tuner(
             ready,
+            param_space=space,
             tune_config=config,
             run_config=tune.RunConfig(
-                name=name, storage_path=path, failure_config=tune.FailureConfig(max_failures=1), verbose=0
+                name=name,
+                storage_path=path,
+                failure_config=tune.FailureConfig(max_failures=1),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=num_kept),
+                verbose=0,
             ),
         )
     grid = tuner.fit()

@@ -1,0 +1,155 @@
+"""Population based training of super-resolution GANs: what lags or has collapsed goes on from a better member."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import FloatDistribution
+from ray import tune
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from glioray.cluster import Share
+from glioray.config import with_settings
+from glioray.errors import UsageError
+from glioray.gan_config import GanConfig
+from glioray.slices.pipeline import fill_cache
+from glioray.storage import join_uri, open_storage
+from glioray.training.checkpoint import LATEST, latest_folder
+from glioray.training.collectives import Ranks
+from glioray.training.runs import train_run
+from glioray.training.session import CONFIG_FILE, RunPlan
+from glioray.tuning.gan_space import RATIO, complete_point, gan_space, recipe_point
+
+_MUTATED = ("optim_g.lr", RATIO, "loss.adversarial_weight", "loss.perceptual_weight")
+"""What members differ by and change: rates and weights. All else is the recipe's, as optimisers and networks go over
+from one member to another."""
+
+_NUM_EXCHANGES = 4
+
+NUM_KEPT = 4
+"""Checkpoints of a member that Tune keeps: what another one goes on from may be some reports old."""
+
+
+def member_config(config: GanConfig) -> GanConfig:
+    """The config of a member: one that collapses is not stopped but replaced.
+
+    Raises:
+        UsageError: its budget is in minutes, which do not go over from one member to another, or it has several
+            workers.
+    """
+    if config.train.minutes is not None:
+        raise UsageError(
+            f"a population's budget is in epochs but train.minutes is {config.train.minutes:g}; give --max-epochs"
+        )
+    if config.train.num_workers > 1:
+        raise UsageError(
+            f"a member of a population trains in one process but train.num_workers is {config.train.num_workers}; "
+            "set it to 1"
+        )
+    return with_settings(config, {"collapse.stop": False, "train.num_kept": 1})
+
+
+def population(config: GanConfig, num_members: int, points: tuple[dict[str, Any], ...]) -> tune.TuneConfig:
+    """How a population is begun and exchanged: the recipe, `points`, and members drawn from the space.
+
+    Members take turns where not all of them find room at once.
+    """
+    space = gan_space(config)
+    mutations: dict[str, Any] = {}
+    for name in _MUTATED:
+        if name in space:
+            bounds = space[name]
+            assert isinstance(bounds, FloatDistribution)
+            mutations[name] = tune.loguniform(bounds.low, bounds.high)
+    firsts = [complete_point(config, point) for point in ({}, *points)][:num_members]
+    return tune.TuneConfig(
+        metric="objective",
+        mode="max",
+        num_samples=num_members,
+        search_alg=BasicVariantGenerator(
+            points_to_evaluate=[{name: first[name] for name in mutations} for first in firsts],
+            random_state=config.train.seed,
+        ),
+        scheduler=PopulationBasedTraining(
+            time_attr="percent",
+            perturbation_interval=100 // (_NUM_EXCHANGES + 1),
+            hyperparam_mutations=mutations,
+            quantile_fraction=0.25,
+        ),
+    )
+
+
+def member_space(config: GanConfig) -> dict[str, Any]:
+    """The point of a member as Tune draws it: the recipe's, but for what members differ by."""
+    space, point = gan_space(config), recipe_point(config)
+    for name in _MUTATED:
+        if name in space:
+            bounds = space[name]
+            assert isinstance(bounds, FloatDistribution)
+            point[name] = tune.loguniform(bounds.low, bounds.high)
+    return point
+
+
+def next_storage(member: str) -> str:
+    """The URI of a member's next generation, begun with the checkpoint that Tune hands over, where there is one.
+
+    A generation has a storage of its own: a run goes on with its own settings alone, and those have changed.
+    """
+    uri = join_uri(member, f"generation-{_num_generations(member):03d}")
+    given = tune.get_checkpoint()
+    if given is not None:
+        storage = open_storage(uri)
+        with given.as_directory() as folder:
+            files = [
+                file for file in Path(folder).rglob("*") if file.is_file() and not file.name.startswith(".")
+            ]
+            # The pointer last: with it the checkpoint is there.
+            for file in sorted(files, key=lambda file: file.name == LATEST):
+                storage.write(file.relative_to(folder).as_posix(), file.read_bytes())
+    return uri
+
+
+def last_storage(member: str) -> str:
+    """The URI of a member's last generation that left a checkpoint."""
+    for number in reversed(range(_num_generations(member))):
+        uri = join_uri(member, f"generation-{number:03d}")
+        if latest_folder(open_storage(uri)) is not None:
+            return uri
+    return join_uri(member, "generation-000")
+
+
+def train_member(trial: RunPlan, share: Share, told: Callable[[dict[str, float]], dict[str, Any]]) -> None:
+    """Train a generation, and report each validation with its checkpoint, for others to go on from.
+
+    Args:
+        trial: its plan, whose storage is the member's; the generation's lies below.
+        share: what it may take.
+        told: makes what Tune is told out of a validation's figures.
+    """
+    uri = next_storage(trial.storage)
+    storage = open_storage(uri)
+
+    def report(metrics: dict[str, float]) -> None:
+        source = latest_folder(storage)
+        assert source is not None, "a validation is reported after its checkpoint"
+        with tempfile.TemporaryDirectory() as folder:
+            for key in (LATEST, *(item.key for item in storage.list(f"{source}/"))):
+                file = Path(folder) / key
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(storage.read(key))
+            tune.report(told(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
+
+    run = dataclasses.replace(trial, storage=uri, num_threads=share.num_threads)
+    train_run(run, Ranks(), fill_cache, report)
+
+
+def _num_generations(member: str) -> int:
+    storage, number = open_storage(member), 0
+    while storage.exists(f"generation-{number:03d}/{CONFIG_FILE}"):
+        number += 1
+    return number
