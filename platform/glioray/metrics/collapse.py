@@ -120,17 +120,19 @@ class CollapseWatch:
         """
         config = self.config
         self._num_seen += adversarial
-        if not report.is_finite or (adversarial and self._num_seen > config.grace):
+        if adversarial or not report.is_finite:
             self._recent = [*self._recent, report.score][-config.patience :]
         bad = [score >= config.threshold for score in self._recent]
-        self.is_collapsed = not report.is_finite or (len(bad) == config.patience and all(bad))
+        counted = self._num_seen - config.grace >= config.patience
+        self.is_collapsed = not report.is_finite or (counted and len(bad) == config.patience and all(bad))
         return self.is_collapsed
 
     def objective(self, quality: float) -> float:
         """What a search makes large: `quality` of a run that was healthy lately, else -1 less the score.
 
-        Any of the last `patience` evaluations that count may be the bad one, and the worst of them is the score:
-        every healthy run, whose quality is at least -1, is above every other. Always finite.
+        Any of the last `patience` evaluations of the adversarial stage may be the bad one, and the worst of them is
+        the score: every healthy run, whose quality is at least -1, is above every other. There is no grace in this:
+        a run that ends soon after it collapsed is no better for it. Always finite.
 
         Args:
             quality: -1 to 1, larger is better.
