@@ -25,6 +25,7 @@ from glioray.config import (
     TrainConfig,
     with_settings,
 )
+from glioray.gan_config import CollapseConfig, DegradeConfig, GanConfig, GanLossConfig, PretrainConfig
 from glioray.slices.cache import CacheConfig
 from glioray.storage import open_storage
 from glioray.training.session import RunPlan
@@ -41,7 +42,17 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def runs() -> ModuleType:
     """The script `runs.py` beside this file: it trains in this process as it does in ranks of its own."""
-    spec = importlib.util.spec_from_file_location("training_runs", Path(__file__).with_name("runs.py"))
+    return _load("runs")
+
+
+@pytest.fixture(scope="session")
+def gan_runs() -> ModuleType:
+    """`gan_runs.py` beside this file, likewise."""
+    return _load("gan_runs")
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"training_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -87,6 +98,45 @@ def make_plan(
     def make(**settings: Any) -> RunPlan:
         return RunPlan(
             config=with_settings(CONFIG, settings),
+            manifest=manifest,
+            storage=str(tmp_path_factory.mktemp("run")),
+            run_name="run",
+            tracking_uri="",
+            experiment="",
+            cache=cache,
+        )
+
+    return make
+
+
+_SGD = OptimConfig(
+    name="sgd", lr=0.02, momentum=0.5, schedule="constant", warmup=0.0, grad_clip=0.0, ema=0.0
+)
+GAN_CONFIG = GanConfig(
+    recipe="test",
+    preprocess=PreprocessConfig(normalize="unit", size=(48, 48)),
+    sample=SampleConfig(steps_per_epoch=3),
+    degrade=DegradeConfig(hr_size=32, lr_size=8),
+    generator=NetConfig(name="srresnet", options={"width": 4, "num_blocks": 1, "norm": "none"}),
+    discriminator=NetConfig(name="patch", options={"width": 4, "num_layers": 2}),
+    loss=GanLossConfig(perceptual_weight=0.0, extractor="none", adversarial_weight=0.05),
+    pretrain=PretrainConfig(share=0.25, rate=0.02),
+    optim_g=_SGD,
+    optim_d=_SGD,
+    collapse=CollapseConfig(num_slices=16, min_slices=8, apart_mm=2.0, per_patient=8, judge="none"),
+    train=TrainConfig(batch_size=4, max_epochs=4, num_validations=4, precision="fp32"),
+)
+
+
+@pytest.fixture(scope="session")
+def make_gan_plan(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, cache: CacheConfig
+) -> Callable[..., RunPlan]:
+    """Plans of super-resolution: one epoch of three steps by pixels and three against the discriminator."""
+
+    def make(**settings: Any) -> RunPlan:
+        return RunPlan(
+            config=with_settings(GAN_CONFIG, settings),
             manifest=manifest,
             storage=str(tmp_path_factory.mktemp("run")),
             run_name="run",

@@ -1,0 +1,188 @@
+"""Super-resolution runs without Ray and MLflow, in this process or, as a script, on one of several ranks.
+
+    python gan_runs.py FOLDER RANK WORLD_SIZE
+
+reads the pickled plans `FOLDER/plans.pickle`, meets the other ranks over a file there, does what `on_rank` does and
+leaves what came out as `FOLDER/rank-RANK.pt`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# Beside this file; as a script, its folder is on the path, and in tests it is loaded before.
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import CPU, fill
+
+from glioray.errors import DivergenceError
+from glioray.losses.perceptual import PerceptualLoss
+from glioray.slices.store import Batch, SliceFeed
+from glioray.storage import Storage, open_storage
+from glioray.training.collectives import Ranks
+from glioray.training.gan import GanTask
+from glioray.training.gan_session import prepare_gan
+from glioray.training.loop import fit
+from glioray.training.session import RunPlan
+
+
+class Features(nn.Module):
+    """Two random convolutions that nobody trains."""
+
+    layers = ("one", "two")
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        one = self.one(images).tanh()
+        made = {"one": one, "two": self.two(one).tanh()}
+        return {name: made[name] for name in layers}
+
+
+class Recorded(GanTask):
+    """A task that keeps each step's figures and the weights of both players after it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rows: list[dict[str, float]] = []
+        self.weights: list[dict[str, Tensor]] = []
+        if self.config.loss.perceptual_weight:
+            self.perceptual = PerceptualLoss(Features(), {"one": 1.0, "two": 0.5}, crop=16)
+
+    def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+        self.rows.append(super().train_step(batch, epoch, progress))
+        self.weights.append(self.snapshot())
+        return self.rows[-1]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all weights and buffers."""
+        nets = {"generator": self.generator, "critic": self.critic}
+        return {
+            f"{who}.{name}": tensor.detach().clone()
+            for who, net in nets.items()
+            for name, tensor in net.state_dict().items()
+        }
+
+
+def build(plan: RunPlan, ranks: Ranks | None = None, task: type[GanTask] = Recorded) -> tuple[Any, SliceFeed]:
+    """A task and its feed, put together as a session does."""
+    return prepare_gan(plan, ranks or Ranks(), fill, CPU, task)
+
+
+def train(
+    plan: RunPlan,
+    ranks: Ranks | None = None,
+    task: type[GanTask] = Recorded,
+    storage: Storage | None = None,
+    change: Callable[[Any], None] = lambda task: None,
+) -> tuple[Any, dict[str, float], list[dict[str, float]]]:
+    """The task after its run, the run's figures, and those of each validation."""
+    ranks = ranks or Ranks()
+    built, feed = build(plan, ranks, task)
+    change(built)
+    reports: list[dict[str, float]] = []
+    metrics = fit(
+        built, feed, plan.config.train, storage or open_storage(plan.storage), ranks, reports.append
+    )
+    assert not reports or reports[-1] == metrics
+    return built, metrics, reports
+
+
+def poison(task: GanTask, name: str, rank: int) -> None:
+    """Have a run diverge, if this is the first rank or the fault lies with the weights, which ranks share.
+
+    Args:
+        task: of the run.
+        name: the player whose weights hold a NaN, or whose loss or gradient becomes one.
+        rank: of this process.
+    """
+    who, _, what = name.partition(" ")
+    net = {"generator": task.generator, "discriminator": task.critic}[who]
+    if what == "weights":
+        with torch.no_grad():
+            list(net.parameters())[2].fill_(float("nan"))
+    elif rank == 0 and what == "gradient":
+        list(net.parameters())[2].register_hook(lambda gradient: gradient * float("nan"))
+    elif rank == 0 and who == "generator":
+        task.perceptual = lambda sr, hr, rngs: sr.mean() * 0 + float("inf")
+    elif rank == 0:
+        plain = task.game.discriminator
+        task.game.discriminator = lambda real, fake: plain(real, fake) + float("inf")  # type: ignore[method-assign]
+
+
+POISONED = "hinge, spectral, r1"
+"""The plan whose runs are made to diverge: both players move in each step, and no average stands in for weights."""
+
+FAULTS = tuple(
+    f"{who} {what}" for who in ("generator", "discriminator") for what in ("weights", "gradient", "loss")
+)
+
+
+def diverge(plan: RunPlan, ranks: Ranks, fault: str) -> tuple[str, bool]:
+    """What a poisoned run says, and whether the weights of its last step were left alone."""
+    task, feed = build(plan, ranks)
+    poison(task, fault, ranks.rank)
+    before = task.snapshot()
+    try:
+        task.train_step(next(feed.epoch(1)), 1, 0.9)
+    except DivergenceError as error:
+        who = "generator" if fault.startswith("generator") else "critic"
+        after = task.snapshot()
+        kept = all(
+            torch.equal(torch.nan_to_num(after[name]), torch.nan_to_num(tensor))
+            for name, tensor in before.items()
+            if name.startswith(who) and "parametrizations" not in name and "running" not in name
+        )
+        return str(error), kept
+    return "", False
+
+
+def on_rank(ranks: Ranks, plans: dict[str, RunPlan]) -> dict[str, Any]:
+    """All that is compared between one rank and two."""
+    made: dict[str, Any] = {"runs": {}}
+    for name, plan in plans.items():
+        task, metrics, reports = train(plan, ranks)
+        made["runs"][name] = {
+            "rows": task.rows,
+            "weights": task.weights,
+            "metrics": metrics,
+            "stages": [report["stage"] for report in reports],
+            "stopped": task.stopped,
+        }
+    plan = plans[POISONED]
+    made["faults"] = {fault: diverge(plan, ranks, fault) for fault in FAULTS}
+    return made
+
+
+def main(folder: Path, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=120),
+    )
+    plans = pickle.loads((folder / "plans.pickle").read_bytes())
+    ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
+    torch.save(on_rank(ranks, plans), folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
