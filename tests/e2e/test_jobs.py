@@ -59,6 +59,8 @@ def test_every_job_is_executable_and_explains_itself(repo: Path, run_job: RunJob
         (["train_unet.py", "--data", "/tmp", "--set", "optim.lr=-1"], "optim.lr is -1.0; expected above 0"),
         (["train_unet.py", "--data", "/tmp", "--workers", "3", "--dry-run"], "a multiple of the 3 workers"),
         (["tune_unet.py", "--data", "/tmp", "--trials", "0"], "--trials is 0; expected at least 1"),
+        (["train_gan.py", "--data", "/tmp", "--recipe", "unet_tiny"], "is not a super-resolution recipe"),
+        (["train_gan.py", "--data", "/tmp", "--set", "d_steps=0"], "d_steps is 0; expected 1 to 16"),
         (["train_unet.py"], "give --data with a folder or s3://bucket/prefix"),
         (["prepare.py", "--data", "gs://bucket"], "use a folder, file:// or s3://bucket/prefix"),
         (["predict.py", "--data", "/tmp"], "give --out"),

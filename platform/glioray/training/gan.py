@@ -252,10 +252,11 @@ class GanTask:
         cause = [f"first in '{where[0]}'"] if where else ["its norm is infinite"]
         if bad:
             cause.append(f"its {' and '.join(bad)} loss is not finite")
-        settings = "optim_d" if who == "discriminator" else "optim_g"
+        optim = "optim_d" if who == "discriminator" else "optim_g"
+        rate = f"{optim}.lr" if self.is_adversarial else "pretrain.rate"
         return (
-            f"the {who}'s {what} became non-finite ({'; '.join(cause)}): the run diverged; lower {settings}.lr or set "
-            f"{settings}.grad_clip"
+            f"the {who}'s {what} became non-finite ({'; '.join(cause)}): the run diverged; lower {rate} or set "
+            f"{optim}.grad_clip"
         )
 
     def _average(self) -> None:

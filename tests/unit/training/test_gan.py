@@ -460,3 +460,13 @@ def test_seeds_make_the_weights_and_the_pairs(gan_runs: ModuleType, make_gan_pla
 
     assert first(3) == first(3)
     assert first(3) != first(4)
+
+
+def test_divergence_in_the_pixel_stage_names_its_rate(gan_runs: ModuleType, make_gan_plan: Plans):
+    task, feed = gan_runs.build(make_gan_plan())
+    task.pretrain_pixel = lambda sr, hr: sr.mean() + float("inf")
+    with pytest.raises(
+        DivergenceError,
+        match=r"the generator's gradient .*its pixel loss is not finite\): the run diverged; lower pretrain\.rate",
+    ):
+        task.train_step(next(feed.epoch(1)), 1, 0.0)
