@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from glioray.cluster import RESULT_FILE, Share, log_to_stderr, run_training, share_of
@@ -57,6 +56,7 @@ from glioray.tuning.gan_trials import (
     told_metrics,
 )
 from glioray.tuning.trials import (
+    PercentASHA,
     end_stopped,
     plotted_rows,
     rank_rows,
@@ -275,7 +275,7 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
     )
 
 
-def _asha(config: GanConfig) -> ASHAScheduler:
+def _asha(config: GanConfig) -> PercentASHA:
     """Stops what lags behind, and not before the watch can have told whether it has collapsed.
 
     Until then a trial's objective is its quality, and ASHA would compare what has collapsed with what has not; or it
@@ -283,9 +283,7 @@ def _asha(config: GanConfig) -> ASHAScheduler:
     """
     rules = config.collapse
     verdict = 100 * (rules.grace + rules.patience) // config.train.num_validations + 1
-    return ASHAScheduler(
-        time_attr="percent", max_t=101, grace_period=min(100, max(30, verdict)), reduction_factor=3
-    )
+    return PercentASHA(min(100, max(30, verdict)))
 
 
 def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, share: Share) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from glioray.cluster import Share, log_to_stderr, share_of
@@ -25,6 +24,7 @@ from glioray.tracking.runs import RunLogger
 from glioray.training.session import RunPlan, claim_run
 from glioray.tuning.space import apply_point, recipe_point, unet_space
 from glioray.tuning.trials import (
+    PercentASHA,
     end_stopped,
     plotted_rows,
     rank_rows,
@@ -137,9 +137,7 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
                 study_name=base.run_name,
                 seed=config.train.seed,
             ),
-            # By share of the run, which every trial reports, whether epochs or minutes end it; one that is at its
-            # end is left to end by itself.
-            scheduler=ASHAScheduler(time_attr="percent", max_t=101, grace_period=30, reduction_factor=3),
+            scheduler=PercentASHA(30),
         ),
         folder=join_uri(base.storage, "ray", "sweep"),
         resources={"CPU": 0.01} if num_workers > 1 else share.resources(),

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
 
 from glioray.cluster import Share, run_training
 from glioray.errors import TrainingError
@@ -25,6 +26,25 @@ from glioray.training.session import RunPlan, log_run_model
 _log = logging.getLogger(__name__)
 
 _FIGURES = ("epoch", "step", "num_slices", "slices_per_s", "minutes", "progress")
+
+
+class PercentASHA(ASHAScheduler):
+    """ASHA by `percent` of a trial's own run, which every trial reports, whether epochs or minutes end it.
+
+    A trial at its end is left to end by itself: it has nothing left to save, but a model to log and a run to close.
+
+    Args:
+        grace_percent: share of its run before which no trial is stopped.
+    """
+
+    def __init__(self, grace_percent: int) -> None:
+        super().__init__(time_attr="percent", max_t=101, grace_period=grace_percent, reduction_factor=3)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What is to become of a trial: it is stopped, or goes on."""
+        if result["percent"] >= 100:
+            return str(ASHAScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
 
 
 def run_trials(
