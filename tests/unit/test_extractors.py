@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -186,34 +187,50 @@ def test_weights_in_a_bucket_are_fetched_once(tmp_path, bucket, monkeypatch):
         resolve_extractor("alexnet", weights=f"s3://{bucket}/models/none.pth", cache=cache)
 
 
-def test_a_download_is_kept_and_checked(tmp_path, monkeypatch):
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL whose files lie in a folder; what fetches and checks them is torch's own."""
+    url, fetch = "https://models.example/", torch.hub.download_url_to_file
+
+    def from_folder(address: str, *args: Any, **kwargs: Any) -> None:
+        fetch(address.replace(url, f"{tmp_path.as_uri()}/"), *args, **kwargs)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", from_folder)
+    return url
+
+
+def test_what_a_url_names_is_kept_and_checked(tmp_path, monkeypatch, web):
     path, sha256 = _alexnet_file(tmp_path)
-    monkeypatch.setattr(extractors, "_HUB", f"{tmp_path.as_uri()}/")
-    monkeypatch.setitem(extractors._HUB_FILES, "alexnet", path.name)
+    url = web + path.name
     monkeypatch.setenv("GLIORAY_CACHE", str(tmp_path / "cache"))
-    found = resolve_extractor("alexnet", weights="download")
+    found = resolve_extractor("alexnet", weights=url)
     assert found is not None
-    assert found.sha256 == sha256
+    assert (found.sha256, found.source) == (sha256, url)
     path.unlink()
-    again = resolve_extractor("alexnet", weights="download")
+    again = resolve_extractor("alexnet", weights=url)
     assert again is not None
     assert _same(found.features, again.features)
     (tmp_path / "cache" / "weights" / path.name).write_bytes(b"damaged")
     with pytest.raises(UsageError, match="delete it from"):
-        resolve_extractor("alexnet", weights="download")
+        resolve_extractor("alexnet", weights=url)
 
 
-def test_a_download_with_another_hash_is_not_kept(tmp_path, monkeypatch):
+def test_what_is_fetched_with_another_hash_is_not_kept(tmp_path, web):
     path, _ = _alexnet_file(tmp_path)
     wrong = path.rename(tmp_path / "alexnet-0123456789.pth")
-    monkeypatch.setattr(extractors, "_HUB", f"{tmp_path.as_uri()}/")
-    monkeypatch.setitem(extractors._HUB_FILES, "alexnet", wrong.name)
     with pytest.raises(UsageError, match=r"cannot be fetched \(invalid hash value"):
-        resolve_extractor("alexnet", weights="download", cache=tmp_path / "cache")
+        resolve_extractor("alexnet", weights=web + wrong.name, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_offline_a_download_is_one_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["alexnet.pth", "alexnet-0123456789.pth?download=1", "alexnet-0123456.pth"])
+def test_a_url_that_does_not_say_its_hash_is_not_fetched(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(UsageError, match=r"does not say what it holds; expected a name that ends"):
+        resolve_extractor("alexnet", weights=f"https://models.example/{name}", cache=tmp_path)
+
+
+def test_offline_a_url_is_one_sentence(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise URLError("no route")
 
@@ -221,7 +238,7 @@ def test_offline_a_download_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match=r"vgg19-dcbf9e9d.pth cannot be fetched \(no route\); fetch it where"
     ):
-        resolve_extractor("vgg19", weights="download", cache=tmp_path)
+        resolve_extractor("vgg19", weights="https://models.example/vgg19-dcbf9e9d.pth", cache=tmp_path)
 
 
 def test_auto_takes_the_best_that_is_there(tmp_path, no_wheel, caplog):
@@ -260,7 +277,7 @@ def test_the_given_unet_stays_as_it_was():
 def test_names_that_are_none():
     with pytest.raises(UsageError, match="'vgg' is not an extractor; the extractors are auto, vgg19"):
         resolve_extractor("vgg")
-    with pytest.raises(UsageError, match=r"'vgg19' needs weights; .* 'download'"):
+    with pytest.raises(UsageError, match=r"'vgg19' needs weights; .* https:// URL of vgg19"):
         resolve_extractor("vgg19")
     with pytest.raises(UsageError, match="'unet' needs a trained U-Net"):
         resolve_extractor("unet")
