@@ -109,9 +109,7 @@ def make_plan(
     return make
 
 
-_SGD = OptimConfig(
-    name="sgd", lr=0.02, momentum=0.5, schedule="constant", warmup=0.0, grad_clip=0.0, ema=0.0
-)
+_SGD = OptimConfig(name="sgd", lr=0.02, momentum=0.5, schedule="constant", warmup=0.0, grad_clip=0.0, ema=0.0)
 GAN_CONFIG = GanConfig(
     recipe="test",
     preprocess=PreprocessConfig(normalize="unit", size=(48, 48)),
