@@ -18,6 +18,7 @@ class SRResNet(nn.Module):
         width: channels of the features.
         num_blocks: residual blocks of two convolutions.
         norm: in `blocks.NORMS`; "batch" is the paper's.
+        residual_scale: of what a block adds; below 1 it steadies blocks without a norm (EDSR, arXiv 1707.02921).
         num_ups, head_width, skip: as `Upsampler`'s; no `head_width` is `width`.
 
     Raises:
@@ -34,6 +35,7 @@ class SRResNet(nn.Module):
         width: int = 64,
         num_blocks: int = 16,
         norm: str = "batch",
+        residual_scale: float = 1.0,
         num_ups: int = 2,
         head_width: int | None = None,
         skip: bool = True,
@@ -45,7 +47,7 @@ class SRResNet(nn.Module):
                 f"channels {channels}, width {width}, head_width {head_width}, num_blocks {num_blocks}: expected 1 or more of each"
             )
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
-        self.blocks = nn.Sequential(*(_ResidualBlock(width, norm) for _ in range(num_blocks)))
+        self.blocks = nn.Sequential(*(_ResidualBlock(width, norm, residual_scale) for _ in range(num_blocks)))
         self.last = _conv(width, norm)
         self.upsampler = Upsampler(
             width,
@@ -62,12 +64,13 @@ class SRResNet(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, width: int, norm: str) -> None:
+    def __init__(self, width: int, norm: str, residual_scale: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(_conv(width, norm), nn.PReLU(), _conv(width, norm))
+        self.residual_scale = residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        return x + self.residual_scale * self.layers(x)
 
 
 def _conv(width: int, norm: str) -> nn.Sequential:
