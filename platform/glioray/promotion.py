@@ -14,7 +14,7 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.errors import ModelError, UsageError
-from glioray.inference.evaluate import mean_region_dice
+from glioray.inference.evaluate import CaseFigures, mean_region_dice
 from glioray.inference.package import ModelSpec
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_package import SuperResSpec
@@ -121,12 +121,16 @@ def _weigh_superres(packages: Mapping[str, Package], manifest: Manifest | None) 
     }
     images = {role: found.images for role, found in judged.items()}
     _check_same_cases(images)
+    modalities = _common_modalities(images)
     quality = {
-        role: float(np.mean([figures["mean"]["quality"] for figures in found.values()])) if found else None
+        role: float(np.mean([figures[name]["quality"] for figures in found.values() for name in modalities]))
+        if found
+        else None
         for role, found in images.items()
     }
     answer = {
-        "quality": quality, "collapse": shown, "judge": judged[CANDIDATE].judge, "cases": sorted(images[CANDIDATE]),
+        "quality": quality, "collapse": shown, "judge": judged[CANDIDATE].judge, "modalities": modalities,
+        "cases": sorted(images[CANDIDATE]),
     }  # fmt: skip
     if not images[CANDIDATE]:
         raise UsageError("none of the unseen cases could be judged; the reasons are above")
@@ -159,9 +163,14 @@ def _check_comparable(specs: Mapping[str, SuperResSpec]) -> None:
     """Raises: UsageError for models that do not do the same: a gain over bicubic is one at some degradation."""
     kinds = {}
     for role, spec in specs.items():
-        cut = spec.config.degrade
+        cut, prepared = spec.config.degrade, spec.config.preprocess
         blur = f" of sigma {cut.sigma:g}" if cut.name == "gaussian" else ""
-        kinds[role] = f"x{cut.scale:.3g} of {cut.name}{blur} with noise {cut.noise:g}"
+        made = f"x{cut.scale:.3g} of {cut.name}{blur} with noise {cut.noise:g} in {prepared.planes[0]} slices"
+        if prepared.spacing_mm is not None:
+            made += f" of voxels of {' x '.join(f'{mm:g}' for mm in prepared.spacing_mm)} mm"
+        if cut.cut == "whole":
+            made += f", {' x '.join(map(str, prepared.size))} brought to {cut.hr_size} pixels"
+        kinds[role] = made
     if kinds[CANDIDATE] != kinds[CHAMPION]:
         raise UsageError(
             f"the candidate makes {kinds[CANDIDATE]} and the champion {kinds[CHAMPION]}, whose gains do not compare; "
@@ -170,21 +179,42 @@ def _check_comparable(specs: Mapping[str, SuperResSpec]) -> None:
 
 
 def _recorded(specs: Mapping[str, SuperResSpec]) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """The quality of each at its last validation, where that was of the same patients by the same distance."""
+    """The quality of each at its last validation, where that was of the same images by the same distance."""
     quality = {role: spec.metrics.get("quality") for role, spec in specs.items()}
     shown = {
         role: {"score": spec.metrics.get("collapse_score"), "reason": spec.reason}
         for role, spec in specs.items()
     }
-    judged = {
-        (spec.manifest_hash, spec.train_patients, spec.extractors.get("judge")) for spec in specs.values()
-    }
-    if CHAMPION in specs and (len(judged) > 1 or None in quality.values()):
+    judged = [_judged_on(spec) for spec in specs.values()]
+    if CHAMPION in specs and (judged[0] != judged[1] or None in quality.values()):
         raise UsageError(
-            "candidate and champion were not judged on the same validation patients by the same distance; give "
+            "candidate and champion were not judged on the same validation images by the same distance; give "
             "--data to judge both on the same cases"
         )
     return quality, {"quality": quality, "collapse": shown}
+
+
+def _judged_on(spec: SuperResSpec) -> tuple[object, ...]:
+    """What settles the images of a model's validations, and the distance that they were judged by."""
+    config, panel = spec.config, spec.config.collapse
+    data = (spec.manifest_hash, spec.train_patients, config.preprocess, config.degrade, config.channels)
+    return (*data, panel.num_slices, panel.per_patient, panel.apart_mm, spec.extractors.get("judge"))
+
+
+def _common_modalities(images: Mapping[str, Mapping[str, CaseFigures]]) -> list[str]:
+    """Those of which every model made every case: some are easier than others.
+
+    Raises:
+        UsageError: there is none.
+    """
+    made = [set(figures) - {"mean"} for found in images.values() for figures in found.values()]
+    common = sorted(set.intersection(*made)) if made else []
+    if made and not common:
+        raise UsageError(
+            "candidate and champion have no modality in common, so that nothing compares them; register it under "
+            "another --name"
+        )
+    return common
 
 
 def _check_same_cases(judged: Mapping[str, Mapping[str, Any]]) -> None:

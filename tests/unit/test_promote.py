@@ -111,10 +111,18 @@ def test_a_collapsed_model_never_becomes_champion(
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (_superres(judge="alexnet bb"), "not judged on the same validation patients by the same distance"),
+        (_superres(judge="alexnet bb"), "not judged on the same validation images by the same distance"),
         (_superres(None), "not judged on the same"),
-        (_superres(**{"degrade.lr_size": 32}), r"makes x4 of bicubic_aa with noise 0 and the champion x2 of"),
+        (
+            _superres(**{"degrade.lr_size": 32}),
+            r"makes x4 of bicubic_aa with noise 0 in axial slices and the champion x2 of",
+        ),
         (_superres(**{"degrade.name": "gaussian"}), r"champion x4 of gaussian of sigma 0\.5"),
+        (_superres(**{"preprocess.planes": ["coronal"]}), "champion .* in coronal slices, whose gains"),
+        (_superres(**{"preprocess.spacing_mm": [2, 2, 2]}), "champion .* of voxels of 2 x 2 x 2 mm, whose"),
+        (_superres(**{"degrade.cut": "whole"}), "champion .* slices, 64 x 64 brought to 64 pixels, whose"),
+        (_superres(**{"preprocess.modalities": ["t1"]}), "not judged on the same validation images"),
+        (_superres(**{"collapse.apart_mm": 4.0}), "not judged on the same validation images"),
     ],
 )
 def test_what_does_not_compare(promote: Callable[..., dict[str, Any]], other: SuperResSpec, sentence: str):
@@ -131,9 +139,14 @@ def test_each_kind_under_a_name_of_its_own(promote: Callable[..., dict[str, Any]
 def weigh_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`weigh` with data, of models whose quality and collapse score on them are given."""
 
-    def weigh_now(quality: dict[str, float], score: dict[str, float]) -> Any:
-        def judged(path: Path, *rest: Any, **more: Any) -> SuperResJudgement:
-            images = {c: {"mean": {"quality": quality[path.name]}} for c in ("a", "b")}
+    def weigh_now(
+        quality: dict[str, float], score: dict[str, float], more: dict[str, dict[str, float]] | None = None
+    ) -> Any:
+        def judged(path: Path, *_: Any, **__: Any) -> SuperResJudgement:
+            made = {"t1": quality[path.name]} | (more or {}).get(path.name, {})
+            figures = {name: {"quality": value} for name, value in made.items()}
+            figures["mean"] = {"quality": sum(made.values()) / len(made)}
+            images = dict.fromkeys(("a", "b"), figures)
             return SuperResJudgement(images=images, use={}, pictures={}, failed={}, judge="hfen")
 
         monkeypatch.setattr("glioray.promotion.evaluate_superres_cases", judged)
@@ -164,3 +177,12 @@ def test_on_unseen_cases_the_sharper_one_that_did_not_collapse(weigh_now: Callab
     assert weigh_now({"candidate": 0.4}, {"candidate": 0.0}).wins
     outcome = weigh_now(worse, {"candidate": 0.1, "champion": 0.9})
     assert (outcome.wins, outcome.reason) == (True, "the champion has collapsed on unseen cases")
+
+
+def test_models_are_compared_on_what_both_make(weigh_now: Callable[..., Any]):
+    healthy = {"candidate": 0.0, "champion": 0.0}
+    # Alone on t1 the champion is better; flair, which it was not made for, is easy.
+    outcome = weigh_now({"candidate": 0.2, "champion": 0.3}, healthy, {"candidate": {"flair": 0.9}})
+    assert not outcome.wins
+    assert outcome.answer["quality"] == {"candidate": pytest.approx(0.2), "champion": pytest.approx(0.3)}
+    assert outcome.answer["modalities"] == ["t1"]
