@@ -15,6 +15,7 @@ from glioray.cases.load import Case
 from glioray.cases.nifti import make_header
 from glioray.config import REGIONS
 from glioray.errors import CaseError, UsageError
+from glioray.gan_config import GanConfig
 from glioray.inference.evaluate import CaseFigures
 from glioray.inference.package import ModelSpec
 from glioray.inference.predictor import Predictor
@@ -23,7 +24,9 @@ from glioray.inference.superres_package import SuperResSpec
 from glioray.metrics.image import image_figures
 from glioray.metrics.lpips import Lpips
 from glioray.metrics.segmentation import confusion, overlap_metrics
-from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.slices.degrade import resize, upsample
+from glioray.slices.preprocess import PLANE_AXES, SliceStack, preprocess
+from glioray.slices.volumes import resample_labels
 
 VIEWS = ("sr", "bicubic", "hr")
 """What a segmenter is shown of a case: super-resolved, interpolated and real."""
@@ -73,14 +76,41 @@ def evaluate_superres_case(
     # The plane that the model learned from first; its degradation is within slices.
     settings = replace(config.preprocess, modalities=modalities, planes=config.preprocess.planes[:1])
     (stack,) = preprocess(case, settings, whole=True)
-    pair = resolver.stack(stack)
-    images = stack_figures(stack, pair, modalities, lpips)
+    made = as_trained(stack, config)
+    pair = resolver.stack(made)
+    images = stack_figures(made, pair, modalities, lpips)
     use: CaseFigures = {}
     if segmenter is not None and stack.mask is not None:
         known = REGIONS if case.convention is None else case.convention.regions
         check_segmenter(segmenter.spec, resolver.spec)
         use = _by_region(_dice(segmenter, stack, pair, modalities, known))
-    return SuperResFigures(images=images, use=use, shown=_shown(stack, pair, modalities, images))
+    return SuperResFigures(images=images, use=use, shown=_shown(made, pair, modalities, images))
+
+
+def as_trained(stack: SliceStack, config: GanConfig) -> SliceStack:
+    """The stack with pixels of the size that the model makes: those of the slice, or of whole slices brought to a size.
+
+    Its grid, where `restore` puts slices, is then the window's own.
+    """
+    if config.degrade.cut == "patch":
+        return stack
+    sides = [
+        max(1, round(side * config.degrade.hr_size / size))
+        for side, size in zip(stack.images.shape[2:], config.preprocess.size, strict=True)
+    ]
+    images = resize(torch.from_numpy(stack.images), (sides[0], sides[1])).numpy().astype(np.float16)
+    shape, spacing = list(stack.shape), list(stack.spacing_mm)
+    for axis, old, new in zip(PLANE_AXES[stack.plane][1:], stack.images.shape[2:], sides, strict=True):
+        shape[axis], spacing[axis] = new, spacing[axis] * old / new
+    mask = stack.mask
+    return replace(
+        stack,
+        images=images,
+        mask=None if mask is None else resample_labels(mask, images[:, 0].shape),
+        origin=(stack.origin[0], 0, 0),
+        shape=(shape[0], shape[1], shape[2]),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+    )
 
 
 def stack_figures(
@@ -133,9 +163,10 @@ def use_figures(
         ModelError: the segmenter was trained on voxels of another size.
         UsageError: as `check_segmenter`.
     """
-    check_segmenter(segmenter.spec, resolver.spec)
-    modalities = resolver.spec.config.preprocess.modalities
-    return _dice(segmenter, stacks[0], resolver.stack(stacks[0]), modalities, known)
+    check_segmenter(segmenter.spec, resolver.spec, own_stacks=True)
+    config = resolver.spec.config
+    pair = resolver.stack(as_trained(stacks[0], config))
+    return _dice(segmenter, stacks[0], pair, config.preprocess.modalities, known)
 
 
 def use_summary(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -152,8 +183,18 @@ def use_summary(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return means | ({"recovered": means["gain"] / cost} if cost > 0.01 else {})
 
 
-def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec) -> None:
-    """Raises: UsageError for a segmenter that cannot judge what the model makes."""
+def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec, *, own_stacks: bool = False) -> None:
+    """Refuses a segmenter that cannot judge what the model makes.
+
+    Args:
+        segmenter: its description.
+        spec: of the super-resolution model.
+        own_stacks: it is to judge stacks as the model's `preprocess` gives them, which hold the model's modalities
+            alone; of whole cases a model of one channel makes whatever they have.
+
+    Raises:
+        UsageError: it takes other intensities than z-scores, or a modality that is not made.
+    """
     wanted = segmenter.config.preprocess
     if wanted.normalize != "zscore":
         raise UsageError(
@@ -162,7 +203,7 @@ def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec) -> None:
         )
     own = spec.config
     missing = sorted(set(wanted.modalities) - set(own.preprocess.modalities))
-    if missing and own.channels == "joint":
+    if missing and (own_stacks or own.channels == "joint"):
         raise UsageError(
             f"the segmenter wants {', '.join(wanted.modalities)} but the super-resolution model makes "
             f"{', '.join(own.preprocess.modalities)}, no {missing[0]}; name another segmenter"
@@ -181,7 +222,10 @@ def _dice(
     hr = stack.images.astype(np.float32)
     truth = stack.restore(stack.mask)
     regions = [name for name in REGIONS if name in known and name in segmenter.spec.regions]
-    views = {"sr": pair.sr.numpy(), "bicubic": pair.bicubic.numpy(), "hr": hr}
+    # Of whole slices brought to a size: back to the pixels that the segmenter knows.
+    size = (hr.shape[-2], hr.shape[-1])
+    sr, bicubic = (v if v.shape[-2:] == size else upsample(v, size) for v in (pair.sr, pair.bicubic))
+    views = {"sr": sr.numpy(), "bicubic": bicubic.numpy(), "hr": hr}
     brain = (hr > 0).any(axis=1, keepdims=True)
     dice = {}
     for view, images in views.items():

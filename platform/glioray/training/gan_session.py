@@ -18,7 +18,7 @@ from glioray.extractors import Extractor, resolve_extractor
 from glioray.gan_config import GanConfig
 from glioray.inference.predictor import Predictor
 from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_evaluate import use_figures
+from glioray.inference.superres_evaluate import check_segmenter, use_figures
 from glioray.inference.superres_package import SuperResSpec, read_superres
 from glioray.losses.perceptual import PerceptualLoss, default_layers
 from glioray.metrics.image import psnr
@@ -106,7 +106,7 @@ def prepare_gan(
     judge_use = None
     if config.use.segmenter is not None:
         mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
-        judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, device)
+        judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, spec, device)
     task = make(config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use)
     return task, feed
 
@@ -218,10 +218,13 @@ def _use_judge(
     uri: str,
     tracking_uri: str,
     mine: Sequence[tuple[tuple[SliceStack, ...], tuple[str, ...]]],
+    spec: SuperResSpec,
     device: torch.device,
 ) -> UseJudge:
     with tempfile.TemporaryDirectory() as folder:
         segmenter = Predictor.load(fetch_package(uri, Path(folder), tracking_uri=tracking_uri), str(device))
+    # Now rather than where it judges, at the run's end.
+    check_segmenter(segmenter.spec, spec, own_stacks=True)
 
     def judge(resolver: SuperResolver) -> dict[str, float]:
         parts = gather([use_figures(resolver, segmenter, stacks, known=known) for stacks, known in mine])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from glioray.inference.predictor import Predictor
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_evaluate import (
     VIEWS,
+    as_trained,
     check_segmenter,
     evaluate_superres_case,
     use_figures,
@@ -25,7 +27,8 @@ from glioray.inference.superres_evaluate import (
 )
 from glioray.metrics.image import image_figures
 from glioray.metrics.lpips import Lpips
-from glioray.slices.degrade import upsample
+from glioray.slices.degrade import degrade, upsample
+from glioray.slices.pairs import fixed_images
 from glioray.slices.preprocess import preprocess
 
 Make = Callable[..., SuperResolver]
@@ -150,3 +153,37 @@ def test_segmenters_that_cannot_judge(make_resolver: Make, make_predictor: Calla
     joint = make_resolver(channels="joint", **{"preprocess.modalities": ["t1", "t2"]})
     with pytest.raises(UsageError, match="makes t1, t2, no flair"):
         check_segmenter(make_predictor().spec, joint.spec)
+    # Of a whole case a model of one channel makes any modality; a training's stacks hold its own alone.
+    each = make_resolver(**{"preprocess.modalities": ["t1", "t2"]})
+    check_segmenter(make_predictor().spec, each.spec)
+    with pytest.raises(UsageError, match="makes t1, t2, no flair; name another segmenter"):
+        check_segmenter(make_predictor().spec, each.spec, own_stacks=True)
+
+
+def test_whole_slices_are_judged_at_the_pixels_of_training(
+    make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
+):
+    """A model of slices brought to a size makes pixels of another size than theirs, and knows no others."""
+    resolver = make_resolver(**{"degrade.cut": "whole", "preprocess.size": [96, 64]})
+    config, seen = resolver.spec.config, []
+    plain = resolver.images
+
+    def watched(lr: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(lr)
+        return plain(lr, *rest, **more)
+
+    resolver.images = watched  # type: ignore[method-assign]
+    (stack,) = preprocess(case, config.preprocess, whole=True)
+    wanted = torch.cat([fixed_images(torch.from_numpy(s.astype(np.float32)), config) for s in stack.images])
+    wanted = degrade(wanted, (12, 12), config.degrade).squeeze(1).unflatten(0, (-1, 4))
+    found = evaluate_superres_case(resolver, case, segmenter=make_predictor())
+    torch.testing.assert_close(seen[0], wanted, atol=2e-3, rtol=0)
+    # The segmenter sees the pixels that it knows.
+    assert set(found.use) == set(REGIONS)
+    assert found.shown[0]["hr"].shape == found.shown[0]["sr"].shape == (48, 48)
+    made = as_trained(stack, config)
+    assert made.shape == (48, 48, case.images.shape[3])
+    np.testing.assert_allclose(
+        made.spacing_mm, np.array(case.spacing_mm) * np.array([64 / 48, 96 / 48, 1]), rtol=1e-6
+    )
+    assert as_trained(stack, make_resolver().spec.config) is stack

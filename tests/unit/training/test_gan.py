@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from glioray.config import override
-from glioray.errors import DataError, DivergenceError, ModelError, StorageError
+from glioray.errors import DataError, DivergenceError, ModelError, StorageError, UsageError
 from glioray.gan_config import COLLAPSE_COMPONENTS
+from glioray.inference.package import ModelSpec, write_package
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_package import SuperResSpec, read_superres
+from glioray.recipes import unet_tiny
 from glioray.slices.store import Batch
 from glioray.storage import FileStorage, open_storage
 from glioray.training.checkpoint import fetch_model, load_state
@@ -426,6 +428,21 @@ def test_a_segmenter_s_judgement_comes_last(gan_runs: ModuleType, make_gan_plan:
     assert {name: metrics[name] for name in figures} == figures
     assert not any(name.startswith("dice") for name in reports[0])
     assert metrics["objective"] == pytest.approx(metrics["quality"] + weight * 0.2)
+
+
+def test_a_segmenter_that_cannot_judge_is_refused_before_training(
+    gan_runs: ModuleType, make_gan_plan: Plans, tmp_path: Path
+):
+    spec = ModelSpec(
+        config=override(unet_tiny(), **{"preprocess.normalize": "none"}),
+        out_channels=3,
+        spacing_mm=(1.0, 1.0, 1.0),
+        manifest_hash="m",
+    )
+    write_package(tmp_path / "unet", spec, spec.build().state_dict())
+    plan = make_gan_plan(**{"use.segmenter": str(tmp_path / "unet")})
+    with pytest.raises(UsageError, match="normalises by 'none' and cannot see"):
+        gan_runs.build(plan)
 
 
 def test_too_few_images_to_judge_by(gan_runs: ModuleType, make_gan_plan: Plans):
