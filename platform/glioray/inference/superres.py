@@ -156,6 +156,10 @@ class SuperResolver:
         Both grids fill the same box. Intensities are the case's own, rounded where it holds integers; what is above
         the 99.9th percentile of its brain is cut off there, as in training. What is no brain is 0.
 
+        That percentile is the case's own: of low resolution it lies below that of the high resolution which training
+        scaled by (on real cases, x4: T2 and FLAIR by some 5 %, T1 by 15 %, T1c with its bright vessels by up to 35 %), so
+        that the generator sees the case as much brighter. A plain one lost at most 0.1 dB by it.
+
         Args:
             case: low resolution as acquired. A model of one channel takes any modalities, another one its own.
             plane: whose slices are made sharper; by default `plane_of`.

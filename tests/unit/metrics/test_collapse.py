@@ -130,6 +130,28 @@ def test_real_slices_tell_collapsed_from_healthy(
     assert missed(real_stacks, config) == []
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("inside", [False, True], ids=["everywhere", "inside the brain"])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25])
+def test_a_faint_texture_that_is_the_same_everywhere_is_found(
+    real_stacks: Stacks, inside: bool, share: float
+):
+    """Of a share of the real detail's energy, on interpolation, which has next to none of its own."""
+    config = build_gan_recipe("mri")
+    panel = pick_panel(real_stacks, {case[0].case_id: case[0].case_id for case in real_stacks}, config)
+    hr, again = panel.hr[:, 0], partial(lower, config=config.degrade)
+    bicubic = plant("bicubic", hr, again(hr))
+
+    def detail(images: Tensor) -> Tensor:
+        return images - plant("bicubic", images, again(images))
+
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((128, 128), dtype=np.float32))
+    pattern = noise * (hr > 0) if inside else noise.expand_as(hr)
+    pattern = pattern * (share * detail(hr).square().mean() / detail(pattern).square().mean()).sqrt()
+    report = collapse_report(bicubic + pattern, hr, again(hr), again, config.collapse)
+    assert report.components["texture"] >= 0.5
+
+
 @pytest.mark.parametrize("name", [*PLANTED, *HEALTHY])
 def test_what_is_planted_is_the_same_each_time_and_its_report_is_finite(
     name: str, scene: tuple[Tensor, Tensor]
