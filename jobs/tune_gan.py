@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.cluster import default_concurrency
 from glioray.sources import plan_run
-from glioray.tuning.gan_search import MODES, GanSweepPlan, run_gan_sweep
-from glioray.tuning.gan_space import complete_point
+from glioray.tuning.gan_search import MODES, GanSweepPlan, check_search, run_gan_sweep
 
 FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
 MORE = {
@@ -54,8 +53,7 @@ def main() -> dict[str, object]:
     config = cli.resolve_gan_config(args)
     cli.check_counts(args, "trials concurrent")
     points = tuple(cli.parse_settings(text.split(","), "--point") for text in args.point)
-    for point in points:
-        complete_point(config, point)
+    check_search(config, args.mode, points, args.trials)
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, mode=args.mode, points=points)
     plan = plan_run(args, config, "sweep")

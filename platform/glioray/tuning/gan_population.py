@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from glioray.storage import join_uri, open_storage
 from glioray.training.checkpoint import LATEST, latest_folder
 from glioray.training.collectives import Ranks
 from glioray.training.runs import train_run
-from glioray.training.session import CONFIG_FILE, RunPlan
-from glioray.tuning.gan_space import RATIO, complete_point, gan_space, recipe_point
+from glioray.training.session import CONFIG_FILE, HISTORY_FILE, RunPlan
+from glioray.tuning.gan_space import RATIO, first_points, gan_space, recipe_point
 
 _MUTATED = ("optim_g.lr", RATIO, "loss.adversarial_weight", "loss.perceptual_weight")
 """What members differ by and change: rates and weights. All else is the recipe's, as optimisers and networks go over
@@ -31,8 +32,35 @@ from one member to another."""
 
 _NUM_EXCHANGES = 4
 
-NUM_KEPT = 4
-"""Checkpoints of a member that Tune keeps: what another one goes on from may be some reports old."""
+
+class _Exchange(PopulationBasedTraining):
+    """Exchanges members after each part of their run, within the bounds of what they differ by.
+
+    A member at its end is left to end by itself: what took over there would have nothing left to train.
+    """
+
+    def __init__(self, bounds: Mapping[str, FloatDistribution]) -> None:
+        super().__init__(
+            time_attr="percent",
+            perturbation_interval=100 // (_NUM_EXCHANGES + 1),
+            hyperparam_mutations=_domains(bounds),
+            quantile_fraction=0.25,
+            custom_explore_fn=partial(_within, bounds={name: (d.low, d.high) for name, d in bounds.items()}),
+        )
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What is to become of a member: it goes on, waits for others, or takes over."""
+        if result["percent"] >= 100:
+            return str(PopulationBasedTraining.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+
+def num_kept(config: GanConfig) -> int:
+    """Checkpoints of a member that Tune keeps, as another goes on from one that is up to two exchanges old.
+
+    The better one may have its turn, and make checkpoints, before the other one that begins with an older one does.
+    """
+    return 2 * -(-config.train.num_validations // (_NUM_EXCHANGES + 1)) + 1
 
 
 def member_config(config: GanConfig) -> GanConfig:
@@ -59,40 +87,39 @@ def population(config: GanConfig, num_members: int, points: tuple[dict[str, Any]
 
     Members take turns where not all of them find room at once.
     """
-    space = gan_space(config)
-    mutations: dict[str, Any] = {}
-    for name in _MUTATED:
-        if name in space:
-            bounds = space[name]
-            assert isinstance(bounds, FloatDistribution)
-            mutations[name] = tune.loguniform(bounds.low, bounds.high)
-    firsts = [complete_point(config, point) for point in ({}, *points)][:num_members]
     return tune.TuneConfig(
         metric="objective",
         mode="max",
         num_samples=num_members,
         search_alg=BasicVariantGenerator(
-            points_to_evaluate=[{name: first[name] for name in mutations} for first in firsts],
-            random_state=config.train.seed,
+            points_to_evaluate=member_points(config, points, num_members), random_state=config.train.seed
         ),
-        scheduler=PopulationBasedTraining(
-            time_attr="percent",
-            perturbation_interval=100 // (_NUM_EXCHANGES + 1),
-            hyperparam_mutations=mutations,
-            quantile_fraction=0.25,
-        ),
+        scheduler=_Exchange(_bounds(config)),
     )
 
 
 def member_space(config: GanConfig) -> dict[str, Any]:
     """The point of a member as Tune draws it: the recipe's, but for what members differ by."""
-    space, point = gan_space(config), recipe_point(config)
-    for name in _MUTATED:
-        if name in space:
-            bounds = space[name]
-            assert isinstance(bounds, FloatDistribution)
-            point[name] = tune.loguniform(bounds.low, bounds.high)
-    return point
+    return recipe_point(config) | _domains(_bounds(config))
+
+
+def member_points(
+    config: GanConfig, points: Sequence[dict[str, Any]], num_members: int
+) -> list[dict[str, Any]]:
+    """What the first members differ by: the recipe's own values, then those of `points`.
+
+    Raises:
+        UsageError: as `first_points`; a point with what members have alike, or a population of one.
+    """
+    names = _bounds(config)
+    if num_members < 2:
+        raise UsageError(f"a population has {num_members} member; ask for at least 2 --trials")
+    for name in (name for point in points for name in point):
+        if name not in names:
+            raise UsageError(
+                f"members of a population have '{name}' alike; a point has {', '.join(names)}, and --set is for all"
+            )
+    return [{name: point[name] for name in names} for point in first_points(config, points, num_members)]
 
 
 def next_storage(member: str) -> str:
@@ -138,7 +165,8 @@ def train_member(trial: RunPlan, share: Share, told: Callable[[dict[str, float]]
         source = latest_folder(storage)
         assert source is not None, "a validation is reported after its checkpoint"
         with tempfile.TemporaryDirectory() as folder:
-            for key in (LATEST, *(item.key for item in storage.list(f"{source}/"))):
+            # With the course so far: its pictures would begin anew with each generation.
+            for key in (LATEST, HISTORY_FILE, *(item.key for item in storage.list(f"{source}/"))):
                 file = Path(folder) / key
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(storage.read(key))
@@ -146,6 +174,20 @@ def train_member(trial: RunPlan, share: Share, told: Callable[[dict[str, float]]
 
     run = dataclasses.replace(trial, storage=uri, num_threads=share.num_threads)
     train_run(run, Ranks(), fill_cache, report)
+
+
+def _bounds(config: GanConfig) -> dict[str, FloatDistribution]:
+    space = gan_space(config)
+    return {name: bounds for name in _MUTATED if isinstance(bounds := space.get(name), FloatDistribution)}
+
+
+def _domains(bounds: Mapping[str, FloatDistribution]) -> dict[str, Any]:
+    return {name: tune.loguniform(found.low, found.high) for name, found in bounds.items()}
+
+
+def _within(point: dict[str, Any], bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """The point with what Tune has driven over the edge of the space brought back to it."""
+    return point | {name: min(max(point[name], low), high) for name, (low, high) in bounds.items()}
 
 
 def _num_generations(member: str) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,10 +28,11 @@ from glioray.tracking.registry import SUPERRES_PURPOSE
 from glioray.tracking.runs import RunLogger
 from glioray.training.session import RunPlan, claim_run
 from glioray.tuning.gan_population import (
-    NUM_KEPT,
     last_storage,
     member_config,
+    member_points,
     member_space,
+    num_kept,
     population,
     train_member,
 )
@@ -38,7 +40,7 @@ from glioray.tuning.gan_space import (
     SHARE,
     SHARES,
     apply_gan_point,
-    complete_point,
+    first_points,
     gan_space,
     pretraining,
     recipe_point,
@@ -109,19 +111,40 @@ class GanSweepPlan:
         minutes = config.train.minutes
         if minutes is None:
             return config
-        # The pretraining comes first, alone, and takes as long as the largest share of one trial.
-        rounds = self.num_trials / self.num_concurrent + (max(SHARES) if self.pretrains else 0)
+        # The pretraining comes first, alone, and takes as long as the largest share of one trial. The last round of
+        # trials takes as long as any other, however few are left for it.
+        rounds = math.ceil(self.num_trials / self.num_concurrent) + max(self.shares, default=0)
         return with_settings(config, {"train.minutes": minutes / rounds})
 
     @property
-    def pretrains(self) -> bool:
-        """Whether a generator is pretrained for all trials, as none is named."""
-        assert isinstance(self.base.config, GanConfig)
-        return self.base.config.pretrain.source is None
+    def shares(self) -> tuple[float, ...]:
+        """Of a trial's budget, that one generator is trained for by its pixels, for all trials to begin with.
+
+        None where a generator is named; that of the recipe alone where members have it alike.
+        """
+        config = self.base.config
+        assert isinstance(config, GanConfig)
+        own = recipe_point(config).get(SHARE)
+        if own is None:
+            return ()
+        return tuple(share for share in ((own,) if self.mode == "pbt" else SHARES) if share)
 
     def source(self, share: float) -> str:
         """The URI of the generator that was trained for a share of a trial's budget."""
         return join_uri(self.base.storage, "pretrain", f"{round(100 * share)}-percent")
+
+
+def check_search(config: GanConfig, mode: str, points: Sequence[dict[str, Any]], num_trials: int) -> None:
+    """Check what a search is asked for before anything is trained.
+
+    Raises:
+        UsageError: a point that is not one of the space or for which there is no trial, or a population's budget or
+            points that members cannot have.
+    """
+    first_points(config, points, num_trials)
+    if mode == "pbt":
+        member_config(config)
+        member_points(config, points, num_trials)
 
 
 def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
@@ -132,7 +155,7 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
 
     Raises:
         DataError: there is no validation case to judge collapse by.
-        UsageError: a point that is not one of the space.
+        UsageError: as `check_search`.
         TrainingError: no trial is healthy.
     """
     base, config = plan.base, plan.config
@@ -140,8 +163,7 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
         raise DataError(
             "a search judges collapse on validation cases and the split has none; choose another --fold"
         )
-    for point in plan.points:
-        complete_point(config, point)
+    check_search(config, plan.mode, plan.points, plan.num_trials)
     claim_run(open_storage(base.storage), base)
     tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": config.recipe}
     logger = RunLogger.open_run(
@@ -150,8 +172,7 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
     try:
         facts = {"recipe": config.recipe, "num_trials": plan.num_trials, "mode": plan.mode}
         logger.log_params({**facts, "data": base.manifest.data})
-        if plan.pretrains:
-            _pretrain(plan, logger.run_id)
+        _pretrain(plan, logger.run_id)
         found = _fit(plan, logger.run_id)
         rows = rank_rows([gan_row(trial_row(result, worst=WORST, kept=_KEPT)) for result in found])
         summary = stopping_summary(rows)
@@ -218,7 +239,7 @@ def _pretrain(plan: GanSweepPlan, parent_run_id: str) -> None:
     """Train the generator that all trials begin with, to each share of their budget, on as much as one of them has."""
     config = plan.config
     share = share_of(plan.num_concurrent * config.train.num_workers)
-    for begin, end in pairwise(SHARES):
+    for begin, end in pairwise((0.0, *plan.shares)):
         uri = plan.source(end)
         if open_storage(uri).exists(RESULT_FILE):
             continue
@@ -245,7 +266,12 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
     if plan.mode == "pbt":
         rule, space = population(config, plan.num_trials, plan.points), member_space(config)
         return run_trials(
-            trainable, rule, folder=folder, resources=share.resources(), space=space, num_kept=NUM_KEPT
+            trainable,
+            rule,
+            folder=folder,
+            resources=share.resources(),
+            space=space,
+            num_kept=num_kept(config),
         )
     objective: dict[str, Any] = {"metric": "objective", "mode": "max"}
     rules: dict[str, Any] = {**objective, "scheduler": _asha(config)}
@@ -260,10 +286,7 @@ def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
             max_concurrent_trials=plan.num_concurrent,
             search_alg=OptunaSearch(
                 space=gan_space(config),
-                points_to_evaluate=[
-                    recipe_point(config),
-                    *(complete_point(config, point) for point in plan.points),
-                ],
+                points_to_evaluate=first_points(config, plan.points, plan.num_trials),
                 study_name=base.run_name,
                 seed=config.train.seed,
                 **objective,
@@ -305,7 +328,7 @@ def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, sha
 
 
 def _trial_plan(plan: GanSweepPlan, trial_id: str, point: dict[str, Any], parent_run_id: str) -> RunPlan:
-    sources = {share: plan.source(share) for share in SHARES if share} if SHARE in point else {}
+    sources = {share: plan.source(share) for share in plan.shares}
     return dataclasses.replace(
         plan.base,
         config=apply_gan_point(plan.config, point, sources),

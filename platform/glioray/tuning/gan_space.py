@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,23 @@ def complete_point(config: GanConfig, given: Mapping[str, Any]) -> dict[str, Any
     return {**recipe_point(config), **given}
 
 
+def first_points(
+    config: GanConfig, given: Sequence[Mapping[str, Any]], num_trials: int
+) -> list[dict[str, Any]]:
+    """The points that a search begins with: the recipe's, then those that are given.
+
+    Raises:
+        UsageError: as `complete_point`, or there are more of them than trials.
+    """
+    points = [complete_point(config, point) for point in ({}, *given)]
+    if len(points) > num_trials:
+        raise UsageError(
+            f"{len(given)} points are given, and the recipe's own is tried too, but there are {num_trials} trials; "
+            f"ask for at least {len(points)}"
+        )
+    return points
+
+
 def apply_gan_point(
     config: GanConfig, point: Mapping[str, Any], sources: Mapping[float, str] | None = None
 ) -> GanConfig:
@@ -112,9 +129,12 @@ def apply_gan_point(
         settings["loss.r1"] = 0.0
     if settings["loss.adversarial"] == "hinge":
         settings["loss.label_smoothing"] = 0.0  # it has no targets to smooth
+    if settings["optim_d.name"] == "rmsprop" and config.optim_d.name != "rmsprop":
+        # That of a recipe with Adam is not in use there, and its default makes a rate a tenfold one.
+        settings["optim_d.momentum"] = 0.0
     if SHARE in settings:
         share = settings[SHARE]
-        settings |= _shortened(config, 1 - share)
+        settings |= _part(config, share, 1.0)
         settings |= {SHARE: 0.0, "pretrain.source": (sources or {})[share] if share else None}
     return with_settings(config, settings)
 
@@ -129,14 +149,18 @@ def pretraining(config: GanConfig, begin: float, end: float, source: str | None)
         source: the model to go on with.
     """
     settings = {SHARE: 1.0, "pretrain.source": source, "use.segmenter": None, "use.weight": 0.0}
-    return with_settings(config, settings | _shortened(config, end - begin))
+    return with_settings(config, settings | _part(config, begin, end))
 
 
-def _shortened(config: GanConfig, share: float) -> dict[str, Any]:
-    minutes = config.train.minutes
+def _part(config: GanConfig, begin: float, end: float) -> dict[str, Any]:
+    """The length of a run that is the part of a trial's budget from one share of it to another.
+
+    Epochs are rounded where one part ends and the next begins, so that all parts add up to the whole.
+    """
+    epochs, minutes = config.train.max_epochs, config.train.minutes
     return {
-        "train.max_epochs": max(1, round(share * config.train.max_epochs)),
-        "train.minutes": None if minutes is None else share * minutes,
+        "train.max_epochs": max(1, round(end * epochs) - round(begin * epochs)),
+        "train.minutes": None if minutes is None else (end - begin) * minutes,
     }
 
 

@@ -72,6 +72,14 @@ def test_settings_that_cannot_go_together_are_made_to():
     assert smoothed.loss.label_smoothing == 0.1
 
 
+def test_rmsprop_has_no_momentum_that_nobody_asked_for():
+    config = build_gan_recipe("mri_tiny")
+    point = recipe_point(config) | {"optim_d.name": "rmsprop"}
+    assert apply_gan_point(config, point, SOURCES).optim_d.momentum == 0
+    own = with_settings(config, {"optim_d.name": "rmsprop", "optim_d.momentum": 0.5})
+    assert apply_gan_point(own, point, SOURCES).optim_d.momentum == 0.5
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
 def test_pretraining_is_taken_off_a_trial_s_budget(share: float):
     config = with_settings(build_gan_recipe("mri"), {"train.minutes": 10})
