@@ -21,7 +21,7 @@ import torch
 from glioray.cluster import Share, log_to_stderr, run_training
 from glioray.config import override
 from glioray.errors import DivergenceError, GliorayError, TrainingError
-from glioray.gan_config import GanConfig
+from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.inference.superres import SuperResolver
 from glioray.nets.gan import build_discriminator
 from glioray.plain import fingerprint, to_dict
@@ -186,8 +186,7 @@ def _play(run: Run, share: Share) -> Play:
         stopped = str(result.get("stopped", ""))
         play = {
             **run.identity(),
-            "state": "collapsed" if history[-1]["is_collapsed"] else "complete",
-            "reason": stopped,
+            **_verdict(history[-1], stopped),
             "minutes": history[-1]["minutes"],
             "num_slices": history[-1]["num_slices"],
             "figures": run_figures(history, plan.config.train.batch_size),
@@ -202,9 +201,22 @@ def _play(run: Run, share: Share) -> Play:
     return play
 
 
+def _verdict(last: Mapping[str, float], stopped: str) -> dict[str, str]:
+    """The state of a run, and why. One that ended before patience was over, but bad, has collapsed too: by its objective.
+
+    Args:
+        last: figures of its last validation.
+        stopped: why it was, if it was.
+    """
+    if not last["is_collapsed"] and last["objective"] >= -1:
+        return {"state": "complete", "reason": ""}
+    fault = f"{COLLAPSE_COMPONENTS[int(last['collapse_reason'])]} {last['collapse_score']:.2f}"
+    return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault}"}
+
+
 def _outcome(play: Play) -> str:
     if play["state"] == "collapsed":
-        return play["reason"] or "collapsed"
+        return str(play["reason"])
     return f"quality {play['figures']['quality']:.3f}"
 
 

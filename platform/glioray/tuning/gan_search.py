@@ -52,6 +52,7 @@ from glioray.tuning.gan_trials import (
     gan_row,
     importances,
     is_healthy,
+    population_text,
     rates_rows,
     stopping_summary,
     summary_text,
@@ -215,8 +216,11 @@ def _log_rows(
     logger: RunLogger, plan: GanSweepPlan, rows: list[dict[str, Any]], summary: Mapping[str, Any]
 ) -> None:
     threshold = plan.config.collapse.threshold
-    table = f"{summary_text(summary)}\n{trials_table(rows, FIGURES)}"
-    weights = importances(rows, gan_space(plan.config))
+    is_population = plan.mode == "pbt"
+    text = population_text(summary) if is_population else summary_text(summary)
+    table = f"{text}\n{trials_table(rows, FIGURES)}"
+    # What a member ended with is not what made it what it is.
+    weights = {} if is_population else importances(rows, gan_space(plan.config))
     if weights:
         table += f"\nWhat tells most of the objective: {', '.join(f'{k} {v:.2f}' for k, v in list(weights.items())[:5])}.\n"
     logger.log_json(rows, "trials.json")

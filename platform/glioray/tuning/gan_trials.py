@@ -71,6 +71,8 @@ def gan_row(row: Mapping[str, Any]) -> dict[str, Any]:
         elif told["state"] == "pruned" and metrics["objective"] < -1:
             # One bad evaluation makes a trial the last of its rung, before patience would have called it collapsed.
             told["reason"] += f", at its first bad evaluation: {fault}"
+        elif told["state"] == "complete" and metrics["objective"] < -1:
+            told["reason"] = f"bad in its last evaluations, too late to be stopped: {fault}"
     told |= {name: metrics[name] for name in ("quality", "gain_psnr", "collapse_score") if name in metrics}
     if metrics.get("progress"):
         told["num_steps"] = int(metrics["step"])
@@ -86,7 +88,7 @@ def rates_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "lr_g": row["settings"]["optim_g.lr"],
             "lr_d": row["settings"]["optim_g.lr"] * row["settings"][RATIO],
             "state": row["state"],
-            "score": row.get("collapse_score"),
+            "score": _worst_score(row),
             "objective": row["objective"] if row["state"] != "failed" else None,
             "reason": row["reason"],
             "quality": row.get("quality") if row["state"] != "failed" else None,
@@ -94,6 +96,14 @@ def rates_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for number, row in enumerate(sorted(rows, key=lambda row: row["trial"]))
     ]
+
+
+def _worst_score(row: Mapping[str, Any]) -> float | None:
+    """The score that an objective was made of, which of late may have been worse than the last; None without one."""
+    score: float | None = row.get("collapse_score")
+    if score is None or row["state"] == "failed" or row["objective"] >= -1:
+        return score
+    return max(score, min(1.0, -1 - row["objective"]))
 
 
 def stopping_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,7 +119,8 @@ def stopping_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     planned += sum(row.get("num_steps", 0) for row in rows if row["state"] == "failed")
 
     def saved(state: str) -> float:
-        left = sum(row["planned_steps"] - row["num_steps"] for row in rows if row["state"] == state)
+        found = [row for row in rows if row["state"] == state and "planned_steps" in row]
+        left = sum(row["planned_steps"] - row["num_steps"] for row in found)
         return left / planned if planned else 0.0
 
     stopped = sorted(row["percent"] for row in rows if row["state"] == "collapsed")
@@ -136,6 +147,15 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"{summary['num_pruned']} were pruned by ASHA. Of {summary['planned_steps']} steps planned, "
         f"{summary['saved_by_collapse']:.0%} were saved by stopping what had collapsed and "
         f"{summary['saved_by_asha']:.0%} by ASHA.\n"
+    )
+
+
+def population_text(summary: Mapping[str, Any]) -> str:
+    """The summary of a population in sentences, as Markdown: nothing is stopped in it."""
+    return (
+        f"{summary['num_complete']} of {summary['num_trials']} members ended healthy, {summary['num_collapsed']} collapsed "
+        f"and {summary['num_failed']} failed. What lagged or had collapsed went on from a better member, and the settings "
+        "are those that each ended with.\n"
     )
 
 

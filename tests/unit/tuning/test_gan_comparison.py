@@ -76,7 +76,8 @@ def test_a_collapse_is_a_result_with_its_reason(
     run = next(_runs(comparison(tmp_path), "parent"))
     storage = open_storage(run.plan.storage)
     last = {"epoch": 2, "quality": 0.25, "collapse_score": 0.9 if collapsed else 0.0, "minutes": 1.0}
-    last |= {"num_slices": 80, "is_collapsed": float(collapsed)}
+    last |= {"num_slices": 80, "is_collapsed": float(collapsed), "objective": -1.9 if collapsed else 0.25}
+    last |= {"collapse_reason": 3.0}
 
     def train(*_: Any) -> dict[str, Any]:
         storage.write(HISTORY_FILE, json.dumps([last]).encode())
@@ -89,3 +90,25 @@ def test_a_collapse_is_a_result_with_its_reason(
     assert _outcome(play) == ("collapsed: texture 0.90" if collapsed else "quality 0.250")
     assert (play["history"], play["panel"], play["seed"]) == ([last], "8 images", 3)
     assert json.loads(storage.read(PLAY_FILE)) == play
+
+
+@pytest.mark.parametrize(
+    ("is_collapsed", "objective", "stopped", "state", "reason"),
+    [
+        (0.0, -1.0, "", "complete", ""),
+        # Bad in its last evaluation, which is one too few for the watch; or not to be stopped, by the config.
+        (0.0, -1.7, "", "collapsed", "collapsed at its end: texture 0.70"),
+        (1.0, -1.7, "", "collapsed", "collapsed at its end: texture 0.70"),
+        (1.0, -1.7, "collapsed: texture 0.70", "collapsed", "collapsed: texture 0.70"),
+    ],
+)
+def test_a_run_that_ends_collapsed_is_never_a_healthy_one(
+    is_collapsed: float, objective: float, stopped: str, state: str, reason: str
+):
+    last = {
+        "is_collapsed": is_collapsed,
+        "objective": objective,
+        "collapse_reason": 3.0,
+        "collapse_score": 0.7,
+    }
+    assert gan_comparison._verdict(last, stopped) == {"state": state, "reason": reason}

@@ -20,6 +20,7 @@ from glioray.tuning.gan_trials import (
     gan_row,
     importances,
     is_healthy,
+    population_text,
     rates_rows,
     stopping_summary,
     summary_text,
@@ -97,6 +98,33 @@ def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
     assert (
         row["reason"] == "stopped by ASHA at 50 % of its run, at its first bad evaluation: conditioning 0.70"
     )
+
+
+def test_a_trial_whose_end_came_before_patience_was_over_says_what_was_bad():
+    late = told_metrics(_metrics(score=0.7, objective=-1.7, is_collapsed=0.0), RULES)
+    (row,) = _rows(_result(late))
+    assert row["state"] == "complete"
+    assert row["reason"] == "bad in its last evaluations, too late to be stopped: conditioning 0.70"
+
+
+def test_pictures_show_as_collapsed_what_no_search_would_take():
+    # Healthy in its last evaluation and not in the one before: the objective knows of both.
+    told = told_metrics(_metrics(score=0.1, objective=-1.8, is_collapsed=0.0), RULES)
+    (drawn,) = rates_rows(_rows(_result(told)))
+    assert drawn["score"] == pytest.approx(0.8)
+    (healthy,) = rates_rows(_rows(_result(told_metrics(_metrics(score=0.1), RULES))))
+    assert healthy["score"] == 0.1
+
+
+def test_a_trial_that_told_nothing_yet_saved_nothing():
+    summary = stopping_summary(_rows(_result({}), _result(told_metrics(_metrics(), RULES))))
+    assert (summary["saved_by_asha"], summary["planned_steps"]) == (0.0, 200)
+
+
+def test_a_population_is_told_without_stopping(rows: list[dict[str, Any]]):
+    text = population_text(stopping_summary(rows))
+    assert text.startswith("1 of 5 members ended healthy, 1 collapsed and 2 failed.")
+    assert "ASHA" not in text
 
 
 @pytest.mark.parametrize("score", [0.5, 0.8, 1.0])
