@@ -31,6 +31,7 @@ from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.inference.predictor import Predictor, uncertainty
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_evaluate import evaluate_superres_case
+from glioray.inference.superres_package import parse_superres
 from glioray.metrics.lpips import Lpips
 from glioray.metrics.slicewise import SliceSums
 from glioray.plain import from_dict, to_dict
@@ -93,7 +94,13 @@ def evaluate_superres_cases(
         data: the URI below which the cases lie.
         entries: the cases.
         judge: the run whose perceptual distance judges, where that is not the model's own.
+
+    Raises:
+        UsageError: the extractor that it names cannot be had.
     """
+    if judge is None:
+        judge = parse_superres((package / SPEC_FILE).read_bytes()).config
+    judge_extractor(judge)  # here, in a sentence, rather than by the death of workers
     packages = {_MODEL: package, **({} if segmenter is None else {_SEGMENTER: segmenter})}
     files = [entry.files for entry in entries]
     work = partial(_evaluate_superres, data, _conventions(entries))
@@ -209,10 +216,10 @@ def _load_predictor(folders: Mapping[str, Path]) -> Predictor:
     return Predictor.load(folders[_MODEL])
 
 
-def _load_resolver(judge: GanConfig | None, folders: Mapping[str, Path]) -> SuperResModels:
+def _load_resolver(judge: GanConfig, folders: Mapping[str, Path]) -> SuperResModels:
     resolver = SuperResolver.load(folders[_MODEL])
     segmenter = Predictor.load(folders[_SEGMENTER]) if _SEGMENTER in folders else None
-    extractor = judge_extractor(judge or resolver.spec.config)
+    extractor = judge_extractor(judge)
     return resolver, segmenter, None if extractor is None else Lpips(extractor).to(resolver.device)
 
 

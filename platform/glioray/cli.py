@@ -324,14 +324,14 @@ def check_gan_buildable(config: GanConfig) -> None:
     except ValueError as error:
         raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
     loss, judge = config.loss, config.collapse
-    if loss.extractor != "unet" and loss.perceptual_weight > 0:
+    if loss.perceptual_weight > 0:
         extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
         if extractor is not None and loss.layers:
             try:
                 PerceptualLoss(extractor.features, loss.layers)
             except ValueError as error:
                 raise UsageError(f"loss.{error}") from error
-    if judge.judge not in ("auto", "unet"):
+    if judge.judge != "auto":
         resolve_extractor(judge.judge, weights=judge.judge_weights)
 
 

@@ -99,7 +99,9 @@ def resolve_extractor(
             return None
     if name == "unet":
         if unet is None:
-            raise UsageError("the extractor 'unet' needs a trained U-Net; name a model, or take another one")
+            raise UsageError(
+                "the extractor 'unet' needs a trained U-Net, which code gives it (`unet_extractor`); take another one"
+            )
         return unet
     if weights is not None:
         return _from_weights(name, weights, cache)

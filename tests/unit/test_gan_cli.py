@@ -56,6 +56,11 @@ def test_a_pretrained_generator_replaces_the_pixel_stage(tmp_path: Path, monkeyp
         (["--set", "discriminator.options.depth=3"], "discriminator 'patch' does not take these options"),
         (["--set", "discriminator.options.num_layers=5"], "sees 64 pixels a side and needs 96 or more"),
         (["--set", "loss.perceptual_weight=1", "--set", "loss.extractor=vgg19"], "'vgg19' needs weights"),
+        (
+            ["--set", "loss.perceptual_weight=1", "--set", "loss.extractor=unet"],
+            "'unet' needs a trained U-Net",
+        ),
+        (["--set", "collapse.judge=unet"], "'unet' needs a trained U-Net"),
         (["--set", "collapse.judge=inception"], "'inception' is not an extractor"),
     ],
 )

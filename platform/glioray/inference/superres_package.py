@@ -89,7 +89,10 @@ def parse_superres(text: str | bytes) -> SuperResSpec:
             "train_gan.py or tune_gan.py made"
         )
     try:
-        return from_dict(SuperResSpec, values)
+        spec = from_dict(SuperResSpec, values)
+        if not spec.stages or not set(spec.stages) <= set(STAGES):
+            raise UsageError(f"stages is {spec.stages!r}; expected {' and '.join(STAGES)}, or one of them")
+        return spec
     except (UsageError, TypeError) as error:
         raise ModelError(
             f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or train "

@@ -95,14 +95,22 @@ def prepare_gan(
             "judged on %d images of %d patients; loss by %s, judged by %s", len(panel), len(set(panel.patients)),
             extractors.get("loss", "no extractor"), extractors.get("judge", "HFEN, as there is no extractor"),
         )  # fmt: skip
+    source, known = None, set[str]()
+    if config.pretrain.source is not None:
+        source, known = _source(config, plan.tracking_uri)
+    patients_seen = {entry.patient_id for entry in val} & known
+    if patients_seen:
+        _log.warning(
+            "pretrain.source was trained on %d of the validation patients: what this run's figures say of them "
+            "flatters; begin with a model of the same --fold", len(patients_seen),
+        )  # fmt: skip
     spec = SuperResSpec(
         config=config,
         spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
-        train_patients=tuple(sorted({entry.patient_id for entry in train})),
+        train_patients=tuple(sorted({entry.patient_id for entry in train} | known)),
         extractors=gather(extractors)[0],
     )
-    source = None if config.pretrain.source is None else _source_weights(config, plan.tracking_uri)
     judge_use = None
     if config.use.segmenter is not None:
         mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
@@ -149,14 +157,22 @@ def build_perceptual(extractor: Extractor, config: GanConfig) -> PerceptualLoss:
 
 
 def judge_extractor(config: GanConfig) -> Extractor | None:
-    """What LPIPS is measured by: under "auto" another network than the loss's where there is one."""
+    """What LPIPS is measured by: under "auto" another network than the loss's where there is one.
+
+    Raises:
+        UsageError: the one that is asked for, or the weights that are named, cannot be had.
+    """
     rules = config.collapse
     if rules.judge != "auto":
         return resolve_extractor(rules.judge, weights=rules.judge_weights)
-    for name in ("vgg16", "alexnet") if config.loss.extractor == "alexnet" else ("alexnet", "vgg16"):
+    names = ("vgg16", "alexnet") if config.loss.extractor == "alexnet" else ("alexnet", "vgg16")
+    for name in names:
         try:
             return resolve_extractor(name, weights=rules.judge_weights)
         except UsageError as error:
+            # Weights that were asked for and cannot be had are a mistake, not a lack.
+            if name == names[-1] and rules.judge_weights is not None:
+                raise
             reason = error
     _log.warning("no LPIPS: %s; quality is told by HFEN instead", reason)
     return None
@@ -173,7 +189,8 @@ def panel_rows(judge: PanelJudge) -> list[PanelRow]:
         part = [
             images[number, channel].float() for images in (judge.lr, judge.bicubic, judge.sr, judge.panel.hr)
         ]
-        lr, bicubic, sr, hr = (image.numpy() for image in part)
+        # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
+        lr, bicubic, sr, hr = (image.flip(0, 1).numpy() for image in part)
         rows.append(PanelRow(judge.panel.titles[number], lr, bicubic, sr, hr, _row_figures(*part[1:])))
     return rows
 
@@ -196,7 +213,8 @@ def _named(extractor: Extractor) -> str:
     return f"{extractor.name} {extractor.sha256[:12]}"
 
 
-def _source_weights(config: GanConfig, tracking_uri: str) -> dict[str, Tensor]:
+def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], set[str]]:
+    """The weights to begin with, and the patients that they were trained on."""
     uri = config.pretrain.source
     assert uri is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +229,8 @@ def _source_weights(config: GanConfig, tracking_uri: str) -> dict[str, Tensor]:
             raise ModelError(
                 f"'{uri}' has the {name} {found} but this run wants {wanted}; begin with a model of the same kind"
             )
-    return {name: tensor.clone() for name, tensor in nets["psnr"].state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in nets["psnr"].state_dict().items()}
+    return weights, set(spec.train_patients)
 
 
 def _use_judge(

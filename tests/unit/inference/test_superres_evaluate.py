@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from glioray.batch import evaluate_superres_cases
 from glioray.cases.load import Case
 from glioray.config import REGIONS
 from glioray.errors import CaseError, UsageError
@@ -25,6 +27,7 @@ from glioray.inference.superres_evaluate import (
     use_figures,
     use_summary,
 )
+from glioray.inference.superres_package import write_superres
 from glioray.metrics.image import image_figures
 from glioray.metrics.lpips import Lpips
 from glioray.slices.degrade import degrade, upsample
@@ -187,3 +190,11 @@ def test_whole_slices_are_judged_at_the_pixels_of_training(
         made.spacing_mm, np.array(case.spacing_mm) * np.array([64 / 48, 96 / 48, 1]), rtol=1e-6
     )
     assert as_trained(stack, make_resolver().spec.config) is stack
+
+
+def test_a_judge_that_cannot_be_had_is_said_before_any_worker_starts(make_resolver: Make, tmp_path: Path):
+    resolver = make_resolver(**{"collapse.judge": "vgg19"})
+    weights = {stage: net.state_dict() for stage, net in resolver.nets.items()}
+    write_superres(tmp_path, resolver.spec, weights)
+    with pytest.raises(UsageError, match="'vgg19' needs weights"):
+        evaluate_superres_cases(tmp_path, None, str(tmp_path), [])

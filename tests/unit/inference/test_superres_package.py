@@ -225,3 +225,10 @@ def test_odd_sizes(make_resolver: Make):
     resolver = make_resolver(**{"degrade.lr_size": 11})  # 48 / 11
     assert resolver.images(torch.rand(1, 1, 11, 13)).shape == (1, 1, 48, 57)
     assert resolver.images(torch.rand(1, 2, 9, 13), (31, 45)).shape == (1, 2, 31, 45)
+
+
+@pytest.mark.parametrize("stages", [[], ["psnr", "critic"]], ids=str)
+def test_a_description_without_a_generator(package: Path, stages: list[str]):
+    values = json.loads((package / SPEC_FILE).read_text()) | {"stages": stages}
+    with pytest.raises(ModelError, match="expected psnr and gan, or one of them"):
+        parse_superres(json.dumps(values))

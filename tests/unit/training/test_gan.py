@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from glioray.config import override
 from glioray.errors import DataError, DivergenceError, ModelError, StorageError, UsageError
 from glioray.gan_config import COLLAPSE_COMPONENTS
+from glioray.gan_recipes import mri_tiny
 from glioray.inference.package import ModelSpec, write_package
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_package import SuperResSpec, read_superres
@@ -23,6 +25,7 @@ from glioray.recipes import unet_tiny
 from glioray.slices.store import Batch
 from glioray.storage import FileStorage, open_storage
 from glioray.training.checkpoint import fetch_model, load_state
+from glioray.training.gan_session import judge_extractor
 from glioray.training.session import RunPlan, claim_run
 
 Plans = Callable[..., RunPlan]
@@ -428,6 +431,31 @@ def test_a_segmenter_s_judgement_comes_last(gan_runs: ModuleType, make_gan_plan:
     assert {name: metrics[name] for name in figures} == figures
     assert not any(name.startswith("dice") for name in reports[0])
     assert metrics["objective"] == pytest.approx(metrics["quality"] + weight * 0.2)
+
+
+def test_patients_that_the_source_was_trained_on_are_not_unseen(
+    gan_runs: ModuleType, make_gan_plan: Plans, pretrained: RunPlan, caplog: pytest.LogCaptureFixture
+):
+    splits = pretrained.manifest.splits
+    other = dataclasses.replace(
+        make_gan_plan(**{"pretrain.source": pretrained.storage}),
+        manifest=dataclasses.replace(
+            pretrained.manifest, splits={**splits, "train": splits["val"], "val": splits["train"]}
+        ),
+    )
+    with caplog.at_level(logging.WARNING, "glioray"):
+        task, _ = gan_runs.build(other)
+    every = {entry.patient_id for entry in pretrained.manifest.select("labelled")}
+    assert set(task.spec.train_patients) == every
+    assert f"trained on {len(splits['train'])} of the validation patients" in caplog.text
+
+
+def test_weights_that_shall_judge_and_cannot_are_a_mistake(tmp_path: Path):
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    config = override(mri_tiny(), **{"collapse.judge": "auto"})
+    named = override(config, **{"collapse.judge_weights": str(tmp_path / "weights.pth")})
+    with pytest.raises(UsageError, match=r"weights.pth' is not a state dict of torchvision's vgg16"):
+        judge_extractor(named)
 
 
 def test_a_segmenter_that_cannot_judge_is_refused_before_training(
