@@ -232,7 +232,13 @@ def log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    for name in ("ray.train", "ray.tune"):
+    # Ray names the logger that repeats every report, figure by figure, after its file.
+    files = [
+        name
+        for name in logging.root.manager.loggerDict
+        if name.endswith("ray/train/v2/_internal/execution/context.py")
+    ]
+    for name in ("ray.train", "ray.tune", *files):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -271,10 +271,10 @@ def _shown(
     return [
         {
             "title": f"{stack.case_id} {modality}, {stack.plane} {stack.origin[0] + number}",
-            "lr": pair.lr[number, channel].numpy(),
-            "bicubic": pair.bicubic[number, channel].numpy(),
-            "sr": pair.sr[number, channel].numpy(),
-            "hr": stack.images[number, channel].astype(np.float32),
+            "lr": pair.lr[number, channel].flip(0, 1).numpy(),
+            "bicubic": pair.bicubic[number, channel].flip(0, 1).numpy(),
+            "sr": pair.sr[number, channel].flip(0, 1).numpy(),
+            "hr": stack.images[number, channel].astype(np.float32)[::-1, ::-1],
             "figures": {name: figures[modality][name] for name in names if name in figures[modality]},
         }
         for channel, modality in enumerate(modalities)
