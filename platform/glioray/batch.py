@@ -38,7 +38,7 @@ from glioray.plain import from_dict, to_dict
 from glioray.slices.pipeline import quiet_data
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.gan_figures import PanelRow, panel_figure
-from glioray.training.gan_session import judge_extractor
+from glioray.training.features import judge_extractor
 
 _log = logging.getLogger(__name__)
 

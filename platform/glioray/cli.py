@@ -324,7 +324,8 @@ def check_gan_buildable(config: GanConfig) -> None:
     except ValueError as error:
         raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
     loss, judge = config.loss, config.collapse
-    if loss.perceptual_weight > 0:
+    # A U-Net's encoder is a model in a registry that only the run itself asks.
+    if loss.perceptual_weight > 0 and not (loss.extractor == "unet" and loss.extractor_weights):
         extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
         if extractor is not None and loss.layers:
             try:

@@ -100,7 +100,7 @@ def resolve_extractor(
     if name == "unet":
         if unet is None:
             raise UsageError(
-                "the extractor 'unet' needs a trained U-Net, which code gives it (`unet_extractor`); take another one"
+                "the extractor 'unet' needs a trained U-Net; name a model of one by loss.extractor_weights, or take another one"
             )
         return unet
     if weights is not None:

@@ -13,14 +13,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from glioray.cases.manifest import CaseEntry
-from glioray.errors import DataError, ModelError, UsageError
-from glioray.extractors import Extractor, resolve_extractor
+from glioray.errors import DataError, ModelError
 from glioray.gan_config import GanConfig
 from glioray.inference.predictor import Predictor
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_evaluate import check_segmenter, use_figures
 from glioray.inference.superres_package import SuperResSpec, read_superres
-from glioray.losses.perceptual import PerceptualLoss, default_layers
 from glioray.metrics.image import psnr
 from glioray.metrics.lpips import Lpips
 from glioray.slices.preprocess import SliceStack
@@ -28,6 +26,7 @@ from glioray.slices.store import SliceFeed
 from glioray.tracking.gan_figures import PanelRow, gan_curves, panel_figure
 from glioray.tracking.registry import fetch_package
 from glioray.training.collectives import Ranks, gather
+from glioray.training.features import build_perceptual, described, judge_extractor, loss_extractor
 from glioray.training.gan import GanTask, UseJudge
 from glioray.training.loop import Report, Task
 from glioray.training.panel import pick_panel
@@ -76,18 +75,18 @@ def prepare_gan(
     wanted = list({entry.case_id: entry for entry in [*judged, *used]}.values())
     feed, stacks = load_slices(plan, ranks, fill, device, train, wanted)
     by_case = {case[0].case_id: case for case in stacks}
-    extractor = _loss_extractor(config)
+    extractor = loss_extractor(config, feed.store.stacks, plan.tracking_uri)
     perceptual = None
     extractors = {}
     if extractor is not None:
         perceptual = build_perceptual(extractor, config).to(device)
-        extractors["loss"] = _named(extractor)
+        extractors["loss"] = described(extractor)
     judge = None
     if ranks.is_first:
         judging = judge_extractor(config)
         lpips = None if judging is None else Lpips(judging).to(device)
         if judging is not None:
-            extractors["judge"] = _named(judging)
+            extractors["judge"] = described(judging)
         patients = {entry.case_id: entry.patient_id for entry in val}
         panel = pick_panel([by_case[entry.case_id] for entry in judged], patients, config)
         judge = PanelJudge(panel, config, lpips)
@@ -140,44 +139,6 @@ def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:
     return list(val[::step])
 
 
-def build_perceptual(extractor: Extractor, config: GanConfig) -> PerceptualLoss:
-    """The loss of features that the config asks for.
-
-    Raises:
-        UsageError: layers that the extractor has not.
-    """
-    layers = config.loss.layers or default_layers(extractor.name)
-    try:
-        loss = config.loss
-        return PerceptualLoss(
-            extractor.features, layers, criterion=loss.perceptual_distance, crop=loss.perceptual_crop
-        )
-    except ValueError as error:
-        raise UsageError(f"{error}; see --set loss.layers") from error
-
-
-def judge_extractor(config: GanConfig) -> Extractor | None:
-    """What LPIPS is measured by: under "auto" another network than the loss's where there is one.
-
-    Raises:
-        UsageError: the one that is asked for, or the weights that are named, cannot be had.
-    """
-    rules = config.collapse
-    if rules.judge != "auto":
-        return resolve_extractor(rules.judge, weights=rules.judge_weights)
-    names = ("vgg16", "alexnet") if config.loss.extractor == "alexnet" else ("alexnet", "vgg16")
-    for name in names:
-        try:
-            return resolve_extractor(name, weights=rules.judge_weights)
-        except UsageError as error:
-            # Weights that were asked for and cannot be had are a mistake, not a lack.
-            if name == names[-1] and rules.judge_weights is not None:
-                raise
-            reason = error
-    _log.warning("no LPIPS: %s; quality is told by HFEN instead", reason)
-    return None
-
-
 def panel_rows(judge: PanelJudge) -> list[PanelRow]:
     """The images of a panel that are drawn, the same each time: spread over it, and so over patients and modalities."""
     num, channels = judge.panel.hr.shape[:2]
@@ -201,16 +162,6 @@ def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
         f"{prefix}psnr": float(psnr(torch.nan_to_num(image)[None].clamp(0, 1), hr[None], mask))
         for prefix, image in (("", sr), ("bicubic_", bicubic))
     }
-
-
-def _loss_extractor(config: GanConfig) -> Extractor | None:
-    if config.loss.perceptual_weight == 0 or config.pretrain.share == 1:
-        return None
-    return resolve_extractor(config.loss.extractor, weights=config.loss.extractor_weights)
-
-
-def _named(extractor: Extractor) -> str:
-    return f"{extractor.name} {extractor.sha256[:12]}"
 
 
 def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], set[str]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,8 @@ from glioray.recipes import unet_tiny
 from glioray.slices.store import Batch
 from glioray.storage import FileStorage, open_storage
 from glioray.training.checkpoint import fetch_model, load_state
-from glioray.training.gan_session import judge_extractor
+from glioray.training.features import judge_extractor
+from glioray.training.gan import GanTask
 from glioray.training.session import RunPlan, claim_run
 
 Plans = Callable[..., RunPlan]
@@ -515,3 +517,30 @@ def test_divergence_in_the_pixel_stage_names_its_rate(gan_runs: ModuleType, make
         match=r"the generator's gradient .*its pixel loss is not finite\): the run diverged; lower pretrain\.rate",
     ):
         task.train_step(next(feed.epoch(1)), 1, 0.0)
+
+
+def test_the_encoder_of_a_segmentation_model_is_an_extractor(
+    gan_runs: ModuleType, make_gan_plan: Plans, tmp_path: Path
+):
+    spec = ModelSpec(
+        config=unet_tiny(), out_channels=3, spacing_mm=(1.0, 1.0, 1.0), manifest_hash="m", regions=("wt",)
+    )
+    write_package(tmp_path / "unet", spec, spec.build().state_dict())
+    settings = {
+        "loss.perceptual_weight": 0.1,
+        "loss.extractor": "unet",
+        "loss.extractor_weights": str(tmp_path / "unet"),
+        "loss.layers": {"level1": 1.0, "level3": 1.0},
+        "pretrain.share": 0.0,
+    }
+    task, _ = gan_runs.build(make_gan_plan(**settings, channels="joint"), task=GanTask)
+    assert re.fullmatch(r"unet [0-9a-f]{12}", task.spec.extractors["loss"])
+    # What it was told of intensities is what the training slices have inside the brain.
+    assert task.perceptual.features.mean.shape == (4, 1, 1)
+    assert (task.perceptual.features.std > 0.01).all()
+    with pytest.raises(
+        UsageError, match=r"sees 4 channels \(t1, t1c, t2, flair\) but this run makes .* channels each"
+    ):
+        gan_runs.build(make_gan_plan(**settings))
+    with pytest.raises(UsageError, match=r"'unet' without a model; name one by loss\.extractor_weights"):
+        gan_runs.build(make_gan_plan(**{**settings, "loss.extractor_weights": None}, channels="joint"))
