@@ -31,7 +31,12 @@ SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly", "step")
 NORMALIZATIONS = ("zscore", "unit", "none")
 
 
-def _check(condition: bool, name: str, value: object, expected: str) -> None:
+def check(condition: bool, name: str, value: object, expected: str) -> None:
+    """Refuse a setting whose condition does not hold.
+
+    Raises:
+        UsageError: names the setting, its value and what is expected.
+    """
     if not condition:
         raise UsageError(f"{name} is {value!r}; expected {expected}")
 
@@ -74,8 +79,8 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         known = set(self.planes) <= set(PLANES) and len(set(self.planes)) == len(self.planes) > 0
-        _check(known, "preprocess.planes", self.planes, f"some of {', '.join(PLANES)}")
-        _check(
+        check(known, "preprocess.planes", self.planes, f"some of {', '.join(PLANES)}")
+        check(
             all(s >= 32 and s % 16 == 0 for s in self.size),
             "preprocess.size",
             self.size,
@@ -84,30 +89,30 @@ class PreprocessConfig:
         fed = (
             set(self.modalities) <= set(MODALITIES) and len(set(self.modalities)) == len(self.modalities) > 0
         )
-        _check(fed, "preprocess.modalities", self.modalities, f"some of {', '.join(MODALITIES)}")
+        check(fed, "preprocess.modalities", self.modalities, f"some of {', '.join(MODALITIES)}")
         spacing, cut = self.spacing_mm, self.percentiles
-        _check(
+        check(
             spacing is None or all(0.1 <= mm <= 10 for mm in spacing),
             "preprocess.spacing_mm",
             spacing,
             "None or three from 0.1 to 10",
         )
-        _check(
+        check(
             cut is None or 0 <= cut[0] < cut[1] <= 100,
             "preprocess.percentiles",
             cut,
             "None or (low, high) from 0 to 100",
         )
-        _check(0 <= self.clahe <= 1, "preprocess.clahe", self.clahe, "0 (off) to 1")
-        _check(
+        check(0 <= self.clahe <= 1, "preprocess.clahe", self.clahe, "0 (off) to 1")
+        check(
             self.normalize in NORMALIZATIONS,
             "preprocess.normalize",
             self.normalize,
             f"one of {', '.join(NORMALIZATIONS)}",
         )
-        _check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
-        _check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
-        _check(1 <= self.neighbour_step <= 8, "preprocess.neighbour_step", self.neighbour_step, "1 to 8")
+        check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
+        check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
+        check(1 <= self.neighbour_step <= 8, "preprocess.neighbour_step", self.neighbour_step, "1 to 8")
 
     @property
     def num_channels(self) -> int:
@@ -144,11 +149,11 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         share = self.foreground_share
-        _check(share is None or 0 <= share <= 1, "sample.foreground_share", share, "None or 0 to 1")
-        _check(0 <= self.empty_share <= 1, "sample.empty_share", self.empty_share, "0 to 1")
-        _check(self.min_tumour_px >= 0, "sample.min_tumour_px", self.min_tumour_px, "at least 0")
+        check(share is None or 0 <= share <= 1, "sample.foreground_share", share, "None or 0 to 1")
+        check(0 <= self.empty_share <= 1, "sample.empty_share", self.empty_share, "0 to 1")
+        check(self.min_tumour_px >= 0, "sample.min_tumour_px", self.min_tumour_px, "at least 0")
         parts = self.slice_split
-        _check(
+        check(
             parts is None
             or (min(parts) >= 0 and parts[0] > 0 and parts[1] > 0 and abs(sum(parts) - 1) < 1e-6),
             "sample.slice_split",
@@ -156,7 +161,7 @@ class SampleConfig:
             "None or shares (train, val, test) that add up to 1, train and val above 0",
         )
         steps = self.steps_per_epoch
-        _check(steps is None or steps > 0, "sample.steps_per_epoch", steps, "None or at least 1")
+        check(steps is None or steps > 0, "sample.steps_per_epoch", steps, "None or at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,12 +227,12 @@ class AugmentConfig:
     motion_px: float = 6.0
 
     def __post_init__(self) -> None:
-        _check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
+        check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
         for name in [f.name for f in dataclasses.fields(self) if f.name.endswith("_p")]:
-            _check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
-        _check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
-        _check(self.lowres >= 1, "augment.lowres", self.lowres, "at least 1")
-        _check(0 <= self.ghost <= 1, "augment.ghost", self.ghost, "0 to 1")
+            check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
+        check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
+        check(self.lowres >= 1, "augment.lowres", self.lowres, "at least 1")
+        check(0 <= self.ghost <= 1, "augment.ghost", self.ghost, "0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,16 +264,16 @@ class LossConfig:
     presence_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.balance in ("none", "inverse", "sqrt"), "loss.balance", self.balance, "none, inverse or sqrt"
         )
-        _check(
+        check(
             self.side_weights in ("equal", "halving"),
             "loss.side_weights",
             self.side_weights,
             "equal or halving",
         )
-        _check(self.presence_weight >= 0, "loss.presence_weight", self.presence_weight, "at least 0")
+        check(self.presence_weight >= 0, "loss.presence_weight", self.presence_weight, "at least 0")
 
     @property
     def target(self) -> str:
@@ -313,37 +318,37 @@ class OptimConfig:
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        _check(self.name in OPTIMIZERS, "optim.name", self.name, f"one of {', '.join(OPTIMIZERS)}")
-        _check(0 < self.lr <= 10, "optim.lr", self.lr, "above 0, at most 10")
-        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
-        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
-        _check(self.schedule in SCHEDULES, "optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        _check(
+        check(self.name in OPTIMIZERS, "optim.name", self.name, f"one of {', '.join(OPTIMIZERS)}")
+        check(0 < self.lr <= 10, "optim.lr", self.lr, "above 0, at most 10")
+        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
+        check(self.schedule in SCHEDULES, "optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        check(
             self.name != "schedulefree" or self.schedule == "constant",
             "optim.schedule",
             self.schedule,
             "constant with schedulefree, which replaces the schedule",
         )
-        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to below 1")
-        _check(0 <= self.floor <= 1, "optim.floor", self.floor, "0 to 1")
-        _check(self.power > 0, "optim.power", self.power, "above 0")
-        _check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
-        _check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two from 0 to below 1")
-        _check(
+        check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to below 1")
+        check(0 <= self.floor <= 1, "optim.floor", self.floor, "0 to 1")
+        check(self.power > 0, "optim.power", self.power, "above 0")
+        check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
+        check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two from 0 to below 1")
+        check(
             all(0 < share < 1 for share in self.milestones),
             "optim.milestones",
             self.milestones,
             "shares between 0 and 1",
         )
-        _check(0 < self.drop <= 1, "optim.drop", self.drop, "above 0, at most 1")
-        _check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
-        _check(
+        check(0 < self.drop <= 1, "optim.drop", self.drop, "above 0, at most 1")
+        check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
+        check(
             self.name != "schedulefree" or self.ema == 0,
             "optim.ema",
             self.ema,
             "0 with schedulefree, which averages the weights itself",
         )
-        _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
+        check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,20 +375,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
-        _check(self.max_epochs >= 1, "train.max_epochs", self.max_epochs, "at least 1")
-        _check(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
-        _check(
+        check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        check(self.max_epochs >= 1, "train.max_epochs", self.max_epochs, "at least 1")
+        check(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
+        check(
             self.precision in ("auto", "bf16", "fp32"),
             "train.precision",
             self.precision,
             "auto, bf16 or fp32",
         )
-        _check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
-        _check(self.num_kept >= 1, "train.num_kept", self.num_kept, "at least 1")
-        _check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
-        _check(self.seed >= 0, "train.seed", self.seed, "at least 0")
-        _check(
+        check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
+        check(self.num_kept >= 1, "train.num_kept", self.num_kept, "at least 1")
+        check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
+        check(self.seed >= 0, "train.seed", self.seed, "at least 0")
+        check(
             self.batch_size % self.num_workers == 0,
             "train.batch_size",
             self.batch_size,
@@ -412,16 +417,14 @@ class PostprocessConfig:
     fill_holes: bool = False
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             all(0 < t < 1 for t in self.thresholds),
             "postprocess.thresholds",
             self.thresholds,
             "three between 0 and 1",
         )
-        _check(self.min_et_ml >= 0, "postprocess.min_et_ml", self.min_et_ml, "at least 0")
-        _check(
-            self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0"
-        )
+        check(self.min_et_ml >= 0, "postprocess.min_et_ml", self.min_et_ml, "at least 0")
+        check(self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,14 +442,14 @@ class RunConfig:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             not self.postprocess.fit_thresholds or self.loss.target == "regions",
             "postprocess.fit_thresholds",
             True,
             f"false with loss.name '{self.loss.name}', whose network predicts classes; thresholds are those of "
             "regions, so take a loss whose name starts with region_",
         )
-        _check(
+        check(
             not self.postprocess.fit_thresholds or self.sample.slice_split is None,
             "postprocess.fit_thresholds",
             True,

@@ -15,7 +15,7 @@ from glioray.config import (
     PreprocessConfig,
     SampleConfig,
     TrainConfig,
-    _check,
+    check,
 )
 
 DEGRADATIONS = ("bicubic_aa", "kspace", "gaussian")
@@ -45,13 +45,13 @@ class DegradeConfig:
     sigma: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.name in DEGRADATIONS, "degrade.name", self.name, f"one of {', '.join(DEGRADATIONS)}")
-        _check(32 <= self.hr_size <= 1024, "degrade.hr_size", self.hr_size, "32 to 1024")
-        _check(8 <= self.lr_size < self.hr_size, "degrade.lr_size", self.lr_size, "8 to below hr_size")
-        _check(self.hr_size <= 8 * self.lr_size, "degrade.lr_size", self.lr_size, "at least hr_size / 8")
-        _check(self.cut in ("patch", "whole"), "degrade.cut", self.cut, "patch or whole")
-        _check(0 <= self.noise <= 0.5, "degrade.noise", self.noise, "0 to 0.5")
-        _check(0 < self.sigma <= 4, "degrade.sigma", self.sigma, "above 0, at most 4")
+        check(self.name in DEGRADATIONS, "degrade.name", self.name, f"one of {', '.join(DEGRADATIONS)}")
+        check(32 <= self.hr_size <= 1024, "degrade.hr_size", self.hr_size, "32 to 1024")
+        check(8 <= self.lr_size < self.hr_size, "degrade.lr_size", self.lr_size, "8 to below hr_size")
+        check(self.hr_size <= 8 * self.lr_size, "degrade.lr_size", self.lr_size, "at least hr_size / 8")
+        check(self.cut in ("patch", "whole"), "degrade.cut", self.cut, "patch or whole")
+        check(0 <= self.noise <= 0.5, "degrade.noise", self.noise, "0 to 0.5")
+        check(0 < self.sigma <= 4, "degrade.sigma", self.sigma, "above 0, at most 4")
 
     @property
     def scale(self) -> float:
@@ -97,25 +97,25 @@ class GanLossConfig:
 
     def __post_init__(self) -> None:
         kinds = ("l1", "mse", "charbonnier")
-        _check(self.pixel in kinds, "loss.pixel", self.pixel, f"one of {', '.join(kinds)}")
+        check(self.pixel in kinds, "loss.pixel", self.pixel, f"one of {', '.join(kinds)}")
         for name in ("pixel_weight", "perceptual_weight", "adversarial_weight", "r1", "instance_noise"):
-            _check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 (absent) or more")
+            check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 (absent) or more")
         games = ("vanilla", "ragan", "lsgan", "hinge")
-        _check(self.adversarial in games, "loss.adversarial", self.adversarial, f"one of {', '.join(games)}")
+        check(self.adversarial in games, "loss.adversarial", self.adversarial, f"one of {', '.join(games)}")
         smoothing = self.label_smoothing
-        _check(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "0 to below 0.5")
-        _check(
+        check(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "0 to below 0.5")
+        check(
             self.adversarial != "hinge" or smoothing == 0,
             "loss.label_smoothing",
             smoothing,
             "0 with hinge, which has no targets to smooth",
         )
         distance = self.perceptual_distance
-        _check(distance in ("l1", "mse"), "loss.perceptual_distance", distance, "l1 or mse")
-        _check(self.r1_every >= 1, "loss.r1_every", self.r1_every, "at least 1")
+        check(distance in ("l1", "mse"), "loss.perceptual_distance", distance, "l1 or mse")
+        check(self.r1_every >= 1, "loss.r1_every", self.r1_every, "at least 1")
         crop = self.perceptual_crop
-        _check(crop == 0 or crop >= 32, "loss.perceptual_crop", crop, "0 (off) or at least 32")
-        _check(
+        check(crop == 0 or crop >= 32, "loss.perceptual_crop", crop, "0 (off) or at least 32")
+        check(
             self.pixel_weight + self.perceptual_weight + self.adversarial_weight > 0,
             "loss",
             "without a term",
@@ -145,14 +145,14 @@ class PretrainConfig:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        _check(0 <= self.share <= 1, "pretrain.share", self.share, "0 to 1")
+        check(0 <= self.share <= 1, "pretrain.share", self.share, "0 to 1")
         kinds = ("l1", "mse", "charbonnier")
-        _check(self.pixel in kinds, "pretrain.pixel", self.pixel, f"one of {', '.join(kinds)}")
-        _check(
+        check(self.pixel in kinds, "pretrain.pixel", self.pixel, f"one of {', '.join(kinds)}")
+        check(
             self.schedule in SCHEDULES, "pretrain.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}"
         )
-        _check(0 <= self.warmup < 1, "pretrain.warmup", self.warmup, "0 to below 1")
-        _check(0 < self.rate <= 1, "pretrain.rate", self.rate, "above 0, at most 1")
+        check(0 <= self.warmup < 1, "pretrain.warmup", self.warmup, "0 to below 1")
+        check(0 < self.rate <= 1, "pretrain.rate", self.rate, "above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,15 +200,15 @@ class CollapseConfig:
     def __post_init__(self) -> None:
         for name in COLLAPSE_COMPONENTS:
             ok, bad = getattr(self, name)
-            _check(ok < bad, f"collapse.{name}", (ok, bad), "(ok, bad) with ok < bad")
-        _check(0 < self.threshold <= 1, "collapse.threshold", self.threshold, "above 0, at most 1")
-        _check(self.grace >= 0, "collapse.grace", self.grace, "0 or more")
-        _check(self.patience >= 1, "collapse.patience", self.patience, "at least 1")
-        _check(
+            check(ok < bad, f"collapse.{name}", (ok, bad), "(ok, bad) with ok < bad")
+        check(0 < self.threshold <= 1, "collapse.threshold", self.threshold, "above 0, at most 1")
+        check(self.grace >= 0, "collapse.grace", self.grace, "0 or more")
+        check(self.patience >= 1, "collapse.patience", self.patience, "at least 1")
+        check(
             2 <= self.min_slices <= self.num_slices, "collapse.min_slices", self.min_slices, "2 to num_slices"
         )
-        _check(self.per_patient >= 1, "collapse.per_patient", self.per_patient, "at least 1")
-        _check(self.apart_mm >= 0, "collapse.apart_mm", self.apart_mm, "0 or more")
+        check(self.per_patient >= 1, "collapse.per_patient", self.per_patient, "at least 1")
+        check(self.apart_mm >= 0, "collapse.apart_mm", self.apart_mm, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +225,8 @@ class UseConfig:
     weight: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.weight >= 0, "use.weight", self.weight, "0 or more")
-        _check(
+        check(self.weight >= 0, "use.weight", self.weight, "0 or more")
+        check(
             self.weight == 0 or self.segmenter is not None,
             "use.segmenter",
             None,
@@ -267,37 +267,37 @@ class GanConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _check(self.channels in ("each", "joint"), "channels", self.channels, "each or joint")
-        _check(1 <= self.d_steps <= 16, "d_steps", self.d_steps, "1 to 16")
-        _check(0 <= self.flip <= 1, "flip", self.flip, "0 to 1")
+        check(self.channels in ("each", "joint"), "channels", self.channels, "each or joint")
+        check(1 <= self.d_steps <= 16, "d_steps", self.d_steps, "1 to 16")
+        check(0 <= self.flip <= 1, "flip", self.flip, "0 to 1")
         found = self.preprocess
-        _check(
+        check(
             found.normalize == "unit",
             "preprocess.normalize",
             found.normalize,
             "unit: super-resolution works on intensities from 0 to 1",
         )
-        _check(
+        check(
             found.neighbours == 0 and not found.brain_channel,
             "preprocess",
             "with neighbours or brain_channel",
             "neither: every channel is an image that is to be made sharper",
         )
-        _check(
+        check(
             self.sample.slice_split is None,
             "sample.slice_split",
             self.sample.slice_split,
             "None: super-resolution is judged on patients that were not trained on",
         )
         for name in ("optim_g", "optim_d"):
-            _check(
+            check(
                 getattr(self, name).name != "schedulefree",
                 f"{name}.name",
                 "schedulefree",
                 "another optimiser: the generator is averaged already",
             )
         size, hr = found.size, self.degrade.hr_size
-        _check(
+        check(
             self.degrade.cut == "whole" or min(size) >= hr,
             "degrade.hr_size",
             hr,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from glioray.cases.labels import LABELS
+from glioray.tracking.axes import finish
 from glioray.tracking.figures import REGION_COLOURS
 
 Interval = tuple[float, float, float]
@@ -44,7 +45,7 @@ def dice_by_region_figure(rows: Sequence[tuple[str, Mapping[str, Interval]]]) ->
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    _finish(axes, "Dice with 95 % intervals over patients", "Dice (3-D, patient level)", "")
+    finish(axes, "Dice with 95 % intervals over patients", "Dice (3-D, patient level)", "")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
@@ -70,7 +71,7 @@ def dice_against_figure(
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())  # within a decade they would run into each other
     axes.set_ylim(0, 1)
-    _finish(axes, f"Mean Dice against {x}", x, "mean Dice (3-D)")
+    finish(axes, f"Mean Dice against {x}", x, "mean Dice (3-D)")
     _legend_outside(figure, axes)
     return figure
 
@@ -139,7 +140,7 @@ def training_curves_figure(curves: Mapping[str, Sequence[Sequence[tuple[float, f
         for number, points in enumerate(filter(None, runs)):
             name = label if number == 0 else None
             axes.plot(*zip(*points, strict=True), marker=".", linewidth=1.2, color=colour, label=name)
-    _finish(axes, "Training loss", "slices learned from", "loss")
+    finish(axes, "Training loss", "slices learned from", "loss")
     _legend_outside(figure, axes)
     return figure
 
@@ -152,11 +153,3 @@ def _colours(count: int) -> list[tuple[float, ...]]:
 def _legend_outside(figure: Figure, axes: Axes) -> None:
     if axes.lines:  # matplotlib warns of a legend of nothing
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

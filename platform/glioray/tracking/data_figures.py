@@ -14,6 +14,7 @@ from glioray.cases.labels import CONVENTIONS, LABELS
 from glioray.cases.manifest import Manifest
 from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES, CaseStatistics
 from glioray.config import MODALITIES
+from glioray.tracking.axes import finish
 from glioray.tracking.figures import LABEL_COLOURS, cases_figure
 
 MAX_NAMED = 40
@@ -94,7 +95,7 @@ def label_volumes_figure(case_ids: Sequence[str], volumes_ml: Mapping[str, Seque
     if named:
         axes.set_xticks(range(len(order)), [case_ids[i] for i in order], rotation=60, ha="right", fontsize=7)
     axes.set_ylim(0, 1.05 * max(float(total.max()), 1e-3))
-    _finish(axes, "Labels by case", "" if named else "cases, from large to small tumours", "ml")
+    finish(axes, "Labels by case", "" if named else "cases, from large to small tumours", "ml")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -117,9 +118,7 @@ def absent_labels_figure(slice_shares: Mapping[str, float], case_shares: Mapping
     axes.set_yticks(range(len(slice_shares)), [name.upper() for name in slice_shares])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
-    _finish(
-        axes, "Share without the label", "of axial slices through the brain (thin and pale: of cases)", ""
-    )
+    finish(axes, "Share without the label", "of axial slices through the brain (thin and pale: of cases)", "")
     return figure
 
 
@@ -141,7 +140,7 @@ def tumour_area_figure(areas_cm2: Sequence[NDArray[np.float64]]) -> Figure:
     axes.fill_between(100 * heights, low, high, color="black", alpha=0.1, linewidth=0)
     axes.plot(100 * heights, middle, color="black", linewidth=2, label="median")
     axes.set_ylim(bottom=0)
-    _finish(axes, "Tumour area along the axis", "height in the brain, % from below", "cm²")
+    finish(axes, "Tumour area along the axis", "height in the brain, % from below", "cm²")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -169,10 +168,10 @@ def intensities_figure(
         raw.plot(position, cases[:, len(PERCENTILES) // 2], color="black", linewidth=1.2)
         raw.set_xlim(-0.5, len(cases) - 0.5)
         raw.xaxis.get_major_locator().set_params(integer=True)
-        _finish(raw, name, "cases by median", "raw intensity" if column == 0 else "")
+        finish(raw, name, "cases by median", "raw intensity" if column == 0 else "")
         density = histograms[name] / max(histograms[name].sum(), 1) / np.diff(ZSCORE_EDGES)
         pooled.stairs(density, ZSCORE_EDGES, fill=True, color="#5b8def", alpha=0.6)
-        _finish(pooled, "", "z-score", "density" if column == 0 else "")
+        finish(pooled, "", "z-score", "density" if column == 0 else "")
     return figure
 
 
@@ -263,12 +262,3 @@ def _at_most(total: int, most: int) -> str:
 def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from glioray.cases.labels import LABELS
+from glioray.tracking.axes import dot, finish, is_finite, series
 
 LABEL_COLOURS = {"ncr": "#e4572e", "ed": "#3fa34d", "et": "#f2c14e", "rc": "#5b8def"}
 """Necrotic core, oedema, enhancing tumour and resection cavity, the same in every picture."""
@@ -184,12 +183,12 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     losses = [name for name in names if name == "loss" or name.endswith(("_loss", "/loss"))]
     dices = [name for name in names if name.rpartition("/")[2].startswith("dice_")]
     for name in losses:
-        left.plot(*_series(history, name), label=name, marker=".", linewidth=1.5)
+        left.plot(*series(history, name), label=name, marker=".", linewidth=1.5)
     for name in dices:
         colour = REGION_COLOURS.get(name.rpartition("_")[2], "black" if name.endswith("mean") else None)
-        right.plot(*_series(history, name), label=_dice_label(name), marker=".", linewidth=1.5, color=colour)
-    _finish(left, "Loss", "epoch", "loss", bool(losses), "no loss yet")
-    _finish(right, "Validation Dice (3-D)", "epoch", "Dice", bool(dices), "no validation yet")
+        right.plot(*series(history, name), label=_dice_label(name), marker=".", linewidth=1.5, color=colour)
+    finish(left, "Loss", "epoch", "loss", legend=bool(losses), empty="no loss yet")
+    finish(right, "Validation Dice (3-D)", "epoch", "Dice", legend=bool(dices), empty="no validation yet")
     right.set_ylim(0, 1)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -231,7 +230,7 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 points = [
                     (float(row[key]), float(row["objective"]) if good else floor)
                     for row in rows
-                    if row["state"] == state and _scored(row) == good and _finite(row.get(key))
+                    if row["state"] == state and _scored(row) == good and is_finite(row.get(key))
                 ]
                 if points:
                     axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=36, zorder=3)
@@ -241,14 +240,14 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         left.axhline(value, color="black", linewidth=0.8, linestyle=":")
         right.axhline(value, color="black", linewidth=0.8, linestyle=":")
         figure.suptitle(f"Best: trial {number}, {value:.3f}", fontsize=11)
-    _finish(left, "Objective by trial", "trial", "objective", False, "" if rows else "no trials yet")
-    _finish(right, "Objective by learning rate", "learning rate", "", False, "" if rows else "no trials yet")
+    finish(left, "Objective by trial", "trial", "objective", empty="" if rows else "no trials yet")
+    finish(right, "Objective by learning rate", "learning rate", "", empty="" if rows else "no trials yet")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set_xscale("log")
     states = [state for state in _STATE_COLOURS if any(row["state"] == state for row in rows)]
-    handles = [_dot(_STATE_COLOURS[state], "o", state) for state in states]
+    handles = [dot(_STATE_COLOURS[state], "o", state) for state in states]
     if len(scored) < len(rows):
-        handles.append(_dot("black", "x", "no value"))
+        handles.append(dot("black", "x", "no value"))
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False
@@ -282,35 +281,10 @@ def _contours(axes: Axes, labels: np.ndarray) -> None:
             axes.contour(inside.astype(float), levels=[0.5], colors=[LABEL_COLOURS[name]], linewidths=0.9)
 
 
-def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    points = [(row.get("epoch", number), row[name]) for number, row in enumerate(history) if name in row]
-    return [float(x) for x, _ in points], [float(y) for _, y in points]
-
-
 def _dice_label(name: str) -> str:
     region = name.rpartition("_")[2]
     return region.upper() if region in REGION_COLOURS else region
 
 
-def _finish(axes: Axes, title: str, x: str, y: str, legend: bool, empty: str) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(frameon=False, fontsize=9)
-    elif empty:
-        axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color="gray")
-
-
 def _scored(row: Mapping[str, Any]) -> bool:
-    return row["state"] != "failed" and _finite(row.get("objective"))
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(float(value))
-
-
-def _dot(colour: str, marker: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
+    return row["state"] != "failed" and is_finite(row.get("objective"))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_gradient_magnitude, uniform_filter
 
-from glioray.tracking.figures import _finish, _finite
+from glioray.tracking.axes import finish, is_finite
 from glioray.tracking.gan_figures import error_top, show_image, white_of
 
 History = Sequence[Mapping[str, float]]
@@ -88,7 +88,7 @@ def convergence_figure(runs: Mapping[str, Sequence[History]], x: str = "num_slic
         drawn = bool(axes.lines)
         if drawn and name in ("psnr", "lpips"):
             _level(axes, runs, f"bicubic_{name}")
-        _finish(axes, title, axis[x], unit, False, "" if drawn else "nothing yet")
+        finish(axes, title, axis[x], unit, empty="" if drawn else "nothing yet")
     cells[-1].axhline(0.5, color="gray", linewidth=1, linestyle=":")
     cells[-1].set_ylim(-0.05, 1.05)
     handles = {line.get_label(): line for axes in cells for line in axes.lines if line.get_label()[0] != "_"}
@@ -106,7 +106,7 @@ def convergence_figure(runs: Mapping[str, Sequence[History]], x: str = "num_slic
 def _course(axes: Axes, histories: Sequence[History], x: str, name: str, label: str, colour: str) -> None:
     curves = []
     for history in histories:
-        rows = [row for row in history if _finite(row.get(name)) and _finite(row.get(x))]
+        rows = [row for row in history if is_finite(row.get(name)) and is_finite(row.get(x))]
         if rows:
             curves.append(np.array([[row[x], row[name]] for row in rows], float).T)
         if rows and rows[-1].get("is_collapsed") == 1:
@@ -131,7 +131,7 @@ def _level(axes: Axes, runs: Mapping[str, Sequence[History]], name: str) -> None
         for histories in runs.values()
         for history in histories
         for row in history
-        if _finite(row.get(name))
+        if is_finite(row.get(name))
     ]
     if values:
         axes.axhline(

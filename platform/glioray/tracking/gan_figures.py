@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from glioray.gan_config import COLLAPSE_COMPONENTS
-from glioray.tracking.figures import _finish, _finite, _series
+from glioray.tracking.axes import finish, is_finite, series
 
 COMPONENT_COLOURS = dict(
     zip(
@@ -158,8 +158,8 @@ def gan_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         for name, (label, colour) in named.items():
             points = [
                 (x, y)
-                for x, y in zip(*_series(history, name), strict=True)
-                if _finite(y) and (y > 0 or not log)
+                for x, y in zip(*series(history, name), strict=True)
+                if is_finite(y) and (y > 0 or not log)
             ]
             if points:
                 thick = name == "collapse_score"
@@ -178,7 +178,7 @@ def gan_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         if shown:
             for epoch in begins:
                 axes.axvline(epoch, color="gray", linewidth=1, linestyle="--", zorder=1)
-        _finish(axes, title, "epoch", units.get(title, ""), False, "" if shown else "nothing yet")
+        finish(axes, title, "epoch", units.get(title, ""), empty="" if shown else "nothing yet")
         if shown:
             axes.legend(frameon=False, fontsize=7, ncols=2 if len(named) > 4 else 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -196,9 +196,9 @@ def gan_curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
 def _quoted(figures: Mapping[str, float], prefix: str) -> str:
     parts = []
-    if _finite(figures.get(f"{prefix}psnr")):
+    if is_finite(figures.get(f"{prefix}psnr")):
         parts.append(f"{figures[f'{prefix}psnr']:.1f} dB")
-    if _finite(figures.get(f"{prefix}lpips")):
+    if is_finite(figures.get(f"{prefix}lpips")):
         parts.append(f"LPIPS {figures[f'{prefix}lpips']:.3f}")
     return f"  {', '.join(parts)}" if parts else ""
 

@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from glioray.tracking.figures import _dot, _finish, _finite
+from glioray.tracking.axes import dot, finish, is_finite
 
 _COLLAPSED = "#d1495b"
 _MARKERS = {"complete": "o", "running": "D", "collapsed": "X", "pruned": "v", "failed": "P"}
@@ -43,20 +43,19 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _finish(
+    finish(
         axes,
         "Where collapse lives",
         "learning rate of the generator",
         "learning rate of the discriminator",
-        False,
-        "" if placed else "no trials yet",
+        empty="" if placed else "no trials yet",
     )
     if not placed:
         return figure
     places = np.log10([[float(row["lr_g"]), float(row["lr_d"])] for row in placed])
     low, high = places.min(0) - 0.35, places.max(0) + 0.35
     handles: list[Artist] = []
-    scored = [_finite(row.get("score")) for row in placed]
+    scored = [is_finite(row.get("score")) for row in placed]
     bad = np.array(
         [good and float(row["score"]) >= threshold for row, good in zip(placed, scored, strict=True)]
     )
@@ -75,7 +74,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
     values = [
         float(row["objective"])
         for row, collapsed in zip(placed, bad, strict=True)
-        if not collapsed and _finite(row.get("objective"))
+        if not collapsed and is_finite(row.get("objective"))
     ]
     bottom, span = min(values, default=0.0), max(values, default=0.0) - min(values, default=0.0)
     picture = None
@@ -83,7 +82,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
         for row, has_score in zip(placed, scored, strict=True):
             if row["state"] != state:
                 continue
-            good = span > 0 and _finite(row.get("objective"))
+            good = span > 0 and is_finite(row.get("objective"))
             share = min(max((float(row["objective"]) - bottom) / span, 0), 1) if good else 0.3
             made = axes.scatter(
                 [float(row["lr_g"])],
@@ -111,8 +110,8 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
                     color="#7a1f2b",
                 )
         if any(row["state"] == state for row in placed):
-            handles.append(_dot("#bbbbbb", marker, _STATES[state]))
-    finished = [row for row in placed if row["state"] == "complete" and _finite(row.get("objective"))]
+            handles.append(dot("#bbbbbb", marker, _STATES[state]))
+    finished = [row for row in placed if row["state"] == "complete" and is_finite(row.get("objective"))]
     if finished:
         best = max(finished, key=lambda row: float(row["objective"]))
         axes.scatter(
@@ -148,8 +147,8 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) 
     """
     figure = Figure(figsize=(7.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    placed = [row for row in rows if _finite(row.get("quality")) and _finite(row.get("gain_psnr"))]
-    bad = [_finite(row.get("score")) and float(row["score"]) >= threshold for row in placed]
+    placed = [row for row in rows if is_finite(row.get("quality")) and is_finite(row.get("gain_psnr"))]
+    bad = [is_finite(row.get("score")) and float(row["score"]) >= threshold for row in placed]
     points = {
         row["trial"]: (float(row["gain_psnr"]), float(row["quality"]))
         for row, collapsed in zip(placed, bad, strict=True)
@@ -177,13 +176,13 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) 
     for line in (axes.axhline, axes.axvline):
         line(0, color="gray", linewidth=0.8, linestyle=":", zorder=0)
     empty = "" if placed else "no trials yet"
-    _finish(
+    finish(
         axes,
         "Quality against fidelity (0, 0: bicubic)",
         "PSNR gain over bicubic, dB",
         "quality",
-        bool(placed),
-        empty,
+        legend=bool(placed),
+        empty=empty,
     )
     return figure
 
@@ -199,4 +198,4 @@ def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
 
 
 def _positive(value: Any) -> bool:
-    return _finite(value) and float(value) > 0
+    return is_finite(value) and float(value) > 0
