@@ -20,8 +20,9 @@ def srgan_paper() -> GanConfig:
     """SRGAN as published (Ledig et al. 2017, arXiv 1609.04802), on one-channel slices.
 
     MSE pretraining, then MSE + VGG19 features (conv5_4 after activation, over 12.75 squared) + 1e-3 adversarial;
-    Adam at 1e-4, a tenth of it for the second half. Deviates in resize-convolution for pixel shuffle, and in global
-    pooling in the discriminator. Needs VGG19's weights (`loss.extractor_weights`).
+    Adam at 1e-4, a tenth of it for the second half. Deviates in resize-convolution for pixel shuffle, in global
+    pooling in the discriminator, in the average of weights, in a pretraining whose rate falls, and in that MSE stays
+    beside the features, as in the usual implementations. Needs VGG19's weights (`loss.extractor_weights`).
     """
     return GanConfig(
         recipe="srgan_paper",
@@ -100,7 +101,7 @@ def mri_small() -> GanConfig:
     return dataclasses.replace(
         mri(),
         recipe="mri_small",
-        sample=SampleConfig(balance_cases=True, steps_per_epoch=100),
+        sample=SampleConfig(balance_cases=True, steps_per_epoch=25),
         generator=NetConfig(
             name="srresnet",
             options={
@@ -116,7 +117,7 @@ def mri_small() -> GanConfig:
         pretrain=PretrainConfig(share=0.5, rate=2e-3),
         # A norm of 0.3 is usual; without the bound some runs of the pixel stage leap off at this rate.
         optim_g=dataclasses.replace(_adam(1e-4, ema=0.99), grad_clip=0.5),
-        train=TrainConfig(batch_size=4, max_epochs=1000, minutes=10, num_validations=10),
+        train=TrainConfig(batch_size=4, max_epochs=1000, minutes=10, num_validations=12),
     )
 
 
