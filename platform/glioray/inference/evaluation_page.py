@@ -45,7 +45,7 @@ def evaluation_markdown(
     for region, figures in means.items():
         num_cases = sum(region in case for case in cases.values())
         cells = [
-            _cell(figures[name], intervals.get(region, {}).get(name), digits)
+            figure_cell(figures[name], intervals.get(region, {}).get(name), digits)
             for name, (_, digits) in _COLUMNS.items()
         ]
         rows.append([region.upper(), str(num_cases), *cells])
@@ -64,13 +64,13 @@ def evaluation_markdown(
             "## By patient",
             "",
             f"Means over {len(cases)} cases of {num_patients} patients, whole volumes, with 95 % intervals by "
-            "resampling patients." + _of_few(num_patients),
+            "resampling patients." + interval_caveat(num_patients),
             *(
                 f"Not among them: {case_id} ({' '.join(reason.split())})."
                 for case_id, reason in (failed or {}).items()
             ),
             "",
-            *_table(["region", "cases", *(head for head, _ in _COLUMNS.values())], rows),
+            *table_lines(["region", "cases", *(head for head, _ in _COLUMNS.values())], rows),
             "",
             "The volume error is predicted minus true. Lesion-wise figures follow BraTS 2023: lesions of 50 mm³ and "
             "below are ignored, missed lesions and false alarms score Dice 0 and HD95 374 mm.",
@@ -81,7 +81,7 @@ def evaluation_markdown(
             "scores 1, and background counts as a class; they are here for comparison with studies that report them, "
             "and are no substitute for the table above.",
             "",
-            *_table(
+            *table_lines(
                 [
                     "class",
                     "slices with it, true or predicted",
@@ -98,7 +98,8 @@ def evaluation_markdown(
     )
 
 
-def _of_few(num_patients: int) -> str:
+def interval_caveat(num_patients: int) -> str:
+    """What is to be said of intervals over so many patients; nothing where there are enough."""
     if num_patients >= FEW_PATIENTS:
         return ""
     if num_patients < 2:
@@ -106,11 +107,13 @@ def _of_few(num_patients: int) -> str:
     return " With so few patients the intervals are too narrow; read them as a hint."
 
 
-def _cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
+def figure_cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
+    """A mean with its interval, where there is one."""
     text = f"{mean:.{digits}f}"
     return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table: the first column to the left, the others, figures, to the right."""
     lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

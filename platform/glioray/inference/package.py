@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -23,6 +23,8 @@ from glioray.plain import from_dict, to_dict
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
 FORMAT = "glioray-segmentation-2"
+
+Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +84,7 @@ def parse_spec(text: str | bytes) -> ModelSpec:
     Raises:
         ModelError: it is not JSON, not of this format, or lacks or adds a setting.
     """
-    try:
-        values: dict[str, Any] = json.loads(text)
-        found = values.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{SPEC_FILE} is not a model's description ({error}); export the model again"
-        ) from error
-    if found != FORMAT:
-        raise ModelError(f"{SPEC_FILE} has the format '{found}'; this version of glioray reads '{FORMAT}'")
+    values = parse_format(text, FORMAT, f"this version of glioray reads '{FORMAT}'")
     try:
         return from_dict(ModelSpec, values)
     except (UsageError, TypeError) as error:
@@ -98,6 +92,29 @@ def parse_spec(text: str | bytes) -> ModelSpec:
             f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or export "
             "the model again"
         ) from error
+
+
+def parse_format(text: str | bytes, name: str, expected: str) -> dict[str, Any]:
+    """The settings in a `model.json` of a format.
+
+    Args:
+        text: of the file.
+        name: of the format.
+        expected: what is said of another one.
+
+    Raises:
+        ModelError: it is not JSON, or of another format.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        found = values.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{SPEC_FILE} is not a model's description ({error}); export the model again"
+        ) from error
+    if found != name:
+        raise ModelError(f"{SPEC_FILE} has the format '{found}'; {expected}")
+    return values
 
 
 def write_package(folder: Path, spec: ModelSpec, weights: dict[str, torch.Tensor]) -> None:
@@ -114,15 +131,15 @@ def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:
     return data
 
 
-def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
-    """The spec and the network with its weights, in evaluation mode.
+def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict[str, torch.Tensor]]:
+    """What a model's two files hold: its description, by `parse`, and its weights.
 
     Raises:
-        ModelError: a file is missing or damaged, or the weights do not fit the network.
+        ModelError: a file is missing or damaged.
     """
     try:
-        spec = parse_spec((folder / SPEC_FILE).read_bytes())
-        weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+        spec = parse((folder / SPEC_FILE).read_bytes())
+        return spec, safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
     except OSError as error:
         raise ModelError(
             f"'{folder}' holds no {WEIGHTS_FILE} and {SPEC_FILE} ({error.strerror}); check the URI"
@@ -131,6 +148,15 @@ def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
         raise ModelError(
             f"'{folder / WEIGHTS_FILE}' is damaged ({error}); fetch or export the model again"
         ) from error
+
+
+def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
+    """The spec and the network with its weights, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the weights do not fit the network.
+    """
+    spec, weights = read_files(folder, parse_spec)
     try:
         net = spec.build()
     except ValueError as error:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from glioray.errors import ModelError, UsageError
 from glioray.gan_config import GanConfig
-from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE, encode_weights
+from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE, encode_weights, parse_format, read_files
 from glioray.nets.gan import build_generator
 from glioray.plain import from_dict, to_dict
 
@@ -76,18 +73,11 @@ def parse_superres(text: str | bytes) -> SuperResSpec:
     Raises:
         ModelError: it is not JSON, not of this format, or lacks or adds a setting.
     """
-    try:
-        values: dict[str, Any] = json.loads(text)
-        found = values.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{SPEC_FILE} is not a model's description ({error}); export the model again"
-        ) from error
-    if found != FORMAT:
-        raise ModelError(
-            f"{SPEC_FILE} has the format '{found}'; super-resolution wants '{FORMAT}', so name a model that "
-            "train_gan.py or tune_gan.py made"
-        )
+    values = parse_format(
+        text,
+        FORMAT,
+        f"super-resolution wants '{FORMAT}', so name a model that train_gan.py or tune_gan.py made",
+    )
     try:
         spec = from_dict(SuperResSpec, values)
         if not spec.stages or not set(spec.stages) <= set(STAGES):
@@ -125,17 +115,7 @@ def read_superres(folder: Path) -> tuple[SuperResSpec, dict[str, nn.Module]]:
     Raises:
         ModelError: a file is missing or damaged, or the weights do not fit the generator.
     """
-    try:
-        spec = parse_superres((folder / SPEC_FILE).read_bytes())
-        weights = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
-    except OSError as error:
-        raise ModelError(
-            f"'{folder}' holds no {WEIGHTS_FILE} and {SPEC_FILE} ({error.strerror}); check the URI"
-        ) from error
-    except SafetensorError as error:
-        raise ModelError(
-            f"'{folder / WEIGHTS_FILE}' is damaged ({error}); fetch or train the model again"
-        ) from error
+    spec, weights = read_files(folder, parse_superres)
     nets = {}
     for stage in spec.stages:
         prefix = f"{stage}."

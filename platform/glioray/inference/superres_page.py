@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from glioray.inference.evaluate import CaseFigures, figure_intervals, mean_figures
-from glioray.inference.evaluation_page import _cell, _of_few, _table
+from glioray.inference.evaluation_page import figure_cell, interval_caveat, table_lines
 
 _IMAGE_COLUMNS = {
     "quality": ("quality", 3),
@@ -62,7 +62,7 @@ def superres_markdown(
         "## Images",
         "",
         f"Means over the slices of {len(images)} cases of {num_patients} patients that were degraded as in training, "
-        "over the foreground, with 95 % intervals by resampling patients." + _of_few(num_patients),
+        "over the foreground, with 95 % intervals by resampling patients." + interval_caveat(num_patients),
         *(
             f"Not among them: {case_id} ({' '.join(reason.split())})."
             for case_id, reason in (failed or {}).items()
@@ -106,8 +106,11 @@ def _rows(
         [
             name,
             str(sum(name in case for case in cases.values())),
-            *(_cell(figures[f], intervals.get(name, {}).get(f), digits) for f, (_, digits) in there.items()),
+            *(
+                figure_cell(figures[f], intervals.get(name, {}).get(f), digits)
+                for f, (_, digits) in there.items()
+            ),
         ]
         for name, figures in means.items()
     ]
-    return _table([kind, "cases", *(head for head, _ in there.values())], rows)
+    return table_lines([kind, "cases", *(head for head, _ in there.values())], rows)

@@ -83,7 +83,7 @@ def test_damaged_weights(package: Path):
     for broken in (data[:-4], data[: len(data) // 2], b"", b"\xff" * 64):
         (package / WEIGHTS_FILE).write_bytes(broken)
         with pytest.raises(
-            ModelError, match=r"model.safetensors' is damaged .*fetch or train the model again"
+            ModelError, match=r"model.safetensors' is damaged .*fetch or export the model again"
         ):
             read_superres(package)
 
