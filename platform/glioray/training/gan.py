@@ -30,6 +30,8 @@ from glioray.training.panel_judge import PanelJudge
 
 _log = logging.getLogger(__name__)
 
+_SATURATED = 0.95
+
 Weights = dict[str, Tensor]
 Perceptual = Callable[..., Tensor]
 """(sr, hr, generators of random numbers) to a scalar: see `losses.perceptual.PerceptualLoss`."""
@@ -95,8 +97,17 @@ class GanTask:
         self.psnr: Weights | None = None if source is None else _copied(source)
         self.is_adversarial = False
         self.num_d_steps = 0
+        self.certainty: list[float] = []
         self.stopped = ""
         self.objective = 0.0
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Whose features the run learns and is judged by, with their hashes, and whether it is healthy."""
+        extractors = {
+            f"glioray.extractor_{name}": self.spec.extractors.get(name, "none") for name in ("loss", "judge")
+        }
+        return {**extractors, "glioray.collapse": self.spec.collapse}
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """One step of the pixel stage, or of the discriminator and, every `d_steps`-th time, of the generator."""
@@ -162,6 +173,7 @@ class GanTask:
         norm = self._update("d", self.critic, total, rate, terms)
         self.num_d_steps += 1
         real_shown, fake_shown = (torch.sigmoid(part.detach()).mean() for part in (real_logits, fake_logits))
+        self.certainty.append(float(torch.minimum(real_shown, 1 - fake_shown)))
         figures = {
             "d_loss": float(game.detach()),
             "d_real": float(real_shown),
@@ -270,11 +282,22 @@ class GanTask:
             found = self.judge(self._resolver(), self.is_adversarial)
         found = gather(found)[0]
         metrics: dict[str, float] = {"stage": float(self.is_adversarial), **found["metrics"]}
+        self._warn_of_saturation()
         self.objective = metrics["objective"]
         self.spec = dataclasses.replace(self.spec, collapse=found["verdict"], reason=found["reason"])
         if metrics["is_collapsed"] and self.config.collapse.stop:
             self.stopped = f"collapsed: {found['reason']} {metrics['collapse_score']:.2f}"
         return metrics
+
+    def _warn_of_saturation(self) -> None:
+        """Say that the discriminator has won; that alone is no collapse, which is judged by what is generated."""
+        certainty = float(np.mean(self.certainty)) if self.certainty else 0.0
+        self.certainty.clear()
+        if self.is_first and certainty > _SATURATED:
+            _log.warning(
+                "the discriminator is %.0f %% sure of real and generated images alike: it teaches the generator little; "
+                "lower optim_d.lr, or raise loss.label_smoothing, loss.r1 or loss.instance_noise", 100 * certainty,
+            )  # fmt: skip
 
     def finish(self) -> dict[str, float]:
         """What a frozen segmenter makes of the slices, where one is named, and the objective with it."""

@@ -31,10 +31,14 @@ class Task(Protocol):
 
     Attributes:
         stopped: why the run is to end before its time, alike on each rank, from a validation on; empty as a rule.
+        tags: what the run is to be found by, as it stands now.
     """
 
     @property
     def stopped(self) -> str: ...
+
+    @property
+    def tags(self) -> dict[str, str]: ...
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """One step at `progress` in [0, 1] of the run; this rank's figures, of which not each step has all.

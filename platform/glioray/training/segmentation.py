@@ -93,6 +93,7 @@ class SegmentationTask:
         self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
         self.pictures: list[Picture] = []
         self.stopped = ""
+        self.tags: dict[str, str] = {}
         self._histograms: list[dict[str, Histogram]] = []
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:

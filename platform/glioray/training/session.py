@@ -163,6 +163,8 @@ def train_tracked(
             stack.enter_context(logger.system_metrics())
         try:
             task, feed = prepare(device)
+            if logger is not None:
+                logger.set_tags(task.tags)
             metrics = fit(
                 task, feed, plan.config.train, storage, ranks, _Tracked(draw, logger, storage, report)
             )
@@ -173,6 +175,7 @@ def train_tracked(
             if logger is not None:
                 model = log_run_model(storage, logger) if plan.log_model else plan.storage
                 result |= {"run_id": logger.run_id, "model": model}
+                logger.set_tags(task.tags)
                 if task.stopped:
                     logger.set_tags({"glioray.stopped": f"{task.stopped} at epoch {metrics['epoch']:.0f}"})
                     logger.finish("KILLED", task.stopped)

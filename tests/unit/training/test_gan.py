@@ -44,37 +44,6 @@ RUINOUS = {
 }
 
 
-class Killed(Exception):  # noqa: N818  (it is what happens to a process, no error of ours)
-    """The process is gone."""
-
-
-def _killed_at(step: int, gan_runs: ModuleType) -> type:
-    class Task(gan_runs.Recorded):  # type: ignore[misc]
-        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-            if len(self.rows) == step:
-                raise Killed
-            return super().train_step(batch, epoch, progress)  # type: ignore[no-any-return]
-
-    return Task
-
-
-def _assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Bitwise, through dicts and lists."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key in expected:
-            _assert_same(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for number, pair in enumerate(zip(found, expected, strict=True)):
-            _assert_same(*pair, f"{where}[{number}]")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
 def _lasting(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if name not in CLOCKS}
 
@@ -118,8 +87,8 @@ def test_resumed_equals_uninterrupted(gan_runs: ModuleType, make_gan_plan: Plans
     for _ in range(3):
         # Each time three steps are saved, and a fourth, or the first of all, is lost.
         tasks: list[Any] = []
-        with pytest.raises(Killed):
-            gan_runs.train(plan, task=_killed_at(4, gan_runs), change=tasks.append)
+        with pytest.raises(gan_runs.Killed):
+            gan_runs.train(plan, task=gan_runs.killed_at(4, gan_runs.Recorded), change=tasks.append)
         torch.manual_seed(99)  # another process has other numbers up its sleeve
         rows += tasks[0].rows[:3]
         weights += tasks[0].weights[:3]
@@ -128,8 +97,8 @@ def test_resumed_equals_uninterrupted(gan_runs: ModuleType, make_gan_plan: Plans
     assert len(resumed.rows) == 3
     assert rows + resumed.rows == whole.rows
     for step, (found, expected) in enumerate(zip(weights + resumed.weights, whole.weights, strict=True)):
-        _assert_same(found, expected, f"step {step}")
-    _assert_same(_state(plan), _state(uninterrupted))
+        gan_runs.assert_same(found, expected, f"step {step}")
+    gan_runs.assert_same(_state(plan), _state(uninterrupted))
     assert _state(plan)["task"]["num_d_steps"] == 12 - 5  # steps 0 to 4 are before .34 of the run
     assert _lasting(metrics) == _lasting(whole_metrics) == _lasting(whole_reports[-1])
     assert _lasting(reports[-1]) == _lasting(whole_reports[-1])
@@ -163,10 +132,10 @@ def test_a_crash_at_any_write_costs_nothing_but_time(
             gan_runs.train(plan, storage=_Failing(plan.storage, number))
         assert (load_state(open_storage(plan.storage)) is None) is (number < 4)
         gan_runs.train(plan)
-        _assert_same(_state(plan), _state(uninterrupted))
+        gan_runs.assert_same(_state(plan), _state(uninterrupted))
         spec, nets = _package(plan, tmp_path / str(number))
         assert _lasting(spec.metrics) == _lasting(expected_spec.metrics)
-        _assert_same({n: dict(net.state_dict()) for n, net in nets.items()},
+        gan_runs.assert_same({n: dict(net.state_dict()) for n, net in nets.items()},
                      {n: dict(net.state_dict()) for n, net in expected.items()})  # fmt: skip
 
 
@@ -281,7 +250,7 @@ def test_a_run_begins_with_another_ones_generator(
     _, given = _package(pretrained, tmp_path / "given")
     first = given["psnr"].state_dict()
     task, _ = gan_runs.build(plan)
-    _assert_same(dict(task.generator.state_dict()), dict(first))
+    gan_runs.assert_same(dict(task.generator.state_dict()), dict(first))
     task, _, reports = gan_runs.train(plan)
     spec, nets = _package(plan, tmp_path / "made")
     assert spec.stages == ("psnr", "gan")
@@ -291,7 +260,7 @@ def test_a_run_begins_with_another_ones_generator(
     same = [torch.equal(kept[name], first[name]) for name in first]
     assert all(same) if share == 0 else not any(same)
     if share:
-        _assert_same(dict(kept), {n.removeprefix("generator."): t for n, t in task.weights[2].items()
+        gan_runs.assert_same(dict(kept), {n.removeprefix("generator."): t for n, t in task.weights[2].items()
                                   if n.startswith("generator.")})  # fmt: skip
     assert not torch.equal(nets["gan"].first[0].weight, nets["psnr"].first[0].weight)
 
@@ -376,8 +345,8 @@ def test_a_collapsed_run_goes_on_where_it_is_told_to(
 def test_the_watch_remembers_through_an_interruption(gan_runs: ModuleType, make_gan_plan: Plans):
     """Dead between the first bad evaluation that counts and the second."""
     plan = make_gan_plan(**RUINOUS)
-    with pytest.raises(Killed):
-        gan_runs.train(plan, task=_killed_at(10, gan_runs))
+    with pytest.raises(gan_runs.Killed):
+        gan_runs.train(plan, task=gan_runs.killed_at(10, gan_runs.Recorded))
     assert load_state(open_storage(plan.storage))["step"] == 9  # type: ignore[index]
     task, metrics, reports = gan_runs.train(plan)
     assert [report["is_collapsed"] for report in reports] == [1]
@@ -544,3 +513,26 @@ def test_the_encoder_of_a_segmentation_model_is_an_extractor(
         gan_runs.build(make_gan_plan(**settings))
     with pytest.raises(UsageError, match=r"'unet' without a model; name one by loss\.extractor_weights"):
         gan_runs.build(make_gan_plan(**{**settings, "loss.extractor_weights": None}, channels="joint"))
+
+
+def test_a_discriminator_that_has_won_is_told_of(
+    gan_runs: ModuleType, make_gan_plan: Plans, caplog: pytest.LogCaptureFixture
+):
+    task, _ = gan_runs.build(make_gan_plan())
+    task.certainty = [0.9, 0.94]
+    with caplog.at_level(logging.WARNING, "glioray"):
+        task.validate()
+        assert "discriminator" not in caplog.text
+        task.certainty = [0.97, 0.99]
+        task.validate()
+    assert "98 % sure" in caplog.text
+    assert task.certainty == []
+
+
+def test_tags_name_the_extractors_and_the_verdict(gan_runs: ModuleType, make_gan_plan: Plans):
+    task, _ = gan_runs.build(make_gan_plan())
+    assert task.tags == {
+        "glioray.extractor_loss": "none", "glioray.extractor_judge": "none", "glioray.collapse": "unjudged"
+    }  # fmt: skip
+    task.validate()
+    assert task.tags["glioray.collapse"] == "healthy"
