@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ def run_trials(
                 verbose=0,
             ),
         )
-    grid = tuner.fit()
+    with warnings.catch_warnings():
+        # Each member has a process of its own, in which nothing is left of another.
+        warnings.filterwarnings("ignore", "Consider boosting PBT performance", UserWarning)
+        grid = tuner.fit()
     return [grid[number] for number in range(len(grid))]
 
 

@@ -1,0 +1,128 @@
+"""The modes of a search for super-resolution GANs beside the usual one, through Ray: a population, and a front.
+
+Both begin with one generator that is there already, and take turns where their order decides what is seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from glioray.config import with_settings
+from glioray.gan_config import GanConfig
+from glioray.gan_recipes import build_gan_recipe
+from glioray.inference.superres_package import SuperResSpec, read_superres, stage_weights
+from glioray.storage import open_storage
+from glioray.tracking.registry import fetch_package
+from glioray.training.checkpoint import Checkpoint, save_checkpoint
+from glioray.training.session import RunPlan
+from glioray.tuning.gan_population import last_storage
+from glioray.tuning.gan_search import GanSweepPlan, run_gan_sweep
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+# Fiftyfold rates and more, and a discriminator that outweighs the pixels: collapsed after four steps.
+BAD = {"optim_g.lr": 0.01, "rate_ratio": 4.0, "loss.adversarial_weight": 0.1}
+
+
+def untrained(config: GanConfig, place: str) -> str:
+    spec = SuperResSpec(
+        config=config, spacing_mm=(1.0, 1.0, 1.0), manifest_hash="0", train_patients=(), stages=("psnr",)
+    )
+    weights = stage_weights({"psnr": spec.build().state_dict()})
+    save_checkpoint(open_storage(place), Checkpoint(step=0, spec=spec, weights=weights, state={}))
+    return place
+
+
+@pytest.fixture
+def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
+    """Three epochs of four adversarial steps, each with a validation."""
+    settings = {
+        "train.max_epochs": 3,
+        "train.num_validations": 3,
+        "sample.steps_per_epoch": 4,
+        "generator.options.width": 4,
+        "discriminator.options.width": 4,
+        "pretrain.share": 0.0,
+        "loss.adversarial": "vanilla",
+        "loss.pixel_weight": 0.01,
+        "collapse.grace": 0,
+        "collapse.patience": 1,
+    }
+    config = with_settings(build_gan_recipe("mri_tiny"), settings)
+    source = {"pretrain.source": untrained(config, str(tmp_path / "psnr"))}
+    return dataclasses.replace(plan, config=with_settings(config, source))
+
+
+def statuses(client: MlflowClient, run_id: str) -> list[str]:
+    """Those of a sweep's trials."""
+    experiment = client.get_run(run_id).info.experiment_id
+    runs = client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return sorted(run.info.status for run in runs)
+
+
+def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
+    gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
+):
+    # One at a time: members take turns, so that each has been compared before the other is at its end.
+    sweep = GanSweepPlan(
+        base=gan_plan, num_trials=2, num_concurrent=1, model_name=tmp_path.name, mode="pbt", points=(BAD,)
+    )
+    answer = run_gan_sweep(sweep)
+    assert [row["percent"] for row in answer["trials"]] == [100, 100]
+    own = gan_plan.config.optim_g.lr  # type: ignore[union-attr]
+    rates = {row["settings"]["optim_g.lr"]: row["trial"] for row in answer["trials"]}
+    (bad,) = [trial for rate, trial in rates.items() if rate != own]
+    assert own in rates
+    assert 0.01 not in rates
+
+    # It learned with its own rate first, then went on with what the better one had learned by then.
+    trials = Path(gan_plan.storage) / "trials"
+    courses = [json.loads(file.read_text()) for file in sorted((trials / bad).glob("*/history.json"))]
+    assert (courses[0][0]["train_rate_g"], courses[0][0]["is_collapsed"]) == (0.01, 1)
+    course = courses[-1]
+    assert [row["epoch"] for row in course] == [1, 2, 3]
+    assert [row["train_rate_g"] for row in course[:2]] == pytest.approx([own, own])
+    good = json.loads((Path(last_storage(str(trials / rates[own]))) / "history.json").read_text())
+    assert course[:2] == good[:2]
+
+    client = MlflowClient(mlflow_server)
+    spec, _ = read_superres(fetch_package(answer["model"], tmp_path / "model", tracking_uri=mlflow_server))
+    assert spec.metrics["objective"] == max(row["objective"] for row in answer["trials"])
+    assert spec.metrics["objective"] == answer["metrics"]["objective"]
+    assert spec.collapse == "healthy"
+    assert "RUNNING" not in statuses(client, answer["run_id"])
+
+
+def test_a_front_has_what_is_healthy_and_beaten_by_none(
+    gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
+):
+    sweep = GanSweepPlan(
+        base=gan_plan, num_trials=3, num_concurrent=3, model_name=tmp_path.name, mode="pareto", points=(BAD,)
+    )
+    answer = run_gan_sweep(sweep)
+    assert len(answer["trials"]) == 3
+    healthy = {
+        row["trial"]: (row["gain_psnr"], row["quality"]) for row in answer["trials"] if row["objective"] >= -1
+    }
+    front = [
+        trial
+        for trial, point in healthy.items()
+        if not any(other != point and min(a - b for a, b in zip(other, point, strict=True)) >= 0 for other in healthy.values())
+    ]  # fmt: skip
+    assert sorted(answer["front"]) == sorted(front)
+    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.01]
+    assert (bad["state"], bad["percent"]) == ("collapsed", 33)
+    assert bad["trial"] not in answer["front"]
+    assert answer["winner"]["trial"] in answer["front"]
+    assert answer["metrics"]["is_collapsed"] == 0
+
+    client = MlflowClient(mlflow_server)
+    assert "pareto.png" in {item.path for item in client.list_artifacts(answer["run_id"])}
+    assert "RUNNING" not in statuses(client, answer["run_id"])
+    name, _, number = answer["model"].removeprefix("models:/").rpartition("/")
+    assert client.get_model_version(name, number).tags["sweep"] == gan_plan.run_name
