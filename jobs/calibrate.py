@@ -26,6 +26,7 @@ from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
 from glioray.inference.superres import SuperResolver
 from glioray.inference.superres_package import SuperResSpec
 from glioray.metrics.planted import advise
+from glioray.resolve import parse_settings
 from glioray.slices.cache import CacheConfig
 from glioray.slices.pipeline import stream_cases
 from glioray.sources import check_modalities, open_data, open_package
@@ -51,7 +52,7 @@ def main() -> dict[str, object]:
     if args.model and args.recipe:
         raise UsageError("--model brings its own recipe; leave out --recipe")
     data, storage = cli.data_uri(args), cli.storage_uri(args)
-    settings = cli.parse_settings(args.set, "--set")
+    settings = parse_settings(args.set, "--set")
     resolver = None
     if args.model:
         cli.tracking_address(storage)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.cluster import default_concurrency
 from glioray.config import with_settings
+from glioray.resolve import check_buildable, resolve_config
 from glioray.sources import plan_run
 from glioray.studies import STUDIES, budget_settings, entrant_config, product_entrants, split_names
 from glioray.tuning.tournament import TournamentPlan, run_tournament
@@ -54,7 +55,7 @@ MORE = {
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
     args.max_epochs = args.minutes = args.fold = None
-    config = cli.resolve_config(args)
+    config = resolve_config(args)
     cli.check_counts(args, "concurrent width seeds slices-each")
     each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
     own = config.train
@@ -70,7 +71,7 @@ def main() -> dict[str, object]:
     for row in rows:
         mine = entrant_config(config, row, width=args.width)
         entrants[row.label] = with_settings(mine, budget_settings(mine, **each))
-        cli.check_buildable(entrants[row.label])
+        check_buildable(entrants[row.label])
     if args.dry_run:
         return cli.answer_dry_run(config, entrants=list(entrants), budget=budget)
     plan = plan_run(args, config, "comparison")

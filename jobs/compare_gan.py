@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.cluster import default_concurrency
 from glioray.config import with_settings
+from glioray.resolve import resolve_gan_config, resolve_gan_entrants
 from glioray.sources import plan_run
 from glioray.studies import budget_settings, split_names
 from glioray.tuning.gan_comparison import GanComparisonPlan, compare_gans
@@ -44,7 +45,7 @@ MORE = {
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
     args.max_epochs = args.minutes = None
-    ground = cli.resolve_gan_config(args)
+    ground = resolve_gan_config(args)
     cli.check_counts(args, "concurrent seeds slices-each")
     each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
     own = ground.train
@@ -53,7 +54,7 @@ def main() -> dict[str, object]:
         f"the recipe's {own.max_epochs:,} epochs" + (f" or {own.minutes:g} minutes" if own.minutes else ""),
     )
     limited = with_settings(ground, budget_settings(ground, **each))
-    entrants = cli.resolve_gan_entrants(args, limited, split_names(args.entrants))
+    entrants = resolve_gan_entrants(args, limited, split_names(args.entrants))
     if args.dry_run:
         return cli.answer_dry_run(ground, entrants=list(entrants), budget=budget)
     out = cli.out_uri(args) if args.out else None

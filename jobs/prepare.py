@@ -22,6 +22,7 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, build_manifest
 from glioray.cluster import connect, log_to_stderr
 from glioray.errors import DataError
+from glioray.resolve import shown_preparation
 from glioray.slices.pipeline import describe_cases
 from glioray.storage import join_uri, open_storage
 from glioray.tracking.client import connect as connect_tracking
@@ -52,7 +53,7 @@ def main() -> dict[str, object]:
             "help": "write report.html too: labels, areas, intensities, pictures; and log them to MLflow",
         },
     )
-    shown = cli.shown_preparation(args)
+    shown = shown_preparation(args)
     data = cli.data_uri(args)
     storage = open_storage(data)
     cases, problems = discover_cases(storage)

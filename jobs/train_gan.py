@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.cluster import run_training
+from glioray.resolve import resolve_gan_config
 from glioray.sources import plan_run
 
 FLAGS = "data storage run-name workers max-epochs minutes seed experiment fold set dry-run"
@@ -27,7 +28,7 @@ MORE = {
 
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
-    config = cli.resolve_gan_config(args)
+    config = resolve_gan_config(args)
     if args.dry_run:
         return cli.answer_dry_run(config)
     plan = plan_run(args, config, "train")

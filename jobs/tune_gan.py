@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.cluster import default_concurrency
+from glioray.resolve import parse_settings, resolve_gan_config
 from glioray.sources import plan_run
 from glioray.tuning.gan_search import MODES, GanSweepPlan, check_search, run_gan_sweep
 
@@ -50,9 +51,9 @@ MORE = {
 
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS, **MORE)
-    config = cli.resolve_gan_config(args)
+    config = resolve_gan_config(args)
     cli.check_counts(args, "trials concurrent")
-    points = tuple(cli.parse_settings(text.split(","), "--point") for text in args.point)
+    points = tuple(parse_settings(text.split(","), "--point") for text in args.point)
     check_search(config, args.mode, points, args.trials)
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, mode=args.mode, points=points)

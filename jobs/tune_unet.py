@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.cluster import default_concurrency
+from glioray.resolve import resolve_config
 from glioray.sources import plan_run
 from glioray.tuning.search import SweepPlan, run_sweep
 
@@ -21,7 +22,7 @@ FLAGS = "data storage recipe net loss optimizer run-name workers trials concurre
 
 def main() -> dict[str, object]:
     args = cli.parse_flags(__doc__.splitlines()[0], FLAGS)
-    config = cli.resolve_config(args)
+    config = resolve_config(args)
     cli.check_counts(args, "trials concurrent")
     if args.dry_run:
         return cli.answer_dry_run(config, trials=args.trials, concurrent=args.concurrent)

@@ -25,6 +25,7 @@ from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
 from glioray.recipes import build_recipe
+from glioray.resolve import resolve_config, shown_preparation
 
 FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
 
@@ -61,45 +62,43 @@ def test_flags_of_a_job_of_its_own():
 
 
 def test_flags_override_the_recipe():
-    config = cli.resolve_config(
-        _args("--recipe", "unet_tiny", "--seed", "7", "--workers", "2", "--minutes", "3")
-    )
+    config = resolve_config(_args("--recipe", "unet_tiny", "--seed", "7", "--workers", "2", "--minutes", "3"))
     assert config.recipe == "unet_tiny"
     assert (config.train.seed, config.train.num_workers, config.train.minutes) == (7, 2, 3.0)
-    assert config.train.max_epochs == cli.build_recipe("unet_tiny").train.max_epochs
+    assert config.train.max_epochs == build_recipe("unet_tiny").train.max_epochs
 
 
 def test_max_epochs_alone_switches_the_recipes_minutes_off():
-    recipe = cli.build_recipe("unet_small")
+    recipe = build_recipe("unet_small")
     assert recipe.train.minutes is not None
-    assert cli.resolve_config(_args()).train == recipe.train
-    assert cli.resolve_config(_args("--max-epochs", "2")).train == replace(
+    assert resolve_config(_args()).train == recipe.train
+    assert resolve_config(_args("--max-epochs", "2")).train == replace(
         recipe.train, max_epochs=2, minutes=None
     )
-    both = cli.resolve_config(_args("--max-epochs", "2", "--minutes", "5")).train
+    both = resolve_config(_args("--max-epochs", "2", "--minutes", "5")).train
     assert (both.max_epochs, both.minutes) == (2, 5.0)
 
 
 def test_the_recipe_of_the_environment(monkeypatch: pytest.MonkeyPatch):
-    assert cli.resolve_config(_args()).recipe == "unet_small"
+    assert resolve_config(_args()).recipe == "unet_small"
     monkeypatch.setenv("GLIORAY_RECIPE", "unet_tiny")
-    assert cli.resolve_config(_args()).recipe == "unet_tiny"
-    assert cli.resolve_config(_args("--data", "elsewhere")).recipe == "unet_small"
-    assert cli.resolve_config(_args("--recipe", "unet_brats")).recipe == "unet_brats"
+    assert resolve_config(_args()).recipe == "unet_tiny"
+    assert resolve_config(_args("--data", "elsewhere")).recipe == "unet_small"
+    assert resolve_config(_args("--recipe", "unet_brats")).recipe == "unet_brats"
 
 
 @pytest.mark.parametrize("recipe", ["unet_tiny", "unet_small"])
 def test_every_name_of_a_registry_is_a_value_of_its_flag(recipe: str):
     for name in SEGMENTATION_NETS:
-        assert cli.resolve_config(_args("--recipe", recipe, "--net", name)).net.name == name
+        assert resolve_config(_args("--recipe", recipe, "--net", name)).net.name == name
     for name in SEGMENTATION_LOSSES:
-        assert cli.resolve_config(_args("--recipe", recipe, "--loss", name)).loss.name == name
+        assert resolve_config(_args("--recipe", recipe, "--loss", name)).loss.name == name
     for name in OPTIMIZERS:
-        assert cli.resolve_config(_args("--recipe", recipe, "--optimizer", name)).optim.name == name
+        assert resolve_config(_args("--recipe", recipe, "--optimizer", name)).optim.name == name
 
 
 def test_options_may_be_lists():
-    config = cli.resolve_config(
+    config = resolve_config(
         _args(
             *("--net", "resenc:blocks=[1, 2,1],width=8", "--loss", "ce:class_weights=[1,2,2,3]"),
         )
@@ -109,7 +108,7 @@ def test_options_may_be_lists():
 
 
 def test_set_takes_json_and_plain_words():
-    config = cli.resolve_config(
+    config = resolve_config(
         _args(
             *("--set", "optim.lr=1e-3", "--set", "train.precision=fp32", "--set", "preprocess.size=[64, 96]"),
             *("--set", 'preprocess.planes=["coronal"]', "--set", "sample.foreground_share=null"),
@@ -123,16 +122,16 @@ def test_set_takes_json_and_plain_words():
 
 
 def test_set_goes_together_with_flags():
-    config = cli.resolve_config(_args("--workers", "3", "--set", "train.batch_size=12"))
+    config = resolve_config(_args("--workers", "3", "--set", "train.batch_size=12"))
     assert (config.train.num_workers, config.train.batch_size) == (3, 12)
-    timed = cli.resolve_config(_args("--max-epochs", "2", "--set", "train.minutes=4"))
+    timed = resolve_config(_args("--max-epochs", "2", "--set", "train.minutes=4"))
     assert (timed.train.max_epochs, timed.train.minutes) == (2, 4.0)
-    assert cli.resolve_config(_args("--set", "train.minutes=null")).train.minutes is None
+    assert resolve_config(_args("--set", "train.minutes=null")).train.minutes is None
 
 
 def test_the_preparation_that_a_report_shows():
     def shown(*argv: str) -> PreprocessConfig | None:
-        return cli.shown_preparation(
+        return shown_preparation(
             cli.parse_flags("", "recipe set", list(argv), report={"action": "store_true"})
         )
 
@@ -171,7 +170,7 @@ def test_the_preparation_that_a_report_shows():
 )
 def test_configs_that_cannot_be(argv: list[str], sentence: str):
     with pytest.raises(UsageError) as caught:
-        cli.resolve_config(_args(*argv))
+        resolve_config(_args(*argv))
     assert str(caught.value).startswith(sentence)
 
 
@@ -458,7 +457,7 @@ def test_a_dry_run_prints_the_config_as_its_last_line(repo: Path, tmp_path: Path
 
 
 def test_a_network_of_another_kind_brings_its_own_options():
-    config = cli.resolve_config(
+    config = resolve_config(
         _args("--net", "unet:depth=2", "--loss", "region_dice_bce", "--optimizer", "adam:lr=0.1")
     )
     # How any network is run is the recipe's, what is the lean U-Net's own is not.

@@ -9,6 +9,7 @@ import pytest
 
 from glioray import cli
 from glioray.errors import UsageError
+from glioray.resolve import resolve_gan_config
 
 FLAGS = "data storage run-name workers max-epochs minutes seed experiment fold set dry-run"
 
@@ -19,14 +20,14 @@ def _args(*argv: str) -> argparse.Namespace:
 
 
 def test_the_recipe_of_the_environment_goes_with_its_data(monkeypatch: pytest.MonkeyPatch):
-    assert cli.resolve_gan_config(_args()).recipe == "mri_small"
+    assert resolve_gan_config(_args()).recipe == "mri_small"
     monkeypatch.setenv("GLIORAY_GAN_RECIPE", "mri_tiny")
-    assert cli.resolve_gan_config(_args()).recipe == "mri_tiny"
-    assert cli.resolve_gan_config(_args("--data", "elsewhere")).recipe == "mri_small"
+    assert resolve_gan_config(_args()).recipe == "mri_tiny"
+    assert resolve_gan_config(_args("--data", "elsewhere")).recipe == "mri_small"
 
 
 def test_flags_and_settings_of_both_stages():
-    config = cli.resolve_gan_config(
+    config = resolve_gan_config(
         _args(
             *("--recipe", "mri_tiny", "--max-epochs", "3", "--seed", "5", "--set", "optim_g.lr=0.01"),
             *("--segmenter", "models:/glioray-unet@champion", "--use-weight", "0.5"),
@@ -42,10 +43,10 @@ def test_flags_and_settings_of_both_stages():
 
 def test_a_pretrained_generator_replaces_the_pixel_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    config = cli.resolve_gan_config(_args("--recipe", "mri_tiny", "--pretrained", "runs/psnr"))
+    config = resolve_gan_config(_args("--recipe", "mri_tiny", "--pretrained", "runs/psnr"))
     assert (config.pretrain.source, config.pretrain.share) == (str(tmp_path / "runs" / "psnr"), 0.0)
     more = _args("--recipe", "mri_tiny", "--pretrained", "runs:/1/model", "--set", "pretrain.share=0.2")
-    assert cli.resolve_gan_config(more).pretrain.share == 0.2
+    assert resolve_gan_config(more).pretrain.share == 0.2
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_pretrained_generator_replaces_the_pixel_stage(tmp_path: Path, monkeyp
 def test_what_cannot_be_built_is_said_before_ray_starts(argv: list[str], sentence: str):
     given = argv if "--recipe" in argv else ["--recipe", "mri_tiny", *argv]
     with pytest.raises(UsageError, match=sentence):
-        cli.resolve_gan_config(_args(*given))
+        resolve_gan_config(_args(*given))
 
 
 def test_a_collapsed_run_is_a_job_that_failed():

@@ -1,4 +1,4 @@
-"""A whole super-resolution run on one rank: what `session` is to a segmentation."""
+"""A whole super-resolution run on one rank: what `segmentation_session` is to a segmentation."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from glioray.gan_config import GanConfig
 from glioray.training.collectives import Ranks
 from glioray.training.gan_session import train_gan
 from glioray.training.loop import Report
-from glioray.training.session import Fill, RunPlan, train_segmentation
+from glioray.training.segmentation_session import train_segmentation
+from glioray.training.session import Fill, RunPlan
 
 
 def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:

@@ -1,6 +1,6 @@
-"""A whole run on one rank, from a plan to a checkpoint, tracked; here that of a segmentation.
+"""A whole run on one rank, from a plan to a checkpoint, tracked, whatever it trains.
 
-What calls this (a Ray Train worker, a Tune trial, a notebook) hands in how cases reach this node's cache
+`segmentation_session` and `gan_session` say what. What calls this (a Ray Train worker, a Tune trial, a notebook) hands in how cases reach this node's cache
 and whom to report to; nothing here knows Ray.
 """
 
@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +20,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import REGIONS, PreprocessConfig, RunConfig
+from glioray.config import PreprocessConfig, RunConfig
 from glioray.errors import DataError, UsageError
 from glioray.gan_config import GanConfig
-from glioray.inference.package import SPEC_FILE, ModelSpec, read_package
+from glioray.inference.package import SPEC_FILE, read_package
 from glioray.inference.superres_package import is_superres
 from glioray.plain import fingerprint, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
 from glioray.storage import Storage, open_storage
-from glioray.tracking.figures import learning_curves, overlay_figure
 from glioray.tracking.registry import log_model
 from glioray.tracking.runs import Kind, RunLogger
-from glioray.training.balance import balance_classes
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks, barrier, gather, reduce_max
 from glioray.training.loop import Report, Task, fit
-from glioray.training.segmentation import SegmentationTask
-from glioray.training.slice_validation import FLATTERS, HeldOutSlices, split_store
+from glioray.training.slice_validation import FLATTERS, split_store
 from glioray.training.superres_model import log_superres_package
 
 _log = logging.getLogger(__name__)
@@ -88,59 +85,6 @@ Draw = Callable[[Sequence[dict[str, float]]], dict[str, Figure]]
 """The pictures of a validation by their paths in MLflow, from the figures of all so far."""
 
 
-def train_segmentation(
-    plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None
-) -> dict[str, object]:
-    """Train, or go on training, `plan`'s segmentation model on this rank; returns as `train_tracked`.
-
-    Raises:
-        UsageError: the run's name is taken by a run with other settings, or its loss has no class weights to
-            balance.
-        DataError: nothing to train on.
-        DivergenceError: the run diverged.
-    """
-    plan = balanced(plan)
-    tasks: list[SegmentationTask] = []
-
-    def prepare(device: torch.device) -> tuple[Task, SliceFeed]:
-        task, feed = prepare_segmentation(plan, ranks, fill, device)
-        tasks.append(task)
-        return task, feed
-
-    def draw(history: Sequence[dict[str, float]]) -> dict[str, Figure]:
-        figures = {"learning_curves.png": learning_curves(history)}
-        if pictures := tasks[0].pictures:
-            path = f"overlays/epoch_{int(history[-1]['epoch']):04d}.png"
-            figures[path] = overlay_figure(
-                np.stack([p.image for p in pictures]),
-                np.stack([p.truth for p in pictures]),
-                np.stack([p.prediction for p in pictures]),
-                [p.title for p in pictures],
-            )
-        return figures
-
-    return train_tracked(plan, ranks, prepare, draw, report)
-
-
-def prepare_segmentation(
-    plan: RunPlan,
-    ranks: Ranks,
-    fill: Fill,
-    device: torch.device,
-    make: type[SegmentationTask] = SegmentationTask,
-) -> tuple[SegmentationTask, SliceFeed]:
-    """This rank's task and batches."""
-    config = _segmentation(plan)
-    train, val = _cases(plan)
-    mine = val[ranks.rank :: ranks.world_size]
-    feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
-    known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
-    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
-    if config.sample.slice_split is not None:
-        judged = _held_out(feed, config, ranks)
-    return make(config, _first_spec(plan), judged, ranks, device, known), feed
-
-
 def train_tracked(
     plan: RunPlan, ranks: Ranks, prepare: Prepare, draw: Draw, report: Report | None
 ) -> dict[str, object]:
@@ -188,24 +132,6 @@ def train_tracked(
     return result
 
 
-def balanced(plan: RunPlan) -> RunPlan:
-    """The plan with the class weights that `loss.balance` makes of its training cases.
-
-    Raises:
-        UsageError: the loss has no class weights, or has been given others.
-    """
-    train, _ = _cases(plan)
-    # Without cases there is nothing to count; loading them says so.
-    if not train:
-        return plan
-    return replace(plan, config=balance_classes(_segmentation(plan), train, _out_channels(plan)))
-
-
-def _segmentation(plan: RunPlan) -> RunConfig:
-    assert isinstance(plan.config, RunConfig), "a plan of a segmentation"
-    return plan.config
-
-
 def claim_run(storage: Storage, plan: RunPlan) -> None:
     """Leave the run's config in its storage, or check that the run there is this one.
 
@@ -242,35 +168,6 @@ def _open_logger(plan: RunPlan) -> RunLogger:
     num = {f"num_{name}_cases": len(plan.manifest.select(name)) for name in ("train", "val")}
     logger.log_params({**to_dict(plan.config), "data": plan.manifest.data, "storage": plan.storage, **num})
     return logger
-
-
-def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
-    """The cases to train on and those to validate on; where slices are split, all are trained on, in part."""
-    train, val = (plan.manifest.select(name) for name in ("train", "val"))
-    return (train, val) if plan.config.sample.slice_split is None else ([*train, *val], [])
-
-
-def _out_channels(plan: RunPlan) -> int:
-    """Regions, or background and labels: the resection cavity only where the training cases have one."""
-    if _segmentation(plan).loss.target == "regions":
-        return len(REGIONS)
-    train, _ = _cases(plan)
-    return 4 + any(entry.label_voxels.get("rc", 0) for entry in train)
-
-
-def _first_spec(plan: RunPlan) -> ModelSpec:
-    train, val = _cases(plan)
-    config = _segmentation(plan)
-    # Nor may those judge a model whom its thresholds were fitted on.
-    seen = [*train, *val] if config.postprocess.fit_thresholds else train
-    return ModelSpec(
-        config=config,
-        out_channels=_out_channels(plan),
-        spacing_mm=median_spacing(train),
-        manifest_hash=plan.manifest.hash,
-        train_patients=tuple(sorted({entry.patient_id for entry in seen})),
-        regions=tuple(name for name in REGIONS if any(name in entry.known_regions for entry in train)),
-    )
 
 
 def median_spacing(entries: Sequence[CaseEntry]) -> tuple[float, float, float]:
@@ -343,12 +240,6 @@ def _cached(plan: RunPlan, fill: Fill, entries: Sequence[CaseEntry]) -> list[tup
             "GLIORAY_CACHE_DISK_GB or point GLIORAY_CACHE at a larger disk"
         )
     return [stack for stack in found if stack is not None]
-
-
-def _held_out(feed: SliceFeed, config: RunConfig, ranks: Ranks) -> HeldOutSlices:
-    """This rank's share of the slices that are validated on, where slices are split."""
-    _, held_out, _ = split_store(feed.store, config.sample, config.train.seed)
-    return HeldOutSlices(feed.store, np.flatnonzero(held_out)[ranks.local_rank :: ranks.local_world_size])
 
 
 def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: PreprocessConfig) -> None:

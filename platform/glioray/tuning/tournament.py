@@ -31,7 +31,8 @@ from glioray.storage import Storage, join_uri, open_storage
 from glioray.tracking.runs import RunLogger
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks
-from glioray.training.session import RunPlan, claim_run, load_history, train_segmentation
+from glioray.training.segmentation_session import train_segmentation
+from glioray.training.session import RunPlan, claim_run, load_history
 from glioray.tuning.plays import PLAY_FILE, Run, play_all
 from glioray.tuning.standings import (
     rank_entrants,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import glioray
 from glioray.cases.layouts import discover_cases
 from glioray.cases.manifest import Manifest, build_manifest, check_case
 from glioray.cases.phantom import write_phantoms
@@ -89,15 +94,18 @@ CONFIG = RunConfig(
 )
 
 
-@pytest.fixture(scope="session")
-def make_plan(
-    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, cache: CacheConfig
-) -> Callable[..., RunPlan]:
-    """Plans, each in a folder of its own; settings override those of a run of four epochs of three steps."""
+Plans = Callable[..., RunPlan]
 
-    def make(**settings: Any) -> RunPlan:
+
+@pytest.fixture(scope="session")
+def plans_of(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, cache: CacheConfig
+) -> Callable[[Any], Plans]:
+    """Makes plans of a config and of settings that override its own, each in a folder of its own."""
+
+    def make(config: Any, **settings: Any) -> RunPlan:
         return RunPlan(
-            config=with_settings(CONFIG, settings),
+            config=with_settings(config, settings),
             manifest=manifest,
             storage=str(tmp_path_factory.mktemp("run")),
             run_name="run",
@@ -106,7 +114,13 @@ def make_plan(
             cache=cache,
         )
 
-    return make
+    return lambda config: partial(make, config)
+
+
+@pytest.fixture(scope="session")
+def make_plan(plans_of: Callable[[Any], Plans]) -> Plans:
+    """Plans of four epochs of three steps."""
+    return plans_of(CONFIG)
 
 
 _SGD = OptimConfig(name="sgd", lr=0.02, momentum=0.5, schedule="constant", warmup=0.0, grad_clip=0.0, ema=0.0)
@@ -127,20 +141,30 @@ GAN_CONFIG = GanConfig(
 
 
 @pytest.fixture(scope="session")
-def make_gan_plan(
-    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, cache: CacheConfig
-) -> Callable[..., RunPlan]:
+def make_gan_plan(plans_of: Callable[[Any], Plans]) -> Plans:
     """Plans of super-resolution: one epoch of three steps by pixels and three against the discriminator."""
+    return plans_of(GAN_CONFIG)
 
-    def make(**settings: Any) -> RunPlan:
-        return RunPlan(
-            config=with_settings(GAN_CONFIG, settings),
-            manifest=manifest,
-            storage=str(tmp_path_factory.mktemp("run")),
-            run_name="run",
-            tracking_uri="",
-            experiment="",
-            cache=cache,
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def on_two_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[ModuleType, dict[str, RunPlan]], list[dict[str, Any]]]:
+    """Runs a script (`runs` or `gan_runs`) with plans as two processes that meet over gloo; what each of them made."""
+
+    def run(script: ModuleType, plans: dict[str, RunPlan]) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("ranks")
+        (folder / "plans.pickle").write_bytes(pickle.dumps(plans))
+        env = {**os.environ, "PYTHONPATH": str(Path(glioray.__file__).parents[1])}
+        processes = [
+            subprocess.Popen([sys.executable, str(script.__file__), str(folder), str(rank), "2"], env=env)
+            for rank in (0, 1)
+        ]
+        try:
+            assert [process.wait(300) for process in processes] == [0, 0]
+        finally:
+            for process in processes:
+                process.kill()
+        return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return run

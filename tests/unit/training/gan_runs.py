@@ -8,20 +8,17 @@ leaves what came out as `FOLDER/rank-RANK.pt`.
 
 from __future__ import annotations
 
-import pickle
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 # Beside this file; as a script, its folder is on the path, and in tests it is loaded before.
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import CPU, fill
+from runs import CPU, Killed, assert_same, fill, killed_at, meet
 
 from glioray.errors import DivergenceError
 from glioray.losses.perceptual import PerceptualLoss
@@ -32,6 +29,8 @@ from glioray.training.gan import GanTask
 from glioray.training.gan_session import prepare_gan
 from glioray.training.loop import fit
 from glioray.training.session import RunPlan
+
+__all__ = ["Killed", "assert_same", "killed_at"]  # for tests, with what is here
 
 
 class Features(nn.Module):
@@ -169,20 +168,5 @@ def on_rank(ranks: Ranks, plans: dict[str, RunPlan]) -> dict[str, Any]:
     return made
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/meeting",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=120),
-    )
-    plans = pickle.loads((folder / "plans.pickle").read_bytes())
-    ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
-    torch.save(on_rank(ranks, plans), folder / f"rank-{rank}.pt")
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    meet(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), on_rank)

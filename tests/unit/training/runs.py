@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import Batch, SliceFeed
 from glioray.storage import Storage, open_storage
-from glioray.training import session
 from glioray.training.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
 from glioray.training.loop import fit
 from glioray.training.segmentation import SegmentationTask
+from glioray.training.segmentation_session import prepare_segmentation
+from glioray.training.session import RunPlan
 
 CPU = torch.device("cpu")
 # Every loss but those whose import takes seconds: a Dice and a mean over samples, as others here.
@@ -60,6 +62,39 @@ def fill(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cach
             there.put(entry, decode(data, entry, config))
 
 
+class Killed(Exception):  # noqa: N818  (it is what happens to a process, no error of ours)
+    """The process is gone."""
+
+
+def killed_at(step: int, recorded: type) -> type:
+    """A recorded task whose process is gone after so many steps."""
+
+    class Task(recorded):  # type: ignore[misc]
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+            if len(self.rows) == step:
+                raise Killed
+            return super().train_step(batch, epoch, progress)  # type: ignore[no-any-return]
+
+    return Task
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    """Bitwise, through dicts and lists."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_same(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{where}[{number}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
 class Recorded(SegmentationTask):
     """A task that keeps each step's figures and the weights after it."""
 
@@ -75,14 +110,14 @@ class Recorded(SegmentationTask):
 
 
 def build(
-    plan: session.RunPlan, ranks: Ranks | None = None, task: type[SegmentationTask] = Recorded
+    plan: RunPlan, ranks: Ranks | None = None, task: type[SegmentationTask] = Recorded
 ) -> tuple[Any, SliceFeed]:
     """A task and its feed, put together as a session does."""
-    return session.prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
+    return prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
 
 
 def train(
-    plan: session.RunPlan,
+    plan: RunPlan,
     ranks: Ranks | None = None,
     task: type[SegmentationTask] = Recorded,
     storage: Storage | None = None,
@@ -154,7 +189,7 @@ def loss_gradients(ranks: Ranks, name: str, *, sides: bool = False, **options: A
     return {"loss": loss.detach(), "gradients": [parameter.grad for parameter in net.parameters()]}
 
 
-def on_rank(ranks: Ranks, plans: dict[str, session.RunPlan]) -> dict[str, Any]:
+def on_rank(ranks: Ranks, plans: dict[str, RunPlan]) -> dict[str, Any]:
     """All that is compared between one rank and two."""
     runs = {}
     for name, plan in plans.items():
@@ -174,14 +209,21 @@ def on_rank(ranks: Ranks, plans: dict[str, session.RunPlan]) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
+def meet(folder: Path, rank: int, world_size: int, work: Callable[[Ranks, Any], Any]) -> None:
+    """What a script does on one of several ranks with the plans that lie in a folder."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo",
+        f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=120),
+    )
     plans = pickle.loads((folder / "plans.pickle").read_bytes())
     ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
-    torch.save(on_rank(ranks, plans), folder / f"rank-{rank}.pt")
+    torch.save(work(ranks, plans), folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    meet(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), on_rank)

@@ -11,14 +11,15 @@ import pytest
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry
-from glioray.cli import check_buildable
 from glioray.config import LossConfig, RunConfig
 from glioray.errors import UsageError
+from glioray.resolve import check_buildable
 from glioray.storage import Storage, open_storage
-from glioray.training import session
+from glioray.training import segmentation_session
 from glioray.training.balance import balance_classes
 from glioray.training.collectives import Ranks
-from glioray.training.session import RunPlan, balanced, claim_run
+from glioray.training.segmentation_session import balanced
+from glioray.training.session import RunPlan, claim_run
 
 Plans = Callable[..., RunPlan]
 
@@ -133,9 +134,9 @@ def test_a_session_claims_its_run_with_the_weights(
         claimed.append(plan)
         raise ClaimedError
 
-    monkeypatch.setattr(session, "claim_run", claim)
+    monkeypatch.setattr("glioray.training.session.claim_run", claim)
     plan = make_plan(**{"loss.balance": "sqrt"})
     with pytest.raises(ClaimedError):
-        session.train_segmentation(plan, Ranks(), runs.fill)
+        segmentation_session.train_segmentation(plan, Ranks(), runs.fill)
     assert claimed == [balanced(plan)]
     assert len(claimed[0].config.loss.options["class_weights"]) == 3

@@ -29,37 +29,6 @@ from glioray.training.session import RunPlan, claim_run
 Plans = Callable[..., RunPlan]
 
 
-class Killed(Exception):  # noqa: N818  (it is what happens to a process, no error of ours)
-    """The process is gone."""
-
-
-def _killed_at(step: int, runs: ModuleType) -> type:
-    class Task(runs.Recorded):  # type: ignore[misc]
-        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-            if len(self.rows) == step:
-                raise Killed
-            return super().train_step(batch, epoch, progress)  # type: ignore[no-any-return]
-
-    return Task
-
-
-def _assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Bitwise, through dicts and lists."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key in expected:
-            _assert_same(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for number, pair in enumerate(zip(found, expected, strict=True)):
-            _assert_same(*pair, f"{where}[{number}]")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
 def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without its clocks."""
     metrics = {k: v for k, v in state["metrics"].items() if k not in ("minutes", "slices_per_s")}
@@ -70,9 +39,9 @@ def _resume_and_compare(runs: ModuleType, make_plan: Plans, settings: dict[str, 
     """A run that died in the midst of its third epoch of four, and went on, is bitwise one that did not."""
     uninterrupted, plan = make_plan(**settings), make_plan(**settings)
     whole, whole_metrics = runs.train(uninterrupted)
-    with pytest.raises(Killed):
+    with pytest.raises(runs.Killed):
         # Saved after the second of four epochs, dead in the midst of the third.
-        runs.train(plan, task=_killed_at(8, runs))
+        runs.train(plan, task=runs.killed_at(8, runs.Recorded))
     saved = load_state(open_storage(plan.storage))
     assert saved is not None
     assert saved["step"] == 6
@@ -83,7 +52,7 @@ def _resume_and_compare(runs: ModuleType, make_plan: Plans, settings: dict[str, 
     states = [load_state(open_storage(p)) for p in (uninterrupted.storage, plan.storage)]
     assert all(state is not None for state in states)
     first, second = (_lasting(state) for state in states if state is not None)
-    _assert_same(second, first)
+    runs.assert_same(second, first)
     assert second["step"] == 12
     assert metrics.keys() == whole_metrics.keys()
     assert resumed.spec.val_cases == whole.spec.val_cases
@@ -181,8 +150,8 @@ def test_a_run_that_the_clock_ended_is_over(
 
 def test_a_run_that_is_made_shorter_is_finished(runs: ModuleType, make_plan: Plans):
     plan = make_plan(**{"postprocess.fit_thresholds": True})
-    with pytest.raises(Killed):
-        runs.train(plan, task=_killed_at(8, runs))
+    with pytest.raises(runs.Killed):
+        runs.train(plan, task=runs.killed_at(8, runs.Recorded))
     shorter = dataclasses.replace(plan, config=override(plan.config, **{"train.max_epochs": 2}))
     task, metrics = runs.train(shorter)
     assert len(task.rows) == 1
@@ -231,7 +200,7 @@ def test_cached_equals_decoded(runs: ModuleType, make_plan: Plans):
     storage = open_storage(make_plan().storage)
     fit(task, feed, plan.config.train, storage, Ranks(), lambda metrics: None)
     assert task.rows == cached.rows
-    _assert_same(task.weights, cached.weights)
+    runs.assert_same(task.weights, cached.weights)
     assert task.spec.val_cases == cached.spec.val_cases
 
 

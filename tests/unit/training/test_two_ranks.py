@@ -5,19 +5,13 @@ Everything is compared after one start of the two processes, which takes most of
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-import glioray
 from glioray.plain import to_dict
 from glioray.recipes import build_recipe
 from glioray.training.collectives import Ranks
@@ -63,23 +57,12 @@ def one(runs: ModuleType, make_plan: Callable[..., RunPlan]) -> Made:
 
 @pytest.fixture(scope="module")
 def two(
-    runs: ModuleType, make_plan: Callable[..., RunPlan], tmp_path_factory: pytest.TempPathFactory
+    runs: ModuleType, make_plan: Callable[..., RunPlan], on_two_ranks: Callable[..., list[Made]]
 ) -> list[Made]:
     """What each of two ranks makes of its half."""
-    folder = tmp_path_factory.mktemp("ranks")
-    plans = {name: make_plan(**settings, **{"train.num_workers": 2}) for name, settings in SETTINGS.items()}
-    (folder / "plans.pickle").write_bytes(pickle.dumps(plans))
-    env = {**os.environ, "PYTHONPATH": str(Path(glioray.__file__).parents[1])}
-    processes = [
-        subprocess.Popen([sys.executable, str(runs.__file__), str(folder), str(rank), "2"], env=env)
-        for rank in (0, 1)
-    ]
-    try:
-        assert [process.wait(300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return on_two_ranks(
+        runs, {name: make_plan(**settings, **{"train.num_workers": 2}) for name, settings in SETTINGS.items()}
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)

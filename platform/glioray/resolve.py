@@ -1,0 +1,181 @@
+"""The config of a run that a job's flags ask for, checked before Ray starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glioray.cli import lasting_uri
+from glioray.config import PreprocessConfig, RunConfig, with_settings
+from glioray.errors import UsageError
+from glioray.extractors import resolve_extractor
+from glioray.gan_config import GanConfig
+from glioray.gan_recipes import build_gan_recipe
+from glioray.losses import build_loss
+from glioray.losses.perceptual import PerceptualLoss
+from glioray.nets import build_net
+from glioray.nets.gan import build_discriminator, build_generator
+from glioray.nets.gan.discriminators import MIN_SIZE
+from glioray.recipes import build_recipe
+from glioray.studies import entrant_config, gan_entrant_config, product_entrants
+from glioray.training.balance import check_balance
+
+
+def resolve_config(args: argparse.Namespace) -> RunConfig:
+    """The recipe with the flags' overrides.
+
+    Raises:
+        UsageError: a recipe, a setting or a value that cannot be.
+    """
+    # GLIORAY_RECIPE goes with GLIORAY_DATA: whoever brings data of their own gets the usual default.
+    default = "unet_small" if args.data else os.environ.get("GLIORAY_RECIPE") or "unet_small"
+    config = build_recipe(args.recipe or default)
+    parts = [[text] if (text := getattr(args, name, None)) else [] for name in ("net", "loss", "optimizer")]
+    config = entrant_config(config, product_entrants(*parts)[0])
+    config = with_settings(config, _length(args) | _settings(args))
+    check_buildable(config)
+    return config
+
+
+def resolve_gan_config(args: argparse.Namespace) -> GanConfig:
+    """The super-resolution recipe with the flags' overrides.
+
+    Raises:
+        UsageError: a recipe, a setting or a value that cannot be, or an extractor that cannot be had.
+        StorageError: an extractor's weights that cannot be read.
+    """
+    default = "mri_small" if args.data else os.environ.get("GLIORAY_GAN_RECIPE") or "mri_small"
+    flags = {
+        "pretrain.source": _model_uri(getattr(args, "pretrained", None), "--pretrained"),
+        "use.segmenter": _model_uri(args.segmenter, "--segmenter"),
+        "use.weight": getattr(args, "use_weight", None),
+    }
+    if flags["pretrain.source"] is not None:
+        # Begun with a trained generator, a run is adversarial from its first step unless --set says otherwise.
+        flags["pretrain.share"] = 0.0
+    given = {path: value for path, value in flags.items() if value is not None}
+    config = with_settings(build_gan_recipe(args.recipe or default), _length(args) | given | _settings(args))
+    check_gan_buildable(config)
+    return config
+
+
+def resolve_gan_entrants(
+    args: argparse.Namespace, ground: GanConfig, entrants: Sequence[str]
+) -> dict[str, GanConfig]:
+    """Label -> config of super-resolution recipes on one ground; `--set` holds for each of them.
+
+    Raises:
+        UsageError: as `resolve_gan_config`; no entrant, or one twice.
+    """
+    if not entrants or len(set(entrants)) < len(entrants):
+        raise UsageError(
+            f"--entrants names {', '.join(entrants) or 'none'}; name super-resolution recipes, each once"
+        )
+    configs = {text: with_settings(gan_entrant_config(ground, text), _settings(args)) for text in entrants}
+    for config in configs.values():
+        check_gan_buildable(config)
+    return configs
+
+
+def _model_uri(uri: str | None, flag: str) -> str | None:
+    return uri if uri is None or uri.startswith(("models:", "runs:")) else lasting_uri(uri, flag)
+
+
+def _length(args: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "train.max_epochs": args.max_epochs,
+        "train.seed": args.seed,
+        "train.num_workers": getattr(args, "workers", None),
+        "train.minutes": args.minutes,
+    }
+    settings = {path: value for path, value in settings.items() if value is not None}
+    if args.max_epochs is not None:
+        # Asked for epochs alone, a run is not cut short by the recipe's minutes.
+        settings.setdefault("train.minutes", None)
+    return settings
+
+
+def shown_preparation(args: argparse.Namespace) -> PreprocessConfig | None:
+    """The preparation that `--recipe` and `--set` name, or None where neither is given.
+
+    Raises:
+        UsageError: as `resolve_config`, and a report that is not asked for.
+    """
+    if not args.recipe and not args.set:
+        return None
+    if not args.report:
+        raise UsageError("--recipe and --set say whose preparation --report shows; give --report too")
+    return with_settings(build_recipe(args.recipe or "unet_small"), _settings(args)).preprocess
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return parse_settings(args.set, "--set")
+
+
+def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
+    """Settings by their dotted names, of texts such as "optim.lr=0.001"; values are JSON or plain words.
+
+    Raises:
+        UsageError: a text without '='.
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UsageError(f"{flag} {item} has no '='; write it as optim.lr=0.001")
+        try:
+            settings[key] = json.loads(text)
+        except ValueError:
+            settings[key] = text
+    return settings
+
+
+def check_buildable(config: RunConfig) -> None:
+    """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
+    try:
+        with torch.device("meta"):
+            build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
+        build_loss(
+            config.loss.name,
+            side_weights=config.loss.side_weights,
+            presence_weight=config.loss.presence_weight,
+            **config.loss.options,
+        )
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set net.name, net.options, loss.name and loss.options") from error
+    check_balance(config.loss)
+
+
+def check_gan_buildable(config: GanConfig) -> None:
+    """Raises: UsageError for networks or features that only a worker would find not to be there."""
+    channels, hr, lr = config.num_channels, config.degrade.hr_size, config.degrade.lr_size
+    try:
+        with torch.device("meta"), torch.no_grad():
+            generator, critic = config.generator, config.discriminator
+            net = build_generator(generator.name, channels=channels, **generator.options)
+            net(torch.zeros(2, channels, lr, lr), (hr, hr))
+            built = build_discriminator(critic.name, channels=channels, **critic.options)
+        # Spectral norm cannot run on meta; what the networks would say of the size is said here.
+        smallest = getattr(built, "min_size", MIN_SIZE)
+        if hr < smallest:
+            raise ValueError(
+                f"discriminator '{critic.name}' sees {hr} pixels a side and needs {smallest} or more"
+            )
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
+    loss, judge = config.loss, config.collapse
+    # A U-Net's encoder is a model in a registry that only the run itself asks.
+    if loss.perceptual_weight > 0 and not (loss.extractor == "unet" and loss.extractor_weights):
+        extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
+        if extractor is not None and loss.layers:
+            try:
+                PerceptualLoss(extractor.features, loss.layers)
+            except ValueError as error:
+                raise UsageError(f"loss.{error}") from error
+    if judge.judge != "auto":
+        resolve_extractor(judge.judge, weights=judge.judge_weights)
