@@ -133,6 +133,8 @@ def ray_local() -> Iterator[None]:
     """A Ray of this process alone, whose workers import glioray."""
     import ray
 
+    from glioray.cluster import WORKER_ENVIRONMENT
+
     # Without the dashboard, Tune over Train leaks placement groups and waits for ever.
     ray.init(
         "local",
@@ -140,7 +142,7 @@ def ray_local() -> Iterator[None]:
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=True,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}},
+        runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": str(ROOT / "platform")}},
     )
     # Ray has put its own in place, which ends one test and no session.
     _end_on_term()

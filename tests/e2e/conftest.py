@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from glioray.slices.pipeline import index_data
+from glioray.storage import open_storage
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +30,56 @@ def run_job(repo: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             timeout=600,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def help_of(run_job: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[[str], str]:
+    """What a script says to `--help`; each is asked once, since it takes seconds to start."""
+
+    @cache
+    def ask(script: str) -> str:
+        done = run_job(script, "--help")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def slice_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all jobs on the phantoms, so that they are decoded once for a preprocessing."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def phantom_manifest(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The phantoms as `prepare.py` leaves them for `--data`."""
+    folder = tmp_path_factory.mktemp("manifest")
+    index_data(str(phantom_data), str(folder)).save(open_storage(folder))
+    return str(folder / "manifest.json")
+
+
+@pytest.fixture
+def run_here(
+    repo: Path, ray_local: None, slice_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Runs a job in this process and its Ray, and returns its answer; it raises what the command would print.
+
+    That saves the start of Python and of Ray; what a job is as a command is `test_jobs`'s.
+    """
+    monkeypatch.setenv("GLIORAY_CACHE", str(slice_cache))
+    # Put back after the test, because a job sets it for good where it is not set.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    # It would outlive the test, and keep what is logged from pytest.
+    for module in ("cluster", "sources"):
+        monkeypatch.setattr(f"glioray.{module}.log_to_stderr", lambda: None)
+
+    def run(job: str, *flags: str) -> dict[str, Any]:
+        path = str(repo / "jobs" / f"{job}.py")
+        monkeypatch.setattr("sys.argv", [path, *flags])
+        answer: dict[str, Any] = runpy.run_path(path)["main"]()
+        return answer
 
     return run

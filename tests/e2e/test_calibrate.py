@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,39 +14,15 @@ from glioray.gan_recipes import build_gan_recipe
 from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.metrics.planted import HEALTHY, PLANTED
 
-pytestmark = pytest.mark.usefixtures("ray_local")
-
-RunCalibrate = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def slice_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for these tests, so that the phantoms are decoded once."""
-    return tmp_path_factory.mktemp("cache")
+RunHere = RunCalibrate = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def run(
-    repo: Path, phantom_data: Path, slice_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunCalibrate:
-    """The job in this process, which saves its start: its contract as a command is `test_jobs`'s."""
-    monkeypatch.setenv("GLIORAY_CACHE", str(slice_cache))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr("glioray.cluster.log_to_stderr", lambda: None)
-    main = runpy.run_path(str(repo / "jobs" / "calibrate.py"))["main"]
+def run(run_here: RunHere, phantom_manifest: str, tmp_path: Path) -> RunCalibrate:
+    places = ["--data", phantom_manifest, "--storage", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
 
     def run(*flags: str) -> dict[str, Any]:
-        places = [
-            "--data",
-            str(phantom_data),
-            "--storage",
-            str(tmp_path / "runs"),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        monkeypatch.setattr("sys.argv", ["calibrate.py", *places, *flags])
-        answer: dict[str, Any] = main()
-        return answer
+        return run_here("calibrate", *places, *flags)
 
     return run
 

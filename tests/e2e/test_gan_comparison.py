@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow.tracking import MlflowClient
 
-RunJob = Callable[..., subprocess.CompletedProcess[str]]
+RunHere = Callable[..., dict[str, Any]]
 
 WILD = "mri_tiny:optim_g.lr=0.3,optim_d.lr=0.3"
 
 
 def test_entrants_are_compared_on_one_ground(
-    run_job: RunJob, phantom_data: Path, tmp_path: Path, mlflow_server: str
+    run_here: RunHere,
+    phantom_manifest: str,
+    tmp_path: Path,
+    mlflow_server: str,
+    caplog: pytest.LogCaptureFixture,
 ):
-    env = {
-        "HOME": str(tmp_path),
-        "GLIORAY_CACHE": str(tmp_path / "cache"),
-        "MLFLOW_TRACKING_URI": mlflow_server,
-    }
     out = tmp_path / "out"
+    caplog.set_level("INFO", logger="glioray")
 
-    def run() -> tuple[dict[str, Any], str]:
-        done = run_job(
-            "jobs/compare_gan.py", "--data", str(phantom_data), "--storage", str(tmp_path / "runs"),
-            "--out", str(out), "--run-name", "duel", "--recipe", "mri_tiny", "--entrants", f"mri_tiny,{WILD}",
-            "--seeds", "2", "--slices-each", "320", "--concurrent", "2",
+    def run() -> dict[str, Any]:
+        return run_here(
+            "compare_gan", "--data", phantom_manifest, "--storage", str(tmp_path / "runs"), "--out", str(out),
+            "--run-name", "duel", "--recipe", "mri_tiny", "--entrants", f"mri_tiny,{WILD}", "--seeds", "2",
+            "--slices-each", "320", "--concurrent", "4", "--set", "train.num_validations=2",
             "--set", "collapse.grace=0", "--set", "collapse.patience=1",
-            env=env,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout), done.stderr
 
-    result, _ = run()
+    result = run()
+    assert result.pop("exit_code") == 0
     tame, wild = result["standings"]
     assert (tame["label"], wild["label"]) == ("mri_tiny", WILD)
     assert result["winner"] == "mri_tiny"
@@ -70,6 +67,6 @@ def test_entrants_are_compared_on_one_ground(
     )
     assert len(children) == 4
 
-    again, log = run()
-    assert "4 of 4 runs are there already" in log
-    assert again == result
+    again = run()
+    assert "4 of 4 runs are there already" in caplog.text
+    assert again == {**result, "exit_code": 0}

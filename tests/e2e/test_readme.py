@@ -1,12 +1,11 @@
-"""What README.md shows exists: its commands with their flags, its files, its picture."""
+"""What README.md and the pages of infra/docs show exists: commands with their flags, files, pictures."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import subprocess
-import sys
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,22 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) + pages()
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith(("export ", "source "))]
 
 
-@cache
-def help_of(script: str) -> str:
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def pages() -> list[str]:
+    """The jobs that the pages beside it show."""
+    texts = [path.read_text().replace("\\\n", " ") for path in sorted((ROOT / "infra" / "docs").glob("*.md"))]
+    return [line for text in texts for line in re.findall(r"^python jobs/.*", text, re.MULTILINE)]
+
+
+HelpOf = Callable[[str], str]
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_exists_with_its_flags(command: str):
+def test_a_command_exists_with_its_flags(command: str, help_of: HelpOf):
     words = shlex.split(command, comments=True)
     if words[0] == "bash":
         verbs = subprocess.run(["bash", words[1], "--help"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -49,7 +50,7 @@ def test_a_command_exists_with_its_flags(command: str):
         assert re.search(rf"{flag}\b", text), f"{scripts[0]} has no {flag}"
 
 
-def test_the_table_names_every_job_with_flags_that_it_has():
+def test_the_table_names_every_job_with_flags_that_it_has(help_of: HelpOf):
     jobs = {path.name for path in (ROOT / "jobs").glob("*.py")}
     rows = dict(re.findall(r"^\| `jobs/(\w+\.py)([^`]*)`", TEXT, re.MULTILINE))
     assert set(rows) == jobs
