@@ -22,7 +22,14 @@ from glioray.cluster import default_concurrency
 from glioray.config import with_settings
 from glioray.resolve import check_buildable, resolve_config
 from glioray.sources import plan_run
-from glioray.studies import STUDIES, budget_settings, entrant_config, product_entrants, split_names
+from glioray.studies import (
+    STUDIES,
+    budget_settings,
+    budget_text,
+    entrant_config,
+    product_entrants,
+    split_names,
+)
 from glioray.tuning.tournament import TournamentPlan, run_tournament
 
 FLAGS = "data storage recipe run-name workers concurrent seed experiment set dry-run"
@@ -58,11 +65,7 @@ def main() -> dict[str, object]:
     config = resolve_config(args)
     cli.check_counts(args, "concurrent width seeds slices-each")
     each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
-    own = config.train
-    budget = next(
-        (f"{value:,.10g} {name.removeprefix('num_')}" for name, value in each.items() if value is not None),
-        f"the recipe's {own.max_epochs:,} epochs" + (f" or {own.minutes:g} minutes" if own.minutes else ""),
-    )
+    budget = budget_text(config, **each)
     named = [split_names(text) for text in (args.nets, args.losses, args.optimizers)]
     rows = (
         STUDIES[config.recipe]() if config.recipe in STUDIES and not any(named) else product_entrants(*named)

@@ -21,7 +21,7 @@ from glioray.cluster import default_concurrency
 from glioray.config import with_settings
 from glioray.resolve import resolve_gan_config, resolve_gan_entrants
 from glioray.sources import plan_run
-from glioray.studies import budget_settings, split_names
+from glioray.studies import budget_settings, budget_text, split_names
 from glioray.tuning.gan_comparison import GanComparisonPlan, compare_gans
 
 FLAGS = "data storage out run-name workers concurrent seed experiment fold set dry-run"
@@ -48,11 +48,7 @@ def main() -> dict[str, object]:
     ground = resolve_gan_config(args)
     cli.check_counts(args, "concurrent seeds slices-each")
     each = {"minutes": args.minutes_each, "num_slices": args.slices_each}
-    own = ground.train
-    budget = next(
-        (f"{value:,.10g} {name.removeprefix('num_')}" for name, value in each.items() if value is not None),
-        f"the recipe's {own.max_epochs:,} epochs" + (f" or {own.minutes:g} minutes" if own.minutes else ""),
-    )
+    budget = budget_text(ground, **each)
     limited = with_settings(ground, budget_settings(ground, **each))
     entrants = resolve_gan_entrants(args, limited, split_names(args.entrants))
     if args.dry_run:
@@ -62,8 +58,8 @@ def main() -> dict[str, object]:
         GanComparisonPlan(
             base=plan_run(args, ground, "comparison"),
             entrants=entrants,
-            seeds=tuple(range(own.seed, own.seed + args.seeds)),
-            num_concurrent=args.concurrent or default_concurrency(own.num_workers),
+            seeds=tuple(range(ground.train.seed, ground.train.seed + args.seeds)),
+            num_concurrent=args.concurrent or default_concurrency(ground.train.num_workers),
             budget=budget,
             out=out,
         )

@@ -140,6 +140,19 @@ def budget_settings(
     }
 
 
+def budget_text(
+    config: RunConfig | GanConfig, *, minutes: float | None = None, num_slices: int | None = None
+) -> str:
+    """The budget of `budget_settings` in words; that of the recipe where none is named."""
+    if minutes is not None:
+        return f"{minutes:,.10g} minutes"
+    if num_slices is not None:
+        return f"{num_slices:,} slices"
+    own = config.train
+    limit = f" or {own.minutes:g} minutes" if own.minutes else ""
+    return f"the recipe's {own.max_epochs:,} epochs{limit}"
+
+
 def split_names(text: str | None) -> list[str]:
     """The names of a comma-separated list, in which options follow a colon: `a,b:x=1,y=2,c` is a, b:x=1,y=2, c."""
     names: list[str] = []

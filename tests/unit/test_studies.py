@@ -9,7 +9,14 @@ from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.recipes import build_recipe
-from glioray.studies import STUDIES, budget_settings, entrant_config, product_entrants, split_names
+from glioray.studies import (
+    STUDIES,
+    budget_settings,
+    budget_text,
+    entrant_config,
+    product_entrants,
+    split_names,
+)
 
 
 def test_names_and_their_options_are_parted():
@@ -88,6 +95,15 @@ def test_a_budget_of_minutes_ends_by_the_clock_alone():
     assert budget_settings(config) == {}
     with pytest.raises(UsageError, match="both given"):
         budget_settings(config, minutes=1.0, num_slices=10)
+
+
+def test_a_budget_in_words():
+    config = with_settings(build_recipe("unet_tiny"), {"train.max_epochs": 2000, "train.minutes": 7.5})
+    assert budget_text(config, minutes=0.5) == "0.5 minutes"
+    assert budget_text(config, num_slices=20_000) == "20,000 slices"
+    assert budget_text(config) == "the recipe's 2,000 epochs or 7.5 minutes"
+    endless = with_settings(config, {"train.minutes": None})
+    assert budget_text(endless, minutes=None, num_slices=None) == "the recipe's 2,000 epochs"
 
 
 def test_the_keras_study_has_22_rows_that_can_be_built():
