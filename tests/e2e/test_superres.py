@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.config import NetConfig, PreprocessConfig, RunConfig
+from glioray.errors import ModelError
 from glioray.gan_recipes import mri_tiny
 from glioray.inference.package import ModelSpec, write_package
 from glioray.inference.superres_package import SuperResSpec, write_superres
@@ -23,7 +22,7 @@ from glioray.tracking.registry import champion
 from glioray.tracking.runs import RunLogger
 from glioray.training.superres_model import log_superres_package
 
-RunJob = Callable[..., subprocess.CompletedProcess[str]]
+RunHere = Callable[..., dict[str, Any]]
 
 
 def _spacing(data: Path) -> tuple[float, float, float]:
@@ -86,23 +85,14 @@ def _write_segmenter(folder: Path, data: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {"HOME": str(tmp_path), "GLIORAY_CACHE": str(tmp_path / "cache")}
-
-
 def test_a_model_is_judged_by_its_images_and_by_use(
-    run_job: RunJob, tmp_path: Path, phantom_data: Path, environment: dict[str, str]
+    run_here: RunHere, tmp_path: Path, phantom_data: Path, phantom_manifest: str
 ):
     model = _write_superres(tmp_path / "model", phantom_data, _adds_noise)
     segmenter = _write_segmenter(tmp_path / "segmenter", phantom_data)
-    command = [
-        "jobs/evaluate.py", "--model", str(model), "--data", str(phantom_data), "--storage", str(tmp_path / "runs"),
-    ]  # fmt: skip
+    flags = ["--model", str(model), "--data", phantom_manifest, "--storage", str(tmp_path / "runs")]
     out = tmp_path / "out"
-    done = run_job(*command, "--segmenter", str(segmenter), "--out", str(out), env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout)
+    answer = run_here("evaluate", *flags, "--segmenter", str(segmenter), "--out", str(out))
     # Neither of them knows the sixth patient.
     assert set(answer["cases"]) == set(answer["use_cases"]) == {"BraTS2021_90005"}
     assert set(answer["mean"]) == {"t1", "t1c", "t2", "flair", "mean"}
@@ -119,17 +109,15 @@ def test_a_model_is_judged_by_its_images_and_by_use(
     assert (out / "pictures/BraTS2021_90005.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "evaluation.csv").read_text().startswith("case,modality,")
     assert "![BraTS2021_90005](pictures/BraTS2021_90005.png)" in (out / "evaluation.md").read_text()
-    segmented = run_job("jobs/predict.py", *command[1:], "--out", str(out), env=environment)
-    assert segmented.returncode == 1
-    assert "is one of super-resolution; expected one of segmentation" in segmented.stderr
-    assert "Traceback" not in segmented.stderr
+    with pytest.raises(ModelError, match=r"is one of super-resolution; expected one of segmentation"):
+        run_here("predict", *flags, "--out", str(out))
 
 
 def test_a_better_model_is_promoted_and_a_collapsed_one_is_not(
-    run_job: RunJob,
+    run_here: RunHere,
     tmp_path: Path,
     phantom_data: Path,
-    environment: dict[str, str],
+    phantom_manifest: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
     (tmp_path / "runs").mkdir()
@@ -143,31 +131,24 @@ def test_a_better_model_is_promoted_and_a_collapsed_one_is_not(
         logger.finish()
         return uri
 
-    def promote(uri: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = ["jobs/promote.py", "--model", uri, "--storage", str(tmp_path / "runs"), *more]
-        return run_job(*command, env=environment)
+    def promote(uri: str, *more: str) -> dict[str, Any]:
+        return run_here("promote", "--model", uri, "--storage", str(tmp_path / "runs"), *more)
 
     known = logged("known", _adds_noise, "collapsed")
-    refused = promote(known)
-    assert refused.returncode == 1
-    assert "has collapsed (fidelity) and cannot be promoted" in refused.stderr
-
+    with pytest.raises(ModelError, match=r"has collapsed \(fidelity\) and cannot be promoted"):
+        promote(known)
     first = promote(logged("first", _adds_noise))
-    assert first.returncode == 0, first.stderr[-3000:]
-    assert json.loads(first.stdout)["candidate"] == "models:/glioray-superres/1"
+    assert first["candidate"] == "models:/glioray-superres/1"
 
-    data = ["--data", str(phantom_data)]
+    data = ["--data", phantom_manifest]
     better = promote(logged("better", _only_interpolates), *data)
-    assert better.returncode == 0, better.stderr[-3000:]
-    answer: dict[str, Any] = json.loads(better.stdout)
-    assert answer["promoted"], answer
-    assert answer["cases"] == ["BraTS2021_90004", "BraTS2021_90005"]
-    assert answer["quality"]["candidate"] == 0 > answer["quality"]["champion"]
-    assert answer["collapse"]["candidate"]["score"] < 0.5
+    assert better["promoted"], better
+    assert better["cases"] == ["BraTS2021_90004", "BraTS2021_90005"]
+    assert better["quality"]["candidate"] == 0 > better["quality"]["champion"]
+    assert better["collapse"]["candidate"]["score"] < 0.5
 
     # Its training said that it was healthy.
-    unsound = promote(logged("unsound", _saturates), *data)
-    assert unsound.returncode == 1
-    assert "has collapsed on unseen cases" in unsound.stderr
-    assert "Traceback" not in unsound.stderr
+    unsound = logged("unsound", _saturates)
+    with pytest.raises(ModelError, match="has collapsed on unseen cases"):
+        promote(unsound, *data)
     assert champion("glioray-superres") == "2"
