@@ -36,7 +36,7 @@ from glioray.training.gan_session import panel_cases, panel_rows
 from glioray.training.panel import pick_panel
 from glioray.training.panel_judge import PanelJudge
 from glioray.training.runs import train_run
-from glioray.training.session import RunPlan, claim_run, load_history
+from glioray.training.session import RunPlan, load_history
 from glioray.tuning.gan_standings import (
     gan_reading,
     gan_table_csv,
@@ -45,6 +45,7 @@ from glioray.tuning.gan_standings import (
     rank_gans,
     run_figures,
 )
+from glioray.tuning.parent import parent_run
 from glioray.tuning.plays import PLAY_FILE, Play, Run, play_all
 from glioray.tuning.tournament_pictures import slug
 
@@ -90,21 +91,8 @@ def compare_gans(plan: GanComparisonPlan) -> dict[str, Any]:
     """
     base = plan.base
     storage = open_storage(base.storage)
-    claim_run(storage, base)
-    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
-    logger = RunLogger.open_run(
-        base.experiment, base.run_name, kind="comparison", tags=tags, tracking_uri=base.tracking_uri
-    )
-    try:
-        logger.log_params(
-            {
-                "recipe": base.config.recipe,
-                "entrants": list(plan.entrants),
-                "seeds": plan.seeds,
-                "budget": plan.budget,
-                "data": base.manifest.data,
-            }
-        )
+    facts = {"entrants": list(plan.entrants), "seeds": plan.seeds, "budget": plan.budget}
+    with parent_run(base, "comparison", **facts) as logger:
         plays = play_all(list(_runs(plan, logger.run_id)), _play, _outcome, plan.num_concurrent)
         judged = [play for play in plays if play["state"] != "failed"]
         if not judged:
@@ -136,10 +124,6 @@ def compare_gans(plan: GanComparisonPlan) -> dict[str, Any]:
             logger.log_metrics({name: spread.mean for name, spread in best.figures.items()}, step=0)
         logger.set_tags({"glioray.winner": best.label if best is not None else ""})
         _log.info("\n%s\n%s", table, text)
-        logger.finish()
-    except Exception as error:
-        logger.finish("FAILED", str(error) or type(error).__name__)
-        raise
     return {
         "run_id": logger.run_id,
         "winner": best.label if best is not None else None,

@@ -26,7 +26,7 @@ from glioray.tracking.figures import trials_figure
 from glioray.tracking.gan_search_figures import pareto_figure, pareto_front, rates_figure
 from glioray.tracking.registry import SUPERRES_PURPOSE
 from glioray.tracking.runs import RunLogger
-from glioray.training.session import RunPlan, claim_run
+from glioray.training.session import RunPlan
 from glioray.tuning.gan_population import (
     last_storage,
     member_config,
@@ -58,6 +58,7 @@ from glioray.tuning.gan_trials import (
     summary_text,
     told_metrics,
 )
+from glioray.tuning.parent import parent_run
 from glioray.tuning.trials import (
     PercentASHA,
     end_stopped,
@@ -165,14 +166,7 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
             "a search judges collapse on validation cases and the split has none; choose another --fold"
         )
     check_search(config, plan.mode, plan.points, plan.num_trials)
-    claim_run(open_storage(base.storage), base)
-    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": config.recipe}
-    logger = RunLogger.open_run(
-        base.experiment, base.run_name, kind="sweep", tags=tags, tracking_uri=base.tracking_uri
-    )
-    try:
-        facts = {"recipe": config.recipe, "num_trials": plan.num_trials, "mode": plan.mode}
-        logger.log_params({**facts, "data": base.manifest.data})
+    with parent_run(base, "sweep", num_trials=plan.num_trials, mode=plan.mode) as logger:
         _pretrain(plan, logger.run_id)
         found = _fit(plan, logger.run_id)
         rows = rank_rows([gan_row(trial_row(result, worst=WORST, kept=_KEPT)) for result in found])
@@ -197,10 +191,6 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
         )
         _log.info("winner: trial %s (picked, not retrained), registered as %s", best["trial"], model)
-        logger.finish()
-    except Exception as error:
-        logger.finish("FAILED", str(error) or type(error).__name__)
-        raise
     result = {
         "run_id": logger.run_id,
         "model": model,

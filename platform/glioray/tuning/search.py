@@ -18,10 +18,10 @@ from ray.tune.search.optuna import OptunaSearch
 from glioray.cluster import Share, log_to_stderr, share_of
 from glioray.config import RunConfig, override
 from glioray.errors import DataError, GliorayError, TrainingError
-from glioray.storage import join_uri, open_storage
+from glioray.storage import join_uri
 from glioray.tracking.figures import trials_figure
-from glioray.tracking.runs import RunLogger
-from glioray.training.session import RunPlan, claim_run
+from glioray.training.session import RunPlan
+from glioray.tuning.parent import parent_run
 from glioray.tuning.space import apply_point, recipe_point, unet_space
 from glioray.tuning.trials import (
     PercentASHA,
@@ -77,16 +77,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         raise DataError(
             "a search compares trials on validation cases and the split has none; choose another --fold"
         )
-    storage = open_storage(base.storage)
-    claim_run(storage, base)
-    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
-    logger = RunLogger.open_run(
-        base.experiment, base.run_name, kind="sweep", tags=tags, tracking_uri=base.tracking_uri
-    )
-    try:
-        logger.log_params(
-            {"recipe": base.config.recipe, "num_trials": plan.num_trials, "data": base.manifest.data}
-        )
+    with parent_run(base, "sweep", num_trials=plan.num_trials) as logger:
         found = _fit(plan, logger.run_id)
         rows = rank_rows([trial_row(result, worst=WORST, kept=("dice_", "train_")) for result in found])
         logger.log_json(rows, "trials.json")
@@ -105,10 +96,6 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
         )
         _log.info("winner: trial %s (picked, not retrained), registered as %s", best["trial"], model)
-        logger.finish()
-    except Exception as error:
-        logger.finish("FAILED", str(error) or type(error).__name__)
-        raise
     return {
         "run_id": logger.run_id,
         "model": model,

@@ -28,11 +28,11 @@ from glioray.metrics.segmentation import confusion
 from glioray.plain import fingerprint, to_dict
 from glioray.slices.pipeline import fill_cache
 from glioray.storage import Storage, join_uri, open_storage
-from glioray.tracking.runs import RunLogger
 from glioray.training.checkpoint import fetch_model
 from glioray.training.collectives import Ranks
 from glioray.training.segmentation_session import train_segmentation
-from glioray.training.session import RunPlan, claim_run, load_history
+from glioray.training.session import RunPlan, load_history
+from glioray.tuning.parent import parent_run
 from glioray.tuning.plays import PLAY_FILE, Run, play_all
 from glioray.tuning.standings import (
     rank_entrants,
@@ -91,22 +91,13 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
             "and fit the winner's in a training of its own"
         )
     storage = open_storage(base.storage)
-    claim_run(storage, base)
-    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": base.config.recipe}
-    logger = RunLogger.open_run(
-        base.experiment, base.run_name, kind="comparison", tags=tags, tracking_uri=base.tracking_uri
-    )
-    try:
-        logger.log_params(
-            {
-                "recipe": base.config.recipe,
-                "entrants": list(plan.entrants),
-                "num_folds": len(base.manifest.folds),
-                "seeds": plan.seeds,
-                "budget": plan.budget,
-                "data": base.manifest.data,
-            }
-        )
+    facts = {
+        "entrants": list(plan.entrants),
+        "num_folds": len(base.manifest.folds),
+        "seeds": plan.seeds,
+        "budget": plan.budget,
+    }
+    with parent_run(base, "comparison", **facts) as logger:
         runs = list(_runs(plan, logger.run_id))
         plays = play_all(runs, _play, _outcome, plan.num_concurrent)
         complete = [play for play in plays if play["state"] == "complete"]
@@ -130,10 +121,6 @@ def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
             logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
         logger.set_tags({"glioray.winner": best.label if best is not None else ""})
         _log.info("\n%s\n%s", table, text)
-        logger.finish()
-    except Exception as error:
-        logger.finish("FAILED", str(error) or type(error).__name__)
-        raise
     return {
         "run_id": logger.run_id,
         "winner": best.label if best is not None else None,
