@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from glioray.cluster import run_training
 from glioray.config import override
-from glioray.errors import DivergenceError, UsageError
+from glioray.errors import DivergenceError
 from glioray.gan_config import COLLAPSE_COMPONENTS
 from glioray.gan_recipes import build_gan_recipe
 from glioray.inference.superres_package import read_superres
@@ -88,36 +88,43 @@ def test_two_ranks_learn_what_one_rank_learns(gan_plan: RunPlan, tmp_path: Path,
     again = run_training(gan_plan)
     assert again["run_id"] == result["run_id"]
     assert again["metrics"] == result["metrics"]
-    with pytest.raises(UsageError, match="other settings"):
-        run_training(with_settings(gan_plan, **{"optim_d.lr": 0.5}))
 
 
 def test_a_collapsed_run_ends_itself_and_says_why(gan_plan: RunPlan, mlflow_server: str):
     ruinous = with_settings(
         gan_plan,
-        **{"optim_g.lr": 0.3, "pretrain.share": 0.0, "train.max_epochs": 40, "train.num_validations": 40},
+        **{"optim_g.lr": 0.3, "pretrain.share": 0.0, "train.max_epochs": 12, "train.num_validations": 12},
+        **{"collapse.grace": 0},
     )
     result = run_training(ruinous)
     assert result["stopped"].startswith("collapsed: ")
     assert result["metrics"]["is_collapsed"] == 1
     assert result["metrics"]["objective"] <= -1.5
-    assert result["metrics"]["epoch"] < 40
+    assert result["metrics"]["epoch"] < 12
     run = MlflowClient(mlflow_server).get_run(result["run_id"])
     assert run.info.status == "KILLED"
     epoch = int(result["metrics"]["epoch"])
     assert run.data.tags["glioray.stopped"] == f"{result['stopped']} at epoch {epoch}"
     history = json.loads((Path(ruinous.storage) / "history.json").read_text())
     assert [row["is_collapsed"] for row in history][-2:] == [0, 1]
-    assert run_training(ruinous)["metrics"] == result["metrics"]
 
 
-def test_a_diverged_run_says_who_diverged(gan_plan: RunPlan, mlflow_server: str):
+def test_a_diverged_run_says_who_diverged(
+    gan_plan: RunPlan, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+):
+    # Twice more it would say the same.
+    monkeypatch.setattr("glioray.cluster._MAX_FAILURES", 0)
     # The square of what this makes of the images is beyond float32.
     plan = with_settings(
         gan_plan,
         **{"pretrain.rate": 1.0, "pretrain.share": 1.0, "pretrain.pixel": "mse", "optim_g.name": "sgd"},
         **{"train.max_epochs": 30, "optim_g.momentum": 0.99, "collapse.stop": False},
-        **{"train.num_validations": 1, "pretrain.schedule": "constant", "optim_g.ema": 0.0},
+        **{
+            "train.num_workers": 1,
+            "train.num_validations": 1,
+            "pretrain.schedule": "constant",
+            "optim_g.ema": 0.0,
+        },
     )
     with pytest.raises(
         DivergenceError, match=r"the generator's \w+ became non-finite \(first in '.*lower pretrain\.rate"
