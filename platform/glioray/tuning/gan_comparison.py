@@ -194,7 +194,14 @@ def _verdict(last: Mapping[str, float], stopped: str) -> dict[str, str]:
     """
     if not last["is_collapsed"] and last["objective"] >= -1:
         return {"state": "complete", "reason": ""}
-    fault = f"{COLLAPSE_COMPONENTS[int(last['collapse_reason'])]} {last['collapse_score']:.2f}"
+    # The last evaluation may be a better one than that before it, which the objective remembers.
+    worst = -1 - last["objective"]
+    now = f"{COLLAPSE_COMPONENTS[int(last['collapse_reason'])]} {last['collapse_score']:.2f}"
+    fault = (
+        now
+        if last["collapse_score"] >= worst - 1e-6
+        else f"a score of {worst:.2f} in one of its last evaluations"
+    )
     return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault}"}
 
 
