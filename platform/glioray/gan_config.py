@@ -170,7 +170,8 @@ class CollapseConfig:
         fidelity: dB of foreground PSNR below bicubic.
         threshold: of the score, from which an evaluation counts as collapsed.
         grace: evaluations of the adversarial stage before any counts.
-        patience: evaluations in a row after which a run is collapsed.
+        patience: bad evaluations after which a run is collapsed,
+        window: of so many at the end; as many as `patience` for those in a row alone.
         stop: end a collapsed run there and then.
         num_slices: of the panel that is judged, at most.
         min_slices: fewer cannot be judged.
@@ -189,6 +190,7 @@ class CollapseConfig:
     threshold: float = 0.5
     grace: int = 2
     patience: int = 2
+    window: int = 6
     stop: bool = True
     num_slices: int = 64
     min_slices: int = 32
@@ -204,6 +206,7 @@ class CollapseConfig:
         check(0 < self.threshold <= 1, "collapse.threshold", self.threshold, "above 0, at most 1")
         check(self.grace >= 0, "collapse.grace", self.grace, "0 or more")
         check(self.patience >= 1, "collapse.patience", self.patience, "at least 1")
+        check(self.window >= self.patience, "collapse.window", self.window, "at least collapse.patience")
         check(
             2 <= self.min_slices <= self.num_slices, "collapse.min_slices", self.min_slices, "2 to num_slices"
         )

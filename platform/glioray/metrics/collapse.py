@@ -98,8 +98,9 @@ def collapse_report(
 class CollapseWatch:
     """Whether a run is collapsed, from its evaluations one after another.
 
-    The first `grace` evaluations of the adversarial stage do not count, and it takes `patience` bad ones in a row;
-    outputs that are no numbers count at once.
+    The first `grace` evaluations of the adversarial stage do not count, and it takes `patience` bad ones among the
+    last `window`, this one among them: at a rate far too high some runs leap from bicubic to nonsense and back.
+    Outputs that are no numbers count at once.
 
     Attributes:
         is_collapsed: what the latest evaluation said.
@@ -121,10 +122,10 @@ class CollapseWatch:
         config = self.config
         self._num_seen += adversarial
         if adversarial or not report.is_finite:
-            self._recent = [*self._recent, report.score][-config.patience :]
-        bad = [score >= config.threshold for score in self._recent]
-        counted = self._num_seen - config.grace >= config.patience
-        self.is_collapsed = not report.is_finite or (counted and len(bad) == config.patience and all(bad))
+            self._recent = [*self._recent, report.score][-config.window :]
+        num_counted = min(max(self._num_seen - config.grace, 0), len(self._recent))
+        bad = [score >= config.threshold for score in self._recent[len(self._recent) - num_counted :]]
+        self.is_collapsed = not report.is_finite or (sum(bad) >= config.patience and bad[-1])
         return self.is_collapsed
 
     def objective(self, quality: float) -> float:
@@ -137,7 +138,7 @@ class CollapseWatch:
         Args:
             quality: -1 to 1, larger is better.
         """
-        worst = max(self._recent, default=0.0)
+        worst = max(self._recent[-self.config.patience :], default=0.0)
         if worst >= self.config.threshold or not math.isfinite(quality):
             return -1.0 - max(worst, self.config.threshold)
         return min(max(quality, -1.0), 1.0)

@@ -257,9 +257,15 @@ def report_of(score: float, *, is_finite: bool = True) -> CollapseReport:
 
 
 def test_a_run_is_collapsed_after_grace_and_patience():
-    watch = CollapseWatch(CollapseConfig(grace=2, patience=2))
     scores = [1.0, 1.0, 0.9, 0.2, 0.6, 0.5, 0.1]
-    assert [watch.judge(report_of(score)) for score in scores] == [False] * 5 + [True, False]
+    in_a_row = CollapseWatch(CollapseConfig(grace=2, patience=2, window=2))
+    assert [in_a_row.judge(report_of(score)) for score in scores] == [False] * 5 + [True, False]
+    # Bad ones need not follow one another, but for those of the grace, and those too long ago.
+    watch = CollapseWatch(CollapseConfig(grace=2, patience=2))
+    assert [watch.judge(report_of(score)) for score in scores] == [False] * 4 + [True, True, False]
+    leaping = CollapseWatch(CollapseConfig(grace=2, patience=2, window=5))
+    scores = [0, 0, 1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 1.0]
+    assert [leaping.judge(report_of(score)) for score in scores] == [False] * 11 + [True]
     # Evaluations of the pixel stage neither count nor use up the grace.
     watch = CollapseWatch(CollapseConfig(grace=1, patience=1))
     assert [watch.judge(report_of(1.0), adversarial=stage) for stage in (False, False, True, True)] == [
