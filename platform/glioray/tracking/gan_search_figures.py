@@ -101,14 +101,16 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
             if (state == "collapsed" or (has_score and float(row["score"]) >= threshold)) and row.get(
                 "reason"
             ):
+                # To the left: collapse lives at the right edge. And no reason, however long, narrows the map.
                 axes.annotate(
                     str(row["reason"]),
                     (float(row["lr_g"]), float(row["lr_d"])),
-                    xytext=(7, 5),
+                    xytext=(-8, 5),
                     textcoords="offset points",
+                    ha="right",
                     fontsize=7,
                     color="#7a1f2b",
-                )
+                ).set_in_layout(False)
         if any(row["state"] == state for row in placed):
             handles.append(dot("#bbbbbb", marker, _STATES[state]))
     finished = [row for row in placed if row["state"] == "complete" and is_finite(row.get("objective"))]
