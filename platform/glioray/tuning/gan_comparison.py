@@ -21,7 +21,7 @@ import torch
 from glioray.cluster import Share, log_to_stderr, run_training
 from glioray.config import override
 from glioray.errors import DivergenceError, GliorayError, TrainingError
-from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.gan_config import GanConfig
 from glioray.inference.superres import SuperResolver
 from glioray.nets.gan import build_discriminator
 from glioray.plain import fingerprint, to_dict
@@ -45,6 +45,7 @@ from glioray.tuning.gan_standings import (
     rank_gans,
     run_figures,
 )
+from glioray.tuning.gan_trials import fault
 from glioray.tuning.parent import parent_run
 from glioray.tuning.plays import PLAY_FILE, Play, Run, play_all
 from glioray.tuning.tournament_pictures import slug
@@ -194,15 +195,7 @@ def _verdict(last: Mapping[str, float], stopped: str) -> dict[str, str]:
     """
     if not last["is_collapsed"] and last["objective"] >= -1:
         return {"state": "complete", "reason": ""}
-    # The last evaluation may be a better one than that before it, which the objective remembers.
-    worst = -1 - last["objective"]
-    now = f"{COLLAPSE_COMPONENTS[int(last['collapse_reason'])]} {last['collapse_score']:.2f}"
-    fault = (
-        now
-        if last["collapse_score"] >= worst - 1e-6
-        else f"a score of {worst:.2f} in one of its last evaluations"
-    )
-    return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault}"}
+    return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault(last)}"}
 
 
 def _outcome(play: Play) -> str:

@@ -60,19 +60,29 @@ def failed_metrics(last: Mapping[str, Any], reason: str, rules: CollapseConfig) 
     return {"percent": 0, **last, **worst, "reason": reason}
 
 
+def fault(metrics: Mapping[str, Any]) -> str:
+    """What is wrong with a run that is bad by its objective: component and score of its last evaluation.
+
+    Where that was a better one than another among the last, which the objective remembers, the score of that.
+    """
+    score, worst = float(metrics["collapse_score"]), -1 - float(metrics["objective"])
+    if score >= worst - 1e-6:
+        return f"{COLLAPSE_COMPONENTS[int(metrics['collapse_reason'])]} {score:.2f}"
+    return f"a score of {worst:.2f} in one of its last evaluations"
+
+
 def gan_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `trials.trial_row`, with the state "collapsed", its reason, and the figures that judge it."""
     metrics, told = row["metrics"], dict(row)
     if "collapse_reason" in metrics:
-        fault = f"{COLLAPSE_COMPONENTS[int(metrics['collapse_reason'])]} {metrics['collapse_score']:.2f}"
         if metrics["is_collapsed"] and told["state"] != "failed":
             told["state"] = "collapsed"
-            told["reason"] = f"collapsed: {fault} at epoch {metrics['epoch']:.0f}"
+            told["reason"] = f"collapsed: {fault(metrics)} at epoch {metrics['epoch']:.0f}"
         elif told["state"] == "pruned" and metrics["objective"] < -1:
             # One bad evaluation makes a trial the last of its rung, before patience would have called it collapsed.
-            told["reason"] += f", at its first bad evaluation: {fault}"
+            told["reason"] += f", at its first bad evaluation: {fault(metrics)}"
         elif told["state"] == "complete" and metrics["objective"] < -1:
-            told["reason"] = f"bad in its last evaluations, too late to be stopped: {fault}"
+            told["reason"] = f"bad in its last evaluations, too late to be stopped: {fault(metrics)}"
     told |= {name: metrics[name] for name in ("quality", "gain_psnr", "collapse_score") if name in metrics}
     if metrics.get("progress"):
         told["num_steps"] = int(metrics["step"])
