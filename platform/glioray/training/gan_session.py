@@ -17,7 +17,7 @@ from glioray.errors import DataError, ModelError
 from glioray.gan_config import GanConfig
 from glioray.inference.predictor import Predictor
 from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_evaluate import check_segmenter, use_figures
+from glioray.inference.superres_evaluate import check_segmenter, use_figures, use_summary
 from glioray.inference.superres_package import SuperResSpec, read_superres
 from glioray.metrics.image import psnr
 from glioray.metrics.lpips import Lpips
@@ -198,12 +198,11 @@ def _use_judge(
 
     def judge(resolver: SuperResolver) -> dict[str, float]:
         parts = gather([use_figures(resolver, segmenter, stacks, known=known) for stacks, known in mine])
-        cases = [case for part in parts for case in part]
-        if not cases:
-            return {}
+        cases = [use_summary(dice) for part in parts for dice in part]
         return {
-            f"dice_{kind}": float(np.mean([np.mean([*case[kind].values()]) for case in cases]))
-            for kind in ("sr", "bicubic", "hr")
+            name: float(np.mean([case[name] for case in cases]))
+            for name in ("dice_sr", "dice_bicubic", "dice_hr")
+            if cases
         }
 
     return judge

@@ -25,7 +25,6 @@ class PanelJudge:
         lr: (N, C, h, w), made of them once, with the degradation's noise.
         bicubic: (N, C, H, W), brought up from `lr`.
         sr: of the latest generator, not clipped.
-        report: of it.
     """
 
     def __init__(self, panel: Panel, config: GanConfig, lpips: Lpips | None = None) -> None:
@@ -37,7 +36,6 @@ class PanelJudge:
         self.lr = degrade(panel.hr, self.size, config.degrade, rngs)
         self.bicubic = upsample(self.lr, (panel.hr.shape[-2], panel.hr.shape[-1]))
         self.sr: Tensor = self.bicubic
-        self.report: CollapseReport | None = None
         self.watch = CollapseWatch(config.collapse)
 
     def __call__(self, resolver: SuperResolver, is_adversarial: bool) -> dict[str, Any]:
@@ -47,8 +45,8 @@ class PanelJudge:
         """
         hr = self.panel.hr
         self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
-        self.report = self.score(self.sr)
-        is_collapsed = self.watch.judge(self.report, adversarial=is_adversarial)
+        report = self.score(self.sr)
+        is_collapsed = self.watch.judge(report, adversarial=is_adversarial)
         figures = self.figures = image_figures(
             _folded(self.sr),
             _folded(hr),
@@ -59,18 +57,18 @@ class PanelJudge:
         )
         metrics = {
             **figures,
-            "collapse_score": self.report.score,
-            **{f"collapse_{name}": value for name, value in self.report.components.items()},
-            "collapse_reason": float(COLLAPSE_COMPONENTS.index(self.report.reason)),
+            "collapse_score": report.score,
+            **{f"collapse_{name}": value for name, value in report.components.items()},
+            "collapse_reason": float(COLLAPSE_COMPONENTS.index(report.reason)),
             "is_collapsed": float(is_collapsed),
             "objective": self.watch.objective(figures["quality"]),
         }
         # A model is as good as what it makes now: a bad evaluation is one, whether or not others came before it.
-        bad = is_collapsed or self.report.score >= self.config.collapse.threshold
+        bad = is_collapsed or report.score >= self.config.collapse.threshold
         return {
             "metrics": metrics,
             "verdict": "collapsed" if bad else "healthy",
-            "reason": self.report.reason,
+            "reason": report.reason,
         }
 
     def score(self, sr: Tensor) -> CollapseReport:
