@@ -94,8 +94,8 @@ class _Clock:
 
 def _tune(env: Mapping[str, str], clock: _Clock) -> dict[str, Any]:
     """The search's result: what an earlier demo left for the same recipe, or else that of a new one."""
-    from glioray.plain import fingerprint
-    from glioray.recipes import build_recipe
+    from glioray.serialization import fingerprint
+    from glioray.tasks.segmentation.recipes import build_recipe
 
     # A recipe that has changed since is another run.
     run_name = f"demo-{fingerprint(build_recipe(RECIPE))}"
@@ -225,7 +225,7 @@ def _draw(case_id: str, mask: Path) -> Path:
     from glioray.cases.nifti import read_volume, to_canonical
     from glioray.config import MODALITIES
     from glioray.storage import open_storage
-    from glioray.tracking.figures import overlay_figure
+    from glioray.tasks.segmentation.figures import overlay_figure
 
     storage = open_storage(PHANTOM)
     files = next(files for files in discover_cases(storage)[0] if files.case_id == case_id)

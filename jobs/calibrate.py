@@ -19,22 +19,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import connect, log_to_stderr
 from glioray.config import with_settings
+from glioray.engine.on_ray.connect import connect, log_to_stderr
+from glioray.engine.on_ray.data import stream_cases
 from glioray.errors import ModelError, UsageError
-from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec
-from glioray.metrics.planted import advise
 from glioray.resolve import parse_settings
 from glioray.slices.cache import CacheConfig
-from glioray.slices.pipeline import stream_cases
 from glioray.sources import check_modalities, open_data, open_package
 from glioray.storage import join_uri, open_storage
-from glioray.tracking.collapse_figures import calibration_markdown, planted_figure
-from glioray.training.calibration import calibrate_panel
-from glioray.training.gan_session import panel_cases
-from glioray.training.panel import pick_panel
+from glioray.tasks.superres.calibration import calibrate_panel
+from glioray.tasks.superres.collapse_figures import calibration_markdown, planted_figure
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec
+from glioray.tasks.superres.panel import pick_panel
+from glioray.tasks.superres.planted import advise
+from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
+from glioray.tasks.superres.training import panel_cases
 
 PAGE, PICTURE = "calibration.md", "planted_collapses.png"
 MORE = {

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import default_concurrency
 from glioray.config import with_settings
+from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import check_buildable, resolve_config
 from glioray.sources import plan_run
 from glioray.studies import (
@@ -30,7 +30,7 @@ from glioray.studies import (
     product_entrants,
     split_names,
 )
-from glioray.tuning.tournament import TournamentPlan, run_tournament
+from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
 
 FLAGS = "data storage recipe run-name workers concurrent seed experiment set dry-run"
 MORE = {

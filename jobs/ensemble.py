@@ -17,13 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import log_to_stderr
-from glioray.inference.package import join_packages
-from glioray.plain import to_dict
+from glioray.engine.on_mlflow.registry import register_model
+from glioray.engine.on_mlflow.runs import RunLogger
+from glioray.engine.on_ray.connect import log_to_stderr
+from glioray.engine.run import log_package
+from glioray.serialization import to_dict
 from glioray.sources import member_uris, open_segmenter
-from glioray.tracking.registry import register_model
-from glioray.tracking.runs import RunLogger
-from glioray.training.session import log_package
+from glioray.tasks.segmentation.package import join_packages
 
 MODEL = {
     "metavar": "URI",

@@ -18,12 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import connect, log_to_stderr
+from glioray.engine.on_ray.connect import connect, log_to_stderr
 from glioray.errors import UsageError
-from glioray.evaluation import evaluate_segmentation
-from glioray.inference.superres_package import SuperResSpec
 from glioray.sources import named_model, open_data, open_package
-from glioray.superres_evaluation import evaluate_superres, judging_segmenter
+from glioray.tasks.segmentation.evaluation import evaluate_segmentation
+from glioray.tasks.superres.evaluation import evaluate_superres, judging_segmenter
+from glioray.tasks.superres.package import SuperResSpec
 
 SPLIT = {
     "metavar": "SPLIT",

@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.batch import predict_cases
 from glioray.cases.labels import CONVENTIONS
-from glioray.cluster import check_shared, connect, log_to_stderr
+from glioray.engine.on_ray.batch import predict_cases
+from glioray.engine.on_ray.connect import check_shared, connect, log_to_stderr
 from glioray.sources import find_cases, open_model
 
 LABELS = {

@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import connect, log_to_stderr
+from glioray.engine.on_mlflow.registry import champion, set_champion
+from glioray.engine.on_ray.connect import connect, log_to_stderr
 from glioray.promotion import weigh
 from glioray.sources import open_data, open_package, registered_version
-from glioray.tracking.registry import champion, set_champion
 
 NAME = {
     "metavar": "NAME",

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import default_concurrency
+from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import parse_settings, resolve_gan_config
 from glioray.sources import plan_run
-from glioray.tuning.gan_search import MODES, GanSweepPlan, check_search, run_gan_sweep
+from glioray.tasks.superres.search import MODES, GanSweepPlan, check_search, run_gan_sweep
 
 FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
 MORE = {

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.cluster import default_concurrency
+from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_config
 from glioray.sources import plan_run
-from glioray.tuning.search import SweepPlan, run_sweep
+from glioray.tasks.segmentation.search import SweepPlan, run_sweep
 
 FLAGS = "data storage recipe net loss optimizer run-name workers trials concurrent max-epochs minutes seed name experiment fold set dry-run"
 

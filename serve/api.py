@@ -10,9 +10,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.plain import to_dict
+from glioray.serialization import to_dict
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.model import SuperResolver
 from serve.description import SEGMENT_ANSWERS, SEGMENT_BODY, SUPERRES_ANSWERS, SUPERRES_BODY
 from serve.desk import Desk, served_by
 from serve.schemas import (

@@ -31,9 +31,9 @@ from pydantic import ValidationError
 from ray import serve
 
 from glioray import cli
-from glioray.cluster import connect, log_to_stderr, share_of
+from glioray.engine.on_mlflow.client import tracking_uri
+from glioray.engine.on_ray.connect import connect, log_to_stderr, share_of
 from glioray.errors import GliorayError, UsageError
-from glioray.tracking.client import tracking_uri
 from serve.deployments import make_application
 from serve.schemas import NOTICE, Settings
 

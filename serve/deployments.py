@@ -9,9 +9,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from glioray.cluster import log_to_stderr
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
+from glioray.engine.on_ray.connect import log_to_stderr
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.model import SuperResolver
 from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 from glioray.cases.labels import LABELS, REGION_LABELS, from_internal
 from glioray.cases.load import Case, load_case_from_bytes
 from glioray.cases.nifti import encode_mask
-from glioray.inference.package import ModelSpec
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
 from glioray.slices.volumes import resample_labels
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.model import SuperResolver
 from serve.schemas import LIMITS, MODEL_HEADER, SUPERRES_HEADER, Volumes
 from serve.superresolve import sharpen_case, warned
 from serve.uploads import Upload

@@ -16,9 +16,9 @@ from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import Case, assemble_case, load_case_from_bytes
 from glioray.cases.nifti import encode_volume, make_header, read_header
 from glioray.errors import CaseError, ModelError
-from glioray.inference.superres import SuperResolver, plane_of
-from glioray.inference.superres_package import SuperResSpec
 from glioray.slices.preprocess import PLANE_AXES
+from glioray.tasks.superres.model import SuperResolver, plane_of
+from glioray.tasks.superres.package import SuperResSpec
 from serve.fields import MAX_SCALE, Sharpening
 from serve.png import PNG_MAGIC, encode_png, read_png
 from serve.schemas import LIMITS, MODEL_HEADER, WARNING_HEADER, Sharpened

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from glioray.engine.on_mlflow.registry import fetch_package, resolve_version
 from glioray.errors import GliorayError, ModelError, StorageError
-from glioray.tracking.registry import fetch_package, resolve_version
 
 _log = logging.getLogger("glioray.serve")
 

@@ -133,7 +133,7 @@ def ray_local() -> Iterator[None]:
     """A Ray of this process alone, whose workers import glioray."""
     import ray
 
-    from glioray.cluster import WORKER_ENVIRONMENT
+    from glioray.engine.on_ray.connect import WORKER_ENVIRONMENT
 
     # Without the dashboard, Tune over Train leaks placement groups and waits for ever.
     ray.init(

@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 from glioray.cases.manifest import Manifest
 from glioray.cases.notes import collection_notes
-from glioray.cluster import disconnect
-from glioray.config import RunConfig
+from glioray.engine.on_ray.connect import disconnect
 from glioray.errors import GliorayError, UsageError
-from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
-from glioray.gan_recipes import GAN_RECIPES
-from glioray.plain import to_dict
-from glioray.recipes import RECIPES
+from glioray.serialization import to_dict
 from glioray.storage import is_local, open_storage
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.tasks.superres.recipes import GAN_RECIPES
 
 _FLAGS: dict[str, dict[str, Any]] = {
     "--data": {"metavar": "URI", "help": "folder, s3://bucket/prefix, or a manifest.json by prepare.py"},

@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from glioray.batch import evaluate_cases, evaluate_superres_cases
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
+from glioray.engine.on_ray.batch import evaluate_cases, evaluate_superres_cases
 from glioray.errors import ModelError, UsageError
-from glioray.inference.evaluate import CaseFigures, mean_region_dice
-from glioray.inference.package import ModelSpec
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec
-from glioray.metrics.collapse import CollapseReport
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.sources import AnySpec, check_healthy, select_superres_cases, unseen_by_all
 from glioray.storage import open_storage
-from glioray.training.gan_session import panel_cases
-from glioray.training.panel import pick_panel
-from glioray.training.panel_judge import PanelJudge
+from glioray.tasks.segmentation.case_metrics import CaseFigures, mean_region_dice
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.superres.collapse import CollapseReport
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec
+from glioray.tasks.superres.panel import pick_panel
+from glioray.tasks.superres.panel_judge import PanelJudge
+from glioray.tasks.superres.training import panel_cases
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 

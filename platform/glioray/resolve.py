@@ -11,19 +11,20 @@ from typing import Any
 import torch
 
 from glioray.cli import lasting_uri
-from glioray.config import PreprocessConfig, RunConfig, with_settings
+from glioray.config import PreprocessConfig, with_settings
 from glioray.errors import UsageError
-from glioray.extractors import resolve_extractor
-from glioray.gan_config import GanConfig
-from glioray.gan_recipes import build_gan_recipe
 from glioray.losses import build_loss
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets import build_net
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
-from glioray.recipes import build_recipe
 from glioray.studies import entrant_config, gan_entrant_config, product_entrants
-from glioray.training.balance import check_balance
+from glioray.tasks.segmentation.balance import check_balance
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.recipes import build_recipe
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.extractors import resolve_extractor
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 
 def resolve_config(args: argparse.Namespace) -> RunConfig:

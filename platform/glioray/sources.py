@@ -15,18 +15,20 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
 from glioray.cli import SUPERRES_MODEL, data_uri, default_run_name, storage_uri, tracking_address
-from glioray.cluster import check_shared, connect, log_to_stderr
-from glioray.config import MODALITIES, RunConfig
+from glioray.config import MODALITIES
+from glioray.engine.checkpoint import kept_folders
+from glioray.engine.on_mlflow.registry import SUPERRES_PURPOSE, fetch_package, register_model, resolve_version
+from glioray.engine.on_mlflow.runs import Kind
+from glioray.engine.on_ray.connect import check_shared, connect, log_to_stderr
+from glioray.engine.on_ray.data import index_data
+from glioray.engine.package import SPEC_FILE
+from glioray.engine.run import RunPlan
 from glioray.errors import DataError, ModelError, UsageError
-from glioray.gan_config import GanConfig
-from glioray.inference.package import SPEC_FILE, ModelSpec, parse_spec
-from glioray.inference.superres_package import SuperResSpec, is_superres, parse_superres
-from glioray.slices.pipeline import index_data
 from glioray.storage import join_uri, open_storage
-from glioray.tracking.registry import SUPERRES_PURPOSE, fetch_package, register_model, resolve_version
-from glioray.tracking.runs import Kind
-from glioray.training.checkpoint import kept_folders
-from glioray.training.session import RunPlan
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, parse_spec
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.package import SuperResSpec, is_superres, parse_superres
 
 AnySpec = ModelSpec | SuperResSpec
 

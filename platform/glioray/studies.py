@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glioray.config import RunConfig, with_settings
+from glioray.config import with_settings
 from glioray.errors import UsageError
-from glioray.gan_config import GanConfig
-from glioray.gan_recipes import build_gan_recipe
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 _COMMON = ("stem_stride", "prior")
 """Options of any network: those of the recipe hold for every entrant that does not say otherwise."""

@@ -52,8 +52,8 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from glioray.cluster import connect, share_of
-    from glioray.slices.pipeline import index_data
+    from glioray.engine.on_ray.connect import connect, share_of
+    from glioray.engine.on_ray.data import index_data
 
     # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
@@ -95,12 +95,14 @@ def _worker(settings: dict[str, Any]) -> None:
     """In a worker of Ray Train: measure all ways in turns."""
     import torch
 
-    from glioray.cluster import WORKER_ENVIRONMENT
+    from glioray.engine.on_ray.connect import WORKER_ENVIRONMENT
 
     torch.set_num_threads(1)
     plain = {name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT}
     if len(plain) + len(WORKER_ENVIRONMENT) != len(os.environ):
-        raise RuntimeError("the worker lacks the allocator's settings that glioray.cluster.connect gives")
+        raise RuntimeError(
+            "the worker lacks the allocator's settings that glioray.engine.on_ray.connect.connect gives"
+        )
     with ExitStack() as stack:
         ways = {"glioray": _glioray(settings["data"], settings["entries"], settings["scratch"])}
         for suffix, environment in (("", plain), (_SAME_ALLOCATOR, dict(os.environ))):
@@ -123,8 +125,8 @@ def _glioray(data: str, entries: list[CaseEntry], scratch: str) -> Callable[[], 
     import torch
 
     from glioray.config import PreprocessConfig, SampleConfig
+    from glioray.engine.on_ray.data import fill_cache
     from glioray.slices.cache import CacheConfig, SliceCache
-    from glioray.slices.pipeline import fill_cache
     from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
 
     config, cache = PreprocessConfig(), CacheConfig(folder=str(Path(scratch) / "cache"))

@@ -36,7 +36,7 @@ def main() -> None:
         refuse("--cases and --rounds are at least 1")
     folder = brats_folder()
 
-    from glioray.cluster import WORKER_ENVIRONMENT
+    from glioray.engine.on_ray.connect import WORKER_ENVIRONMENT
 
     same_environment({**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     measure(folder, args.cases, args.rounds)

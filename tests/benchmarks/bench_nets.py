@@ -27,7 +27,7 @@ import torch
 from measure import refuse
 from torch import nn
 
-from glioray.inference.predictor import autocast, gains_by_bf16, to_device
+from glioray.engine.precision import autocast, gains_by_bf16, to_device
 from glioray.losses import build_loss
 from glioray.nets import SEGMENTATION_NETS, build_net
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from glioray.slices.pipeline import index_data
+from glioray.engine.on_ray.data import index_data
 from glioray.storage import open_storage
 
 

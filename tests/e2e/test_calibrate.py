@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from glioray.errors import DataError, ModelError, UsageError
-from glioray.gan_recipes import build_gan_recipe
-from glioray.inference.superres_package import SuperResSpec, write_superres
-from glioray.metrics.planted import HEALTHY, PLANTED
+from glioray.tasks.superres.package import SuperResSpec, write_superres
+from glioray.tasks.superres.planted import HEALTHY, PLANTED
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 RunHere = RunCalibrate = Callable[..., dict[str, Any]]
 

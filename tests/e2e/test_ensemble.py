@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.config import NetConfig, RunConfig
-from glioray.inference.package import ModelSpec, read_package
+from glioray.config import NetConfig
+from glioray.engine.checkpoint import Checkpoint, save_checkpoint
+from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.storage import open_storage
-from glioray.tracking.registry import fetch_package
-from glioray.training.checkpoint import Checkpoint, save_checkpoint
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, read_package
 
 
 def _checkpoint(step: int) -> Checkpoint:
@@ -33,7 +34,7 @@ def _checkpoint(step: int) -> Checkpoint:
 def run(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """The job in this process, which saves its start: its contract as a command is `test_jobs`'s."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr("glioray.cluster.log_to_stderr", lambda: None)
+    monkeypatch.setattr("glioray.engine.on_ray.connect.log_to_stderr", lambda: None)
     main = runpy.run_path(str(repo / "jobs" / "ensemble.py"))["main"]
 
     def run(*flags: str) -> dict[str, Any]:

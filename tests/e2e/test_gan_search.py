@@ -11,8 +11,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.errors import UsageError
-from glioray.inference.superres_package import parse_superres
 from glioray.storage import open_storage
+from glioray.tasks.superres.package import parse_superres
 
 RunHere = Callable[..., dict[str, Any]]
 

@@ -23,17 +23,17 @@ from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case, load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume
 from glioray.config import override
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec, write_package
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec, write_superres
+from glioray.engine.on_mlflow.registry import log_model, register_model, set_champion
+from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.nets.gan import AtScale
-from glioray.recipes import unet_tiny
 from glioray.slices.volumes import resample
 from glioray.storage import open_storage
-from glioray.tracking.registry import log_model, register_model, set_champion
-from glioray.tracking.runs import RunLogger
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.recipes import unet_tiny
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec, write_superres
+from glioray.tasks.superres.recipes import mri_tiny
 
 NAME, SHARPER = "serve-e2e", "serve-e2e-superres"
 MAX_BODY_MB = 12

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
-from glioray.config import NetConfig, PreprocessConfig, RunConfig
+from glioray.config import NetConfig, PreprocessConfig
+from glioray.engine.on_mlflow.registry import champion
+from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.errors import ModelError
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec, write_package
-from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.storage import open_storage
-from glioray.tracking.registry import champion
-from glioray.tracking.runs import RunLogger
-from glioray.training.superres_model import log_superres_package
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.superres.export import log_superres_package
+from glioray.tasks.superres.package import SuperResSpec, write_superres
+from glioray.tasks.superres.recipes import mri_tiny
 
 RunHere = Callable[..., dict[str, Any]]
 

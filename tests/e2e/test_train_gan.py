@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glioray.inference.superres_package import read_superres
+from glioray.engine.checkpoint import fetch_model
 from glioray.storage import open_storage
-from glioray.training.checkpoint import fetch_model
+from glioray.tasks.superres.package import read_superres
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 RunHere = Callable[..., dict[str, Any]]

@@ -8,10 +8,10 @@ import pytest
 
 from glioray.cases.manifest import Manifest
 from glioray.config import override
-from glioray.recipes import build_recipe
+from glioray.engine.on_ray.data import index_data
+from glioray.engine.run import RunPlan
 from glioray.slices.cache import CacheConfig
-from glioray.slices.pipeline import index_data
-from glioray.training.session import RunPlan
+from glioray.tasks.segmentation.recipes import build_recipe
 
 
 @pytest.fixture(scope="module")

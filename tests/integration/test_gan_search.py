@@ -13,15 +13,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.config import with_settings
-from glioray.gan_config import GanConfig
-from glioray.gan_recipes import build_gan_recipe
-from glioray.inference.superres_package import SuperResSpec, read_superres, stage_weights
+from glioray.engine.checkpoint import Checkpoint, save_checkpoint
+from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.run import RunPlan
 from glioray.storage import open_storage
-from glioray.tracking.registry import fetch_package
-from glioray.training.checkpoint import Checkpoint, save_checkpoint
-from glioray.training.session import RunPlan
-from glioray.tuning.gan_population import last_storage
-from glioray.tuning.gan_search import GanSweepPlan, run_gan_sweep
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.package import SuperResSpec, read_superres, stage_weights
+from glioray.tasks.superres.population import last_storage
+from glioray.tasks.superres.recipes import build_gan_recipe
+from glioray.tasks.superres.search import GanSweepPlan, run_gan_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from glioray.cluster import run_training
 from glioray.config import override
+from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray.connect import run_training
+from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError
-from glioray.gan_config import COLLAPSE_COMPONENTS
-from glioray.gan_recipes import build_gan_recipe
-from glioray.inference.superres_package import read_superres
-from glioray.tracking.registry import fetch_package
-from glioray.training.session import RunPlan
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
+from glioray.tasks.superres.package import read_superres
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -113,7 +113,7 @@ def test_a_diverged_run_says_who_diverged(
     gan_plan: RunPlan, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
 ):
     # Twice more it would say the same.
-    monkeypatch.setattr("glioray.cluster._MAX_FAILURES", 0)
+    monkeypatch.setattr("glioray.engine.on_ray.connect._MAX_FAILURES", 0)
     # The square of what this makes of the images is beyond float32.
     plan = with_settings(
         gan_plan,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from glioray.batch import predict_cases
 from glioray.cases.layouts import discover_cases
-from glioray.inference.package import ModelSpec, write_package
-from glioray.recipes import build_recipe
+from glioray.engine.on_ray.batch import predict_cases
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.recipes import build_recipe
 
 ORDERS = ("LPS", "RAS", "PIR", "ASL")
 MODALITIES = ("t1", "t1ce", "t2", "flair")

@@ -12,8 +12,7 @@ from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.statistics import describe_case
 from glioray.config import PLANES, PreprocessConfig
-from glioray.slices.cache import CacheConfig, SliceCache
-from glioray.slices.pipeline import (
+from glioray.engine.on_ray.data import (
     check_cases,
     describe_cases,
     fill_cache,
@@ -21,6 +20,7 @@ from glioray.slices.pipeline import (
     prepare_case,
     stream_cases,
 )
+from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.storage import open_storage
 

@@ -8,12 +8,13 @@ import json
 import pytest
 from mlflow.tracking import MlflowClient
 
-from glioray.config import RunConfig, override
+from glioray.config import override
+from glioray.engine.on_ray.compare import PLAY_FILE
+from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
 from glioray.storage import open_storage
-from glioray.training.session import RunPlan
-from glioray.tuning.plays import PLAY_FILE
-from glioray.tuning.tournament import TournamentPlan, run_tournament
+from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
+from glioray.tasks.segmentation.config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

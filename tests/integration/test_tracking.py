@@ -20,10 +20,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 from torch import nn
 
-from glioray.errors import ModelError, UsageError
-from glioray.nets import build_net
-from glioray.storage import open_storage
-from glioray.tracking.registry import (
+from glioray.engine.on_mlflow.registry import (
     champion,
     fetch_package,
     log_model,
@@ -31,7 +28,10 @@ from glioray.tracking.registry import (
     resolve_version,
     set_champion,
 )
-from glioray.tracking.runs import RunLogger
+from glioray.engine.on_mlflow.runs import RunLogger
+from glioray.errors import ModelError, UsageError
+from glioray.nets import build_net
+from glioray.storage import open_storage
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from glioray.batch import evaluate_cases, predict_cases
-from glioray.cluster import run_training
 from glioray.config import override
+from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray.batch import evaluate_cases, predict_cases
+from glioray.engine.on_ray.connect import run_training
+from glioray.engine.run import RunPlan
 from glioray.errors import DataError, UsageError
-from glioray.tracking.registry import fetch_package
-from glioray.training.session import RunPlan
-from glioray.tuning.search import SweepPlan, run_sweep
+from glioray.tasks.segmentation.search import SweepPlan, run_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

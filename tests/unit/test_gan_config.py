@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from glioray.config import override, with_settings
+from glioray.engine.optim import build_optimizer
 from glioray.errors import UsageError
-from glioray.gan_config import COLLAPSE_COMPONENTS, GanConfig
-from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
 from glioray.losses.adversarial import build_gan_loss
 from glioray.losses.reconstruction import build_pixel_loss
 from glioray.nets.gan import build_discriminator, build_generator
-from glioray.plain import fingerprint, from_dict, to_dict
-from glioray.recipes import RECIPES
-from glioray.training.optim import build_optimizer
+from glioray.serialization import fingerprint, from_dict, to_dict
+from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
 
 CONFIG = GanConfig(recipe="test")
 

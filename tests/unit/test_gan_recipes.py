@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from glioray.config import with_settings
+from glioray.engine.optim import build_optimizer
 from glioray.errors import UsageError
-from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.studies import budget_settings, gan_entrant_config
-from glioray.training.optim import build_optimizer
+from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
 
 OWN = {"recipe", "generator", "discriminator", "loss", "pretrain", "optim_g", "optim_d", "d_steps"}
 

@@ -19,14 +19,14 @@ from glioray.cases.notes import collection_notes
 from glioray.cases.phantom import write_phantoms
 from glioray.cases.phantom_lgg import write_1p19q_phantoms, write_tif_phantoms
 from glioray.config import PreprocessConfig, override
+from glioray.engine.collectives import Ranks
 from glioray.errors import CaseError, UsageError
-from glioray.inference.evaluate import case_figures
-from glioray.inference.package import ModelSpec
-from glioray.recipes import unet_tiny
 from glioray.slices.preprocess import preprocess
 from glioray.storage import FileStorage
-from glioray.training.collectives import Ranks
-from glioray.training.segmentation import SegmentationTask, counts_in_case
+from glioray.tasks.segmentation.case_metrics import case_figures
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.recipes import unet_tiny
+from glioray.tasks.segmentation.step import SegmentationTask, counts_in_case
 
 SHAPE = (48, 48, 24)
 TIF, NIFTI = ("t1", "t1c", "flair"), ("t1c", "t2")

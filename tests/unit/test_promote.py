@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from glioray.batch import SuperResJudgement
 from glioray.config import override, with_settings
+from glioray.engine.on_ray.batch import SuperResJudgement
 from glioray.errors import ModelError, UsageError
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec
-from glioray.inference.superres_package import SuperResSpec
-from glioray.metrics.collapse import CollapseReport
 from glioray.promotion import weigh
-from glioray.recipes import unet_tiny
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.recipes import unet_tiny
+from glioray.tasks.superres.collapse import CollapseReport
+from glioray.tasks.superres.package import SuperResSpec
+from glioray.tasks.superres.recipes import mri_tiny
 
 
 def _spec(dice: float, *, fitted: bool) -> ModelSpec:
@@ -40,10 +40,10 @@ def promote(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     ) -> dict[str, Any]:
         monkeypatch.setattr("sys.argv", ["promote.py", "--storage", str(tmp_path), "--dry-run"])
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-        monkeypatch.setattr("glioray.cluster.log_to_stderr", lambda: None)
+        monkeypatch.setattr("glioray.engine.on_ray.connect.log_to_stderr", lambda: None)
         monkeypatch.setattr("glioray.sources.registered_version", lambda args: ("net", "2"))
         monkeypatch.setattr(
-            "glioray.tracking.registry.champion", lambda name: None if present is None else "1"
+            "glioray.engine.on_mlflow.registry.champion", lambda name: None if present is None else "1"
         )
         specs = {"models:/net/2": candidate, "models:/net/1": present}
         monkeypatch.setattr("glioray.sources.open_package", lambda uri, folder: (folder, specs[uri]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glioray.engine.optim import build_optimizer
 from glioray.errors import UsageError
-from glioray.inference.package import ModelSpec
 from glioray.losses import build_loss
-from glioray.recipes import RECIPES, build_recipe
-from glioray.training.optim import build_optimizer
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.recipes import RECIPES, build_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

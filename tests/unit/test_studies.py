@@ -8,7 +8,6 @@ from glioray.config import with_settings
 from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
-from glioray.recipes import build_recipe
 from glioray.studies import (
     STUDIES,
     budget_settings,
@@ -17,6 +16,7 @@ from glioray.studies import (
     product_entrants,
     split_names,
 )
+from glioray.tasks.segmentation.recipes import build_recipe
 
 
 def test_names_and_their_options_are_parted():

@@ -18,7 +18,7 @@ from glioray.cases.labels import CONVENTIONS, LABELS, detect_convention
 from glioray.cases.load import Case, assemble_case, brain_mask
 from glioray.cases.splits import SPLITS, fold_patients, split_patients
 from glioray.errors import CaseError, DataError, StorageError, UsageError
-from glioray.plain import from_dict, to_dict
+from glioray.serialization import from_dict, to_dict
 from glioray.storage import Storage, open_storage, split_uri
 
 MANIFEST = "manifest.json"

@@ -23,7 +23,7 @@ from glioray.cases.nifti import Limits, encode_mask, read_volume
 from glioray.cases.phantom import make_phantom
 from glioray.cases.phantom_lgg import write_tif_phantoms
 from glioray.errors import CaseError
-from glioray.plain import from_dict, to_dict
+from glioray.serialization import from_dict, to_dict
 from glioray.storage import FileStorage
 
 CASE = "TCGA_CS_4941_19960909"

@@ -11,22 +11,14 @@ import torch
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import Case, load_case
 from glioray.cases.phantom import write_phantoms
-from glioray.config import (
-    LossConfig,
-    NetConfig,
-    PostprocessConfig,
-    PreprocessConfig,
-    RunConfig,
-    TrainConfig,
-    override,
-    with_settings,
-)
-from glioray.gan_config import DegradeConfig, GanConfig
-from glioray.inference.package import ModelSpec
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec
+from glioray.config import NetConfig, PreprocessConfig, TrainConfig, override, with_settings
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.config import LossConfig, PostprocessConfig, RunConfig
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.config import DegradeConfig, GanConfig
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,10 @@ import pytest
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case
 from glioray.errors import CaseError
-from glioray.inference.evaluate import (
+from glioray.metrics.intervals import bootstrap_interval
+from glioray.metrics.lesionwise import lesionwise_scores
+from glioray.metrics.surface import surface_metrics
+from glioray.tasks.segmentation.case_metrics import (
     case_figures,
     case_slice_sums,
     evaluate_case,
@@ -22,12 +25,9 @@ from glioray.inference.evaluate import (
     mean_figures,
     mean_region_dice,
 )
-from glioray.inference.evaluation_page import evaluation_markdown
-from glioray.inference.predictor import Predictor
-from glioray.metrics.intervals import bootstrap_interval
-from glioray.metrics.lesionwise import lesionwise_scores
-from glioray.metrics.slicewise import slicewise_table
-from glioray.metrics.surface import surface_metrics
+from glioray.tasks.segmentation.evaluation_page import evaluation_markdown
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.slicewise import slicewise_table
 
 OVERLAP = ["dice", "sensitivity", "specificity", "precision", "iou"]
 NAMES = [

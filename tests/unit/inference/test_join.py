@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from glioray.cases.load import Case
+from glioray.engine.on_mlflow.export import save_export
 from glioray.errors import ModelError, UsageError
-from glioray.inference.package import ModelSpec, join_packages, read_package, write_package
-from glioray.inference.predictor import Predictor
-from glioray.tracking.export import save_export
+from glioray.tasks.segmentation.package import ModelSpec, join_packages, read_package, write_package
+from glioray.tasks.segmentation.predictor import Predictor
 
 Specs = Callable[..., ModelSpec]
 Writer = Callable[..., Path]

@@ -12,16 +12,10 @@ import pytest
 import torch
 
 from glioray.config import with_settings
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import ModelError
-from glioray.inference.package import (
-    SPEC_FILE,
-    WEIGHTS_FILE,
-    ModelSpec,
-    parse_spec,
-    read_package,
-    write_package,
-)
-from glioray.recipes import build_recipe
+from glioray.tasks.segmentation.package import ModelSpec, parse_spec, read_package, write_package
+from glioray.tasks.segmentation.recipes import build_recipe
 
 Specs = Callable[..., ModelSpec]
 

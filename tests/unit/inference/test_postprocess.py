@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from glioray.config import PostprocessConfig
-from glioray.inference.postprocess import decode_labels, postprocess
+from glioray.tasks.segmentation.config import PostprocessConfig
+from glioray.tasks.segmentation.postprocess import decode_labels, postprocess
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glioray import batch
 from glioray.cases.labels import to_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.nifti import read_volume, to_canonical
 from glioray.cases.phantom import write_phantoms
-from glioray.inference.predictor import Predictor, uncertainty
+from glioray.engine.on_ray import batch
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.predictor import Predictor, uncertainty
 
 
 @pytest.mark.parametrize("with_uncertainty", [True, False])

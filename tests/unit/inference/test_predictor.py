@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from glioray.cases.load import Case
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError, ModelError
-from glioray.inference.package import write_package
-from glioray.inference.postprocess import decode_labels
-from glioray.inference.predictor import Predictor, uncertainty
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.volumes import probs_on_grid
+from glioray.tasks.segmentation.package import write_package
+from glioray.tasks.segmentation.postprocess import decode_labels
+from glioray.tasks.segmentation.predictor import Predictor, uncertainty
 
 Predictors = Callable[..., Predictor]
 

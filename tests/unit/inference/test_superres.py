@@ -12,10 +12,10 @@ import torch
 
 from glioray.cases.load import Case, brain_mask
 from glioray.errors import CaseError, ModelError
-from glioray.inference.superres import SuperResolver, plane_of
-from glioray.slices.degrade import degrade, upsample
 from glioray.slices.preprocess import PLANE_AXES, preprocess
 from glioray.slices.volumes import resample
+from glioray.tasks.superres.degrade import degrade, upsample
+from glioray.tasks.superres.model import SuperResolver, plane_of
 
 Make = Callable[..., SuperResolver]
 

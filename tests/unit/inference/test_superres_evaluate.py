@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from glioray.batch import evaluate_superres_cases
 from glioray.cases.load import Case
 from glioray.config import REGIONS
+from glioray.engine.on_ray.batch import evaluate_superres_cases
 from glioray.errors import CaseError, UsageError
-from glioray.extractors import resolve_extractor
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_evaluate import (
+from glioray.metrics.image import image_figures
+from glioray.slices.preprocess import preprocess
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.case_metrics import (
     VIEWS,
     as_trained,
     check_segmenter,
@@ -27,12 +27,12 @@ from glioray.inference.superres_evaluate import (
     use_figures,
     use_summary,
 )
-from glioray.inference.superres_package import write_superres
-from glioray.metrics.image import image_figures
-from glioray.metrics.lpips import Lpips
-from glioray.slices.degrade import degrade, upsample
-from glioray.slices.pairs import fixed_images
-from glioray.slices.preprocess import preprocess
+from glioray.tasks.superres.degrade import degrade, upsample
+from glioray.tasks.superres.extractors import resolve_extractor
+from glioray.tasks.superres.lpips import Lpips
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import write_superres
+from glioray.tasks.superres.pairs import fixed_images
 
 Make = Callable[..., SuperResolver]
 
@@ -113,7 +113,7 @@ def test_interpolation_gains_nothing(
 def test_lpips_judges_where_there_is_an_extractor(
     make_resolver: Make, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("glioray.inference.superres_evaluate._LPIPS_SLICES", 2)
+    monkeypatch.setattr("glioray.tasks.superres.case_metrics._LPIPS_SLICES", 2)
     resolver, judge = make_resolver(), _alexnet()
     one = replace(case, images=case.images[:1], modalities=case.modalities[:1])
     figures = evaluate_superres_case(resolver, one, lpips=judge).images["t1"]

@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 
 from glioray.config import with_settings
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import ModelError
-from glioray.inference.package import SPEC_FILE, WEIGHTS_FILE
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import (
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import (
     FORMAT,
     SuperResSpec,
     is_superres,

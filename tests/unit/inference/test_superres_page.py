@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from glioray.inference.superres_page import superres_markdown
-from glioray.superres_evaluation import use_answer
+from glioray.tasks.superres.evaluation import use_answer
+from glioray.tasks.superres.evaluation_page import superres_markdown
 
 PATIENTS = {"a1": "a", "b1": "b"}
 USE = {

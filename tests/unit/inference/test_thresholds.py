@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glioray.inference.thresholds import NUM_BINS, fit_threshold, fit_thresholds, region_histogram
+from glioray.tasks.segmentation.thresholds import NUM_BINS, fit_threshold, fit_thresholds, region_histogram
 
 THRESHOLDS = [k / NUM_BINS for k in range(NUM_BINS) if 0.1 <= k / NUM_BINS <= 0.9]
 

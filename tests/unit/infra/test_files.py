@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from glioray.extractors import _WHEEL_INSTALL
+from glioray.tasks.superres.extractors import _WHEEL_INSTALL
 
 ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))

@@ -16,14 +16,14 @@ from torch import Tensor
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.config import PreprocessConfig
-from glioray.gan_config import COLLAPSE_COMPONENTS, CollapseConfig, DegradeConfig, GanConfig
-from glioray.gan_recipes import build_gan_recipe
-from glioray.metrics.collapse import CollapseReport, CollapseWatch, collapse_report
-from glioray.metrics.planted import HEALTHY, HEALTHY_LIMIT, PLANTED, calibrate, plant
-from glioray.slices.degrade import degrade
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.storage import open_storage
-from glioray.training.panel import pick_panel
+from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig, DegradeConfig, GanConfig
+from glioray.tasks.superres.degrade import degrade
+from glioray.tasks.superres.panel import pick_panel
+from glioray.tasks.superres.planted import HEALTHY, HEALTHY_LIMIT, PLANTED, calibrate, plant
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 Stacks = list[tuple[SliceStack, ...]]
 

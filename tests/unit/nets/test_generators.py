@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glioray.engine.on_mlflow.export import save_export
 from glioray.nets.gan import GENERATORS, AtScale, build_generator
 from glioray.nets.gan.upsample import enlarge
-from glioray.tracking.export import save_export
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "srresnet": [

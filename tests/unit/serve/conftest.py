@@ -26,12 +26,12 @@ from serve.watch import ModelWatch
 
 from glioray.cases.nifti import encode_volume
 from glioray.config import override
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec, write_package
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec, write_superres
-from glioray.recipes import unet_tiny
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.recipes import unet_tiny
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec, write_superres
+from glioray.tasks.superres.recipes import mri_tiny
 
 SHAPE = (40, 44, 36)
 AFFINE = np.array([[0.0, 1, 0, -20], [-1, 0, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serve.watch import ModelWatch
 
-from glioray.inference.predictor import Predictor
+from glioray.tasks.segmentation.predictor import Predictor
 
 
 def test_a_large_body_is_refused_before_it_is_read(

@@ -15,7 +15,7 @@ from serve.schemas import Settings
 from serve.watch import ModelWatch
 
 from glioray.errors import ModelError, StorageError, UsageError
-from glioray.inference.predictor import Predictor
+from glioray.tasks.segmentation.predictor import Predictor
 
 ALIAS = "models:/net@champion"
 

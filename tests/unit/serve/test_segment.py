@@ -19,8 +19,9 @@ from serve.watch import ModelWatch
 from glioray.cases.labels import CONVENTIONS, REGION_LABELS, to_internal
 from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
-from glioray.inference.package import SPEC_FILE, parse_spec
-from glioray.inference.predictor import Predictor
+from glioray.engine.package import SPEC_FILE
+from glioray.tasks.segmentation.package import parse_spec
+from glioray.tasks.segmentation.predictor import Predictor
 
 SHAPE = (40, 44, 36)
 AFFINE = np.array([[0.0, 1, 0, -20], [-1, 0, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])

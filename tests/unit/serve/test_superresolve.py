@@ -22,11 +22,11 @@ from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
 from glioray.cases.phantom import make_phantom
 from glioray.config import MODALITIES
-from glioray.gan_config import DegradeConfig
-from glioray.inference.predictor import Predictor
-from glioray.inference.superres import SuperResolver
-from glioray.slices.degrade import degrade
 from glioray.slices.volumes import resample_labels
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.config import DegradeConfig
+from glioray.tasks.superres.degrade import degrade
+from glioray.tasks.superres.model import SuperResolver
 
 Watch = ModelWatch[SuperResolver]
 SCALE = 4

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glioray.gan_config import DEGRADATIONS, DegradeConfig
-from glioray.slices.degrade import degrade, resize, upsample
+from glioray.tasks.superres.config import DEGRADATIONS, DegradeConfig
+from glioray.tasks.superres.degrade import degrade, resize, upsample
 
 SIZES = (28, 31, 32, 64)
 

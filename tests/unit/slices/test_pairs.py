@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from glioray.config import PreprocessConfig, TrainConfig, with_settings
-from glioray.gan_config import DegradeConfig, GanConfig
-from glioray.slices.degrade import degrade, resize
-from glioray.slices.pairs import Pairs, draw_pairs, fixed_images
 from glioray.slices.store import Batch
+from glioray.tasks.superres.config import DegradeConfig, GanConfig
+from glioray.tasks.superres.degrade import degrade, resize
+from glioray.tasks.superres.pairs import Pairs, draw_pairs, fixed_images
 
 CONFIG = GanConfig(
     recipe="test",

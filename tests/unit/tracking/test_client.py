@@ -2,8 +2,8 @@
 
 import pytest
 
+from glioray.engine.on_mlflow.client import connect, shown, tracking_uri
 from glioray.errors import StorageError, UsageError
-from glioray.tracking.client import connect, shown, tracking_uri
 
 
 def test_no_address_is_a_usage_error(monkeypatch: pytest.MonkeyPatch):

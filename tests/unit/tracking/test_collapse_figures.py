@@ -8,9 +8,9 @@ import io
 import numpy as np
 import pytest
 
-from glioray.gan_config import COLLAPSE_COMPONENTS, CollapseConfig
-from glioray.metrics.planted import Calibration
-from glioray.tracking.collapse_figures import calibration_markdown, planted_figure
+from glioray.tasks.superres.collapse_figures import calibration_markdown, planted_figure
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig
+from glioray.tasks.superres.planted import Calibration
 
 PARTS = dict.fromkeys(COLLAPSE_COMPONENTS, 0.0)
 ROWS = [

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from glioray.tracking.comparison_figures import (
+from glioray.tasks.segmentation.comparison_figures import (
     case_by_case_figure,
     confusion_figure,
     dice_against_figure,

@@ -9,9 +9,9 @@ import torch
 from mlflow.models import Model
 from torch import nn
 
+from glioray.engine.on_mlflow.export import save_export
 from glioray.errors import ModelError
 from glioray.nets import build_net
-from glioray.tracking.export import save_export
 
 
 class _Positioned(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from glioray.tracking.figures import (
+from glioray.tasks.segmentation.figures import (
     LABEL_COLOURS,
     cases_figure,
     learning_curves,

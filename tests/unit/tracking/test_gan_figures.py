@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from glioray.gan_config import COLLAPSE_COMPONENTS
-from glioray.tracking.gan_comparison_figures import blend_figure, comparison_panel, convergence_figure
-from glioray.tracking.gan_figures import PanelRow, gan_curves, panel_figure
-from glioray.tracking.gan_search_figures import pareto_figure, pareto_front, rates_figure
+from glioray.tasks.superres.comparison_figures import blend_figure, comparison_panel, convergence_figure
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
+from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
+from glioray.tasks.superres.search_figures import pareto_figure, pareto_front, rates_figure
 
 
 def _row(title: str = "case, slice 3", size: tuple[int, int] = (32, 24), **changes) -> PanelRow:

@@ -6,7 +6,7 @@ import pytest
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from glioray.tracking.outbox import Artifact, Entities, Outbox
+from glioray.engine.on_mlflow.outbox import Artifact, Entities, Outbox
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glioray.engine.on_mlflow.registry import fetch_package, resolve_version
 from glioray.errors import ModelError, UsageError
-from glioray.tracking.registry import fetch_package, resolve_version
 
 
 def _package(folder: Path, note: str = "a") -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glioray.tracking.provenance import git_commit
+from glioray.engine.on_mlflow.provenance import git_commit
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_ca
 from glioray.cases.phantom import write_phantoms
 from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES, CasePicture, CaseStatistics
 from glioray.config import PreprocessConfig
+from glioray.reports.data_figures import MAX_PICTURES, choose_pictured, data_figures
+from glioray.reports.data_report import preparation_figures, report_page
 from glioray.storage import open_storage
-from glioray.tracking.data_figures import MAX_PICTURES, choose_pictured, data_figures
-from glioray.tracking.report import preparation_figures, report_page
 
 LABELS = {"ncr": 10, "ed": 20, "et": 30, "rc": 0}
 

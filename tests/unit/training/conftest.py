@@ -20,20 +20,18 @@ import glioray
 from glioray.cases.layouts import discover_cases
 from glioray.cases.manifest import Manifest, build_manifest, check_case
 from glioray.cases.phantom import write_phantoms
-from glioray.config import (
-    LossConfig,
-    NetConfig,
-    OptimConfig,
-    PreprocessConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-    with_settings,
-)
-from glioray.gan_config import CollapseConfig, DegradeConfig, GanConfig, GanLossConfig, PretrainConfig
+from glioray.config import NetConfig, OptimConfig, PreprocessConfig, SampleConfig, TrainConfig, with_settings
+from glioray.engine.run import RunPlan
 from glioray.slices.cache import CacheConfig
 from glioray.storage import open_storage
-from glioray.training.session import RunPlan
+from glioray.tasks.segmentation.config import LossConfig, RunConfig
+from glioray.tasks.superres.config import (
+    CollapseConfig,
+    DegradeConfig,
+    GanConfig,
+    GanLossConfig,
+    PretrainConfig,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import CPU, Killed, assert_same, fill, killed_at, meet
 
+from glioray.engine.collectives import Ranks
+from glioray.engine.loop import fit
+from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.slices.store import Batch, SliceFeed
 from glioray.storage import Storage, open_storage
-from glioray.training.collectives import Ranks
-from glioray.training.gan import GanTask
-from glioray.training.gan_session import prepare_gan
-from glioray.training.loop import fit
-from glioray.training.session import RunPlan
+from glioray.tasks.superres.step import GanTask
+from glioray.tasks.superres.training import prepare_gan
 
 __all__ = ["Killed", "assert_same", "killed_at"]  # for tests, with what is here
 

@@ -23,6 +23,9 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
+from glioray.engine.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
+from glioray.engine.loop import fit
+from glioray.engine.run import RunPlan
 from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
 from glioray.nets.outputs import Supervised
@@ -30,11 +33,8 @@ from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import Batch, SliceFeed
 from glioray.storage import Storage, open_storage
-from glioray.training.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
-from glioray.training.loop import fit
-from glioray.training.segmentation import SegmentationTask
-from glioray.training.segmentation_session import prepare_segmentation
-from glioray.training.session import RunPlan
+from glioray.tasks.segmentation.step import SegmentationTask
+from glioray.tasks.segmentation.training import prepare_segmentation
 
 CPU = torch.device("cpu")
 # Every loss but those whose import takes seconds: a Dice and a mean over samples, as others here.

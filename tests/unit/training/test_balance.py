@@ -11,15 +11,15 @@ import pytest
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry
-from glioray.config import LossConfig, RunConfig
+from glioray.engine.collectives import Ranks
+from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import UsageError
 from glioray.resolve import check_buildable
 from glioray.storage import Storage, open_storage
-from glioray.training import segmentation_session
-from glioray.training.balance import balance_classes
-from glioray.training.collectives import Ranks
-from glioray.training.segmentation_session import balanced
-from glioray.training.session import RunPlan, claim_run
+from glioray.tasks.segmentation import training as segmentation_session
+from glioray.tasks.segmentation.balance import balance_classes
+from glioray.tasks.segmentation.config import LossConfig, RunConfig
+from glioray.tasks.segmentation.training import balanced
 
 Plans = Callable[..., RunPlan]
 
@@ -134,7 +134,7 @@ def test_a_session_claims_its_run_with_the_weights(
         claimed.append(plan)
         raise ClaimedError
 
-    monkeypatch.setattr("glioray.training.session.claim_run", claim)
+    monkeypatch.setattr("glioray.engine.run.claim_run", claim)
     plan = make_plan(**{"loss.balance": "sqrt"})
     with pytest.raises(ClaimedError):
         segmentation_session.train_segmentation(plan, Ranks(), runs.fill)

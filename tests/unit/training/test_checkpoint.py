@@ -12,11 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.config import NetConfig, RunConfig
-from glioray.errors import ModelError, StorageError
-from glioray.inference.package import ModelSpec, read_package
-from glioray.storage import FileStorage, Storage, open_storage
-from glioray.training.checkpoint import (
+from glioray.config import NetConfig
+from glioray.engine.checkpoint import (
     LATEST,
     STATE_FILE,
     Checkpoint,
@@ -26,6 +23,10 @@ from glioray.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
+from glioray.errors import ModelError, StorageError
+from glioray.storage import FileStorage, Storage, open_storage
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, read_package
 
 
 def _checkpoint(step: int) -> Checkpoint:

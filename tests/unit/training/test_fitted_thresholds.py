@@ -13,14 +13,14 @@ import pytest
 
 from glioray.cases.labels import REGION_LABELS
 from glioray.config import override
+from glioray.engine.checkpoint import fetch_model, load_state
+from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
-from glioray.inference.package import read_package
-from glioray.inference.predictor import Predictor
-from glioray.metrics.segmentation import mean_dice
 from glioray.storage import open_storage
-from glioray.training.checkpoint import fetch_model, load_state
-from glioray.training.segmentation import counts_in_case
-from glioray.training.session import RunPlan
+from glioray.tasks.segmentation.metrics import mean_dice
+from glioray.tasks.segmentation.package import read_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.step import counts_in_case
 
 Plans = Callable[..., RunPlan]
 NAMES = ("threshold_wt", "threshold_tc", "threshold_et")

@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from glioray.config import override
+from glioray.engine.checkpoint import fetch_model, load_state
+from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import DataError, DivergenceError, ModelError, StorageError, UsageError
-from glioray.gan_config import COLLAPSE_COMPONENTS
-from glioray.gan_recipes import mri_tiny
-from glioray.inference.package import ModelSpec, write_package
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec, read_superres
-from glioray.recipes import unet_tiny
 from glioray.slices.store import Batch
 from glioray.storage import FileStorage, open_storage
-from glioray.training.checkpoint import fetch_model, load_state
-from glioray.training.features import judge_extractor
-from glioray.training.gan import GanTask
-from glioray.training.session import RunPlan, claim_run
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.recipes import unet_tiny
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
+from glioray.tasks.superres.features import judge_extractor
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec, read_superres
+from glioray.tasks.superres.recipes import mri_tiny
+from glioray.tasks.superres.step import GanTask
 
 Plans = Callable[..., RunPlan]
 EMA = {"optim_g.ema": 0.9}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.training.collectives import Ranks
-from glioray.training.session import RunPlan
+from glioray.engine.collectives import Ranks
+from glioray.engine.run import RunPlan
 
 # No narrower: one after another, batch norms blow up to full size what rounding leaves in a dead channel.
 _VGG = {"discriminator.name": "vgg", "discriminator.options": {"width": 4, "norm": "batch"}}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from glioray.config import NetConfig, PreprocessConfig, RunConfig
-from glioray.inference.package import ModelSpec, write_package
-from glioray.training import session
+from glioray.config import NetConfig, PreprocessConfig
+from glioray.engine import run as session
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import ModelSpec, write_package
 
 
 def test_an_export_takes_the_slices_that_the_model_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

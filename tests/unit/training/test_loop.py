@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from glioray.config import OPTIMIZERS, override
+from glioray.engine import loop
+from glioray.engine.checkpoint import fetch_model, load_state
+from glioray.engine.collectives import Ranks
+from glioray.engine.loop import check_finite, fit
+from glioray.engine.precision import autocast, gains_by_bf16
+from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import TrainingError, UsageError
-from glioray.inference.package import read_package
-from glioray.inference.predictor import Predictor, autocast, gains_by_bf16
-from glioray.metrics.segmentation import mean_dice
 from glioray.slices.store import Batch, SliceStore
 from glioray.storage import open_storage
-from glioray.training import loop
-from glioray.training.checkpoint import fetch_model, load_state
-from glioray.training.collectives import Ranks
-from glioray.training.loop import check_finite, fit
-from glioray.training.segmentation import counts_in_case
-from glioray.training.session import RunPlan, claim_run
+from glioray.tasks.segmentation.metrics import mean_dice
+from glioray.tasks.segmentation.package import read_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.step import counts_in_case
 
 Plans = Callable[..., RunPlan]
 

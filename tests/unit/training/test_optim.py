@@ -13,15 +13,9 @@ from schedulefree import AdamWScheduleFree
 from torch import nn
 
 from glioray.config import OPTIMIZERS, SCHEDULES, OptimConfig
+from glioray.engine.optim import MovingAverage, build_optimizer, learning_rate, to_evaluation, to_training
 from glioray.errors import UsageError
 from glioray.nets import build_net
-from glioray.training.optim import (
-    MovingAverage,
-    build_optimizer,
-    learning_rate,
-    to_evaluation,
-    to_training,
-)
 
 
 def test_learning_rate_rises_then_falls_to_the_floor():

@@ -14,9 +14,9 @@ import torch
 
 from glioray.config import PreprocessConfig
 from glioray.errors import DataError
-from glioray.gan_config import CollapseConfig, DegradeConfig, GanConfig
 from glioray.slices.preprocess import SliceStack
-from glioray.training.panel import Panel, pick_panel
+from glioray.tasks.superres.config import CollapseConfig, DegradeConfig, GanConfig
+from glioray.tasks.superres.panel import Panel, pick_panel
 
 SIZE = 48
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from glioray.config import PreprocessConfig, SampleConfig
-from glioray.inference.predictor import Predictor
-from glioray.metrics.segmentation import confusion, mean_dice
+from glioray.engine.run import RunPlan
+from glioray.engine.splits import split_store
 from glioray.slices.splits import deal_slices
 from glioray.slices.store import SliceStore
-from glioray.training import slice_validation
-from glioray.training.session import RunPlan
-from glioray.training.slice_validation import predict_slices, split_store
+from glioray.tasks.segmentation import slice_validation
+from glioray.tasks.segmentation.metrics import confusion, mean_dice
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.slice_validation import predict_slices
 
 Plans = Callable[..., RunPlan]
 SPLIT: dict[str, Any] = {"sample.slice_split": [0.5, 0.3, 0.2], "sample.min_tumour_px": 9}

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from glioray.config import NetConfig, PreprocessConfig, TrainConfig
-from glioray.gan_config import DegradeConfig, GanConfig
-from glioray.inference.superres import SuperResolver
-from glioray.inference.superres_package import SuperResSpec, write_superres
-from glioray.tracking.export import save_export
-from glioray.training import session, superres_model
+from glioray.engine import run as session
+from glioray.engine.on_mlflow.export import save_export
+from glioray.tasks.superres import export as superres_model
+from glioray.tasks.superres.config import DegradeConfig, GanConfig
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec, write_superres
 
 
 def _package(folder: Path, hr_size: int, lr_size: int) -> None:

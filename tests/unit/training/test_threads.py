@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from glioray.training.threads import ThreadChoice
+from glioray.engine.threads import ThreadChoice
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.plain import to_dict
-from glioray.recipes import build_recipe
-from glioray.training.collectives import Ranks
-from glioray.training.session import RunPlan
+from glioray.engine.collectives import Ranks
+from glioray.engine.run import RunPlan
+from glioray.serialization import to_dict
+from glioray.tasks.segmentation.recipes import build_recipe
 
 UNET_SMALL = build_recipe("unet_small")
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from glioray.cases.manifest import Manifest
-from glioray.cluster import Share
 from glioray.config import with_settings
+from glioray.engine.on_ray.compare import PLAY_FILE
+from glioray.engine.on_ray.connect import Share
+from glioray.engine.run import HISTORY_FILE, RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError
-from glioray.gan_recipes import build_gan_recipe
 from glioray.storage import open_storage
-from glioray.training.session import HISTORY_FILE, RunPlan
-from glioray.tuning import gan_comparison
-from glioray.tuning.gan_comparison import GanComparisonPlan, _outcome, _play, _runs
-from glioray.tuning.plays import PLAY_FILE
+from glioray.tasks.superres import comparison as gan_comparison
+from glioray.tasks.superres.comparison import GanComparisonPlan, _outcome, _play, _runs
+from glioray.tasks.superres.recipes import build_gan_recipe
 
 SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 

@@ -15,15 +15,15 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.pbt import _explore
 
 from glioray.cases.manifest import Manifest
-from glioray.cluster import Share
 from glioray.config import with_settings
-from glioray.gan_recipes import build_gan_recipe
+from glioray.engine.checkpoint import LATEST
+from glioray.engine.on_ray.connect import Share
+from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.storage import open_storage
-from glioray.training.checkpoint import LATEST
-from glioray.training.session import CONFIG_FILE, HISTORY_FILE, RunPlan
-from glioray.tuning import gan_population
-from glioray.tuning.gan_population import last_storage, num_kept, population, train_member
-from glioray.tuning.gan_space import RATIO, gan_space, recipe_point
+from glioray.tasks.superres import population as gan_population
+from glioray.tasks.superres.population import last_storage, num_kept, population, train_member
+from glioray.tasks.superres.recipes import build_gan_recipe
+from glioray.tasks.superres.space import RATIO, gan_space, recipe_point
 
 CONFIG = build_gan_recipe("mri_small")
 

@@ -9,12 +9,12 @@ import pytest
 
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
+from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
-from glioray.gan_config import GanConfig
-from glioray.gan_recipes import build_gan_recipe
-from glioray.training.session import RunPlan
-from glioray.tuning.gan_search import GanSweepPlan, check_search
-from glioray.tuning.gan_space import SHARE, SHARES, apply_gan_point, pretraining, recipe_point
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.recipes import build_gan_recipe
+from glioray.tasks.superres.search import GanSweepPlan, check_search
+from glioray.tasks.superres.space import SHARE, SHARES, apply_gan_point, pretraining, recipe_point
 
 POINT = {"optim_g.lr": 1e-2}
 

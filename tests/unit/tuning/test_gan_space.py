@@ -6,8 +6,8 @@ import pytest
 
 from glioray.config import with_settings
 from glioray.errors import UsageError
-from glioray.gan_recipes import GAN_RECIPES, build_gan_recipe
-from glioray.tuning.gan_space import (
+from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
+from glioray.tasks.superres.space import (
     PENALISED,
     RATIO,
     SHARE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glioray.tuning.gan_standings import (
+from glioray.tasks.superres.standings import (
     gan_reading,
     gan_table_csv,
     gan_table_markdown,

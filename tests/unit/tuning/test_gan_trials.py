@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glioray.gan_config import COLLAPSE_COMPONENTS, CollapseConfig
-from glioray.gan_recipes import build_gan_recipe
-from glioray.tracking.gan_search_figures import pareto_figure, rates_figure
-from glioray.tuning.gan_space import RATIO, gan_space, recipe_point
-from glioray.tuning.gan_trials import (
+from glioray.engine.on_ray.trials import rank_rows, trial_row, trials_table
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig
+from glioray.tasks.superres.recipes import build_gan_recipe
+from glioray.tasks.superres.search_figures import pareto_figure, rates_figure
+from glioray.tasks.superres.space import RATIO, gan_space, recipe_point
+from glioray.tasks.superres.trials import (
     FIGURES,
     WORST,
     failed_metrics,
@@ -26,7 +27,6 @@ from glioray.tuning.gan_trials import (
     summary_text,
     told_metrics,
 )
-from glioray.tuning.trials import rank_rows, trial_row, trials_table
 
 RULES = CollapseConfig()
 CONFIG = build_gan_recipe("mri_tiny")

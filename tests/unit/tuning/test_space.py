@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from glioray.config import with_settings
-from glioray.recipes import RECIPES, build_recipe
-from glioray.tuning.space import apply_point, recipe_point, unet_space
+from glioray.tasks.segmentation.recipes import RECIPES, build_recipe
+from glioray.tasks.segmentation.space import apply_point, recipe_point, unet_space
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

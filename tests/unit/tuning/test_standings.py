@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glioray.tuning.standings import rank_entrants, reading, standings_csv, standings_markdown, winner
+from glioray.tasks.segmentation.standings import (
+    rank_entrants,
+    reading,
+    standings_csv,
+    standings_markdown,
+    winner,
+)
 
 
 def play(label: str, dice: dict[str, float], *, fold: int = 0, seed: int = 0, **more: Any) -> dict[str, Any]:

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 
 from glioray.cases.manifest import Manifest
-from glioray.cluster import Share
-from glioray.config import RunConfig, override
+from glioray.config import override
+from glioray.engine.on_ray import compare as plays
+from glioray.engine.on_ray.compare import PLAY_FILE, Run, play_all
+from glioray.engine.on_ray.connect import Share
+from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError, UsageError
-from glioray.recipes import build_recipe
 from glioray.storage import open_storage
-from glioray.training.session import RunPlan
-from glioray.tuning import plays, tournament
-from glioray.tuning.plays import PLAY_FILE, Run, play_all
-from glioray.tuning.standings import rank_entrants
-from glioray.tuning.tournament import TournamentPlan, _outcome, _play, run_tournament
-from glioray.tuning.tournament_pictures import PICTURES_FILE, _overlays, mean_dice_of
+from glioray.tasks.segmentation import comparison as tournament
+from glioray.tasks.segmentation.comparison import TournamentPlan, _outcome, _play, run_tournament
+from glioray.tasks.segmentation.comparison_pictures import PICTURES_FILE, _overlays, mean_dice_of
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.recipes import build_recipe
+from glioray.tasks.segmentation.standings import rank_entrants
 
 SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from glioray.tuning.trials import PercentASHA
+from glioray.engine.on_ray.trials import PercentASHA
 
 
 def _asked(scheduler: PercentASHA, number: int, percent: int, objective: float) -> str:

@@ -1,0 +1,129 @@
+"""What a run leaves behind to go on from, and to be used.
+
+    <run>/config.json                     the whole resolved config
+    <run>/latest.json                     {"checkpoint": "checkpoints/step-…", ...}, written last
+    <run>/checkpoints/step-0000000123/    model.safetensors, model.json   (inference)
+                                          state.pt                        (training, of the latest alone)
+
+A checkpoint is published by its pointer, one atomic write, after all its objects are there: a crash in
+between leaves the ones before in force. The pointer also names those that are kept. `state.pt` holds tensors and plain values only and is read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE, encode_weights
+from glioray.errors import ModelError
+from glioray.storage import Storage, join_uri
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.superres.package import SuperResSpec
+
+LATEST = "latest.json"
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint: the network for inference, its description, and all that training goes on from."""
+
+    step: int
+    spec: ModelSpec | SuperResSpec
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(storage: Storage, checkpoint: Checkpoint, keep: int = 1) -> str:
+    """Publish a checkpoint and drop what is older than the newest `keep`; returns its URI.
+
+    Of those before it the models are kept, for ensembles, and not what only training needs.
+    """
+    folder = f"checkpoints/step-{checkpoint.step:010d}"
+    buffer = io.BytesIO()
+    torch.save(checkpoint.state, buffer)
+    storage.write(f"{folder}/{STATE_FILE}", buffer.getvalue())
+    storage.write(f"{folder}/{WEIGHTS_FILE}", encode_weights(checkpoint.weights))
+    storage.write(f"{folder}/{SPEC_FILE}", checkpoint.spec.to_json().encode())
+    # Only what a pointer named before counts as kept: a crash may have left anything else.
+    kept = [*(before for before in kept_folders(storage) if before != folder), folder][-keep:]
+    pointer = {
+        "checkpoint": folder,
+        "step": checkpoint.step,
+        "metrics": checkpoint.spec.metrics,
+        "kept": kept,
+    }
+    storage.write(LATEST, json.dumps(pointer).encode())
+    needed = {f"{before}/{name}" for before in kept for name in (WEIGHTS_FILE, SPEC_FILE)}
+    needed.add(f"{folder}/{STATE_FILE}")
+    for item in list(storage.list("checkpoints/")):
+        if item.key not in needed:
+            storage.delete(item.key)
+    return join_uri(storage.uri, folder)
+
+
+def load_state(storage: Storage) -> dict[str, Any] | None:
+    """The latest checkpoint's training state, on the CPU; None where the run has none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    folder = latest_folder(storage)
+    if folder is None:
+        return None
+    data = storage.read(f"{folder}/{STATE_FILE}")
+    try:
+        # What is no archive, torch would take for a format of old.
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            raise ValueError("not an archive")
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # Torch's own words run to a page, and advise to unpickle what should not be.
+        raise ModelError(
+            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged or no checkpoint ({len(data)} bytes); delete "
+            "the run's latest.json to start over, or choose another --run-name"
+        ) from error
+    return state
+
+
+def latest_folder(storage: Storage) -> str | None:
+    """The key of the folder that `latest.json` names; None where the run has no checkpoint."""
+    if not storage.exists(LATEST):
+        return None
+    folder: str = json.loads(storage.read(LATEST))["checkpoint"]
+    return folder
+
+
+def kept_folders(storage: Storage) -> list[str]:
+    """The keys of the folders of the run's kept checkpoints, oldest first; none where it has no checkpoint."""
+    if not storage.exists(LATEST):
+        return []
+    pointer = json.loads(storage.read(LATEST))
+    # Before several could be kept, the pointer named one.
+    kept: list[str] = pointer.get("kept", [pointer["checkpoint"]])
+    return kept
+
+
+def fetch_model(storage: Storage, folder: Path) -> Path:
+    """Copy the model of the run's latest checkpoint into a local folder.
+
+    Raises:
+        ModelError: the run has no checkpoint.
+    """
+    source = latest_folder(storage)
+    if source is None:
+        raise ModelError(
+            f"'{storage.uri}' has no {LATEST}: the run saved no checkpoint; look at its log, or run it again"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, SPEC_FILE):
+        (folder / name).write_bytes(storage.read(f"{source}/{name}"))
+    return folder

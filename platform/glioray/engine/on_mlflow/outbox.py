@@ -1,0 +1,189 @@
+"""What a run has to say, kept in order while the server is away."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from glioray.engine.on_mlflow.client import first_line, is_outage, shown, unreachable
+
+_log = logging.getLogger(__name__)
+
+MAX_METRICS = 1000
+"""Most metrics of one request, by MLflow's rule."""
+
+_METRIC_BYTES = 200
+"""About what a metric costs in memory."""
+
+
+@dataclass
+class Entities:
+    """Metrics, params and tags of one request."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    tags: list[RunTag] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        texts = [(item.key, item.value) for item in self.params] + [
+            (item.key, item.value) for item in self.tags
+        ]
+        return _METRIC_BYTES * len(self.metrics) + sum(len(key) + len(value) for key, value in texts)
+
+    def takes(self, other: Entities) -> bool:
+        """Whether both are metrics alone and few enough for one request."""
+        alone = not (self.params or self.tags or other.params or other.tags)
+        return alone and len(self.metrics) + len(other.metrics) <= MAX_METRICS
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        client.log_batch(run_id, metrics=self.metrics, params=self.params, tags=self.tags)
+
+    def __str__(self) -> str:
+        counts = {"metrics": len(self.metrics), "params": len(self.params), "tags": len(self.tags)}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of a run, by its content: the file itself may be gone when the server is back."""
+
+    path: str
+    data: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        folder, name = posixpath.split(self.path)
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary) / name
+            local.write_bytes(self.data)
+            try:
+                client.log_artifact(run_id, str(local), folder or None)
+            except (MlflowException, requests.RequestException):
+                raise
+            except Exception as error:
+                # A server that does not proxy its artifacts has us write to its store, with that store's errors.
+                raise MlflowException(f"{type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"the file {self.path}"
+
+
+class Outbox:
+    """Sends to one run at once, or keeps what cannot be sent and sends it, first, at a later call.
+
+    An outage costs a warning, never an exception: a training that is hours old goes on. What is kept is
+    bounded; beyond it the oldest entries are dropped and counted. Safe for several threads.
+
+    Args:
+        client: the server's client.
+        run_id: the run.
+        max_bytes: bound of what is kept, about.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, *, max_bytes: int = 64 * 2**20) -> None:
+        self._client, self._run_id, self._max_bytes = client, run_id, max_bytes
+        self._kept: deque[Entities | Artifact] = deque()
+        self._lock = threading.Lock()
+        self._away = False
+        self._ask_again_at = 0.0
+        self.lost: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, entries: Sequence[Entities | Artifact]) -> None:
+        """Send entries after what is still kept, or keep them; what the server refuses is lost, with a warning."""
+        with self._lock:
+            for entry in entries:
+                self._keep(entry)
+            self._send_all()
+
+    def flush(self) -> bool:
+        """Try again to send what is kept; whether nothing is left."""
+        with self._lock:
+            self._send_all()
+            return not self._kept
+
+    def forget(self) -> list[str]:
+        """Give up on what is kept; everything that was lost on the way, in words."""
+        with self._lock:
+            self.lost += [str(entry) for entry in self._kept]
+            self._kept.clear()
+            return list(self.lost)
+
+    def _keep(self, entry: Entities | Artifact) -> None:
+        last = self._kept[-1] if self._kept else None
+        # Metrics of many steps go in one request: after a long outage there are thousands.
+        if isinstance(entry, Entities) and isinstance(last, Entities) and last.takes(entry):
+            last.metrics.extend(entry.metrics)
+        else:
+            self._kept.append(entry)
+
+    def _send_all(self) -> None:
+        if self._away and not self._is_back():
+            self._shrink()
+            return
+        while self._kept:
+            entry = self._kept[0]
+            try:
+                entry.send(self._client, self._run_id)
+            except (MlflowException, requests.RequestException) as error:
+                if is_outage(error):
+                    self._begin_outage(error)
+                    self._shrink()
+                    return
+                self._kept.popleft()
+                self.lost.append(str(entry))
+                _log.warning("MLflow refused %s of run %s: %s", entry, self._run_id, first_line(error))
+            else:
+                self._kept.popleft()
+        if self._away:
+            self._away = False
+            _log.warning(
+                "MLflow at %s is back; what was kept has been sent", shown(self._client.tracking_uri)
+            )
+
+    def _begin_outage(self, error: Exception) -> None:
+        if not self._away:
+            _log.warning(
+                "MLflow at %s cannot be reached (%s); the run goes on, what it logs is kept and sent when the server is back",
+                shown(self._client.tracking_uri),
+                first_line(error),
+            )
+        self._away = True
+
+    def _is_back(self) -> bool:
+        # A server that swallows packets costs seconds to ask: ask so seldom that a tenth of the time goes into it.
+        start = time.monotonic()
+        if start < self._ask_again_at:
+            return False
+        back = unreachable(self._client.tracking_uri) is None
+        end = time.monotonic()
+        self._ask_again_at = end + 10 * (end - start)
+        return back
+
+    def _shrink(self) -> None:
+        size = sum(entry.size_bytes for entry in self._kept)
+        while size > self._max_bytes and self._kept:
+            oldest = self._kept.popleft()
+            size -= oldest.size_bytes
+            self.lost.append(str(oldest))
+            _log.warning(
+                "MLflow is away for too long: dropped %s of run %s, the oldest kept", oldest, self._run_id
+            )

@@ -1,0 +1,38 @@
+"""The MLflow run that the trials of a search, or the runs of a comparison, hang below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from glioray.engine.on_mlflow.runs import Kind, RunLogger
+from glioray.engine.run import RunPlan, claim_run
+from glioray.storage import open_storage
+
+
+@contextmanager
+def parent_run(base: RunPlan, kind: Kind, **facts: Any) -> Iterator[RunLogger]:
+    """Claims the name of `base` and opens its run, which ends with the block, or fails as it does.
+
+    Args:
+        base: whose name, storage and data are those of the whole.
+        kind: of the run.
+        facts: further params, beside recipe and data.
+
+    Raises:
+        UsageError: the name is taken by a run with other settings or other data.
+    """
+    claim_run(open_storage(base.storage), base)
+    recipe = base.config.recipe
+    tags = {"glioray.manifest_hash": base.manifest.hash, "glioray.recipe": recipe}
+    logger = RunLogger.open_run(
+        base.experiment, base.run_name, kind=kind, tags=tags, tracking_uri=base.tracking_uri
+    )
+    try:
+        logger.log_params({"recipe": recipe, **facts, "data": base.manifest.data})
+        yield logger
+        logger.finish()
+    except Exception as error:
+        logger.finish("FAILED", str(error) or type(error).__name__)
+        raise

@@ -1,0 +1,267 @@
+"""The one place that starts or joins Ray, and puts training and batch prediction together on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
+from ray.train.torch import TorchTrainer
+
+import glioray
+from glioray.engine.collectives import Ranks
+from glioray.engine.on_mlflow.provenance import git_commit
+from glioray.engine.on_ray.data import TASK_CPUS, fill_cache
+from glioray.engine.run import RunPlan
+from glioray.errors import GliorayError, TrainingError, UsageError
+from glioray.storage import is_local, join_uri, open_storage
+from glioray.tasks.training import train_run
+
+_log = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+_MAX_FAILURES = 2
+# Torch on small machines spends much of its time in page faults until glibc keeps what it was given.
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several equal workers may take."""
+
+    num_cpus: float
+    num_gpus: float
+    num_threads: int
+
+    def resources(self) -> dict[str, float]:
+        """As Ray spells it."""
+        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
+
+
+def connect(*modules: Path) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray in this process's own name.
+
+    The package travels with the job, with further folders of Python files, so that a cluster need not have it
+    installed. Credentials do not: nodes have their own, and a job's environment can be read on Ray's dashboard.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    on_cluster = address != "local"
+    # What `ray job submit --runtime-env-json` set stays as it is: Ray refuses a second value.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    variables = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()}
+    given = job.get("env_vars") or {}
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: value for name, value in variables.items() if name not in given}
+    }
+    if "py_modules" not in job:
+        runtime_env["py_modules"] = [str(Path(glioray.__file__).parent), *map(str, modules)]
+    try:
+        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it or unset RAY_ADDRESS to run locally"
+        ) from error
+    token = Path("~/.ray/auth_token").expanduser()
+    if not on_cluster and token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)  # Ray leaves it readable to all
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    found = ray.cluster_resources()
+    _log.info(
+        "Ray %s: %d node(s), %g CPUs, %g GPUs",
+        "at " + address if on_cluster else "in local mode",
+        len(nodes),
+        found.get("CPU", 0),
+        found.get("GPU", 0),
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster, or end the local Ray; nothing of the workers is heard after it."""
+    ray.shutdown()
+
+
+def check_shared(uri: str, flag: str) -> None:
+    """Refuse a folder that only one of several nodes sees.
+
+    Raises:
+        UsageError: the cluster has several nodes and the URI is a local folder that is no mount.
+    """
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and is_local(uri) and not os.environ.get("GLIORAY_SHARED_FILESYSTEM"):
+        raise UsageError(
+            f"{flag} is the folder '{uri}' but the cluster has {num_nodes} nodes; use s3://…, or set "
+            "GLIORAY_SHARED_FILESYSTEM=1 if every node mounts that folder"
+        )
+
+
+def share_of(num_workers: int) -> Share:
+    """An equal share of what is free on the cluster for each of `num_workers`: with GPUs, one each.
+
+    Half a CPU a node is kept for Ray Data, which decodes beside the workers. Where others hold so much that the
+    workers find no room now, the share is one of the whole cluster, and Ray waits for them.
+
+    Raises:
+        UsageError: the cluster is too small; Ray itself would wait for ever.
+    """
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    cpus = sum(node.get("CPU", 0.0) for node in nodes.values())
+    gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
+    for found, kind in ((gpus or num_workers, "GPUs"), (cpus, "CPUs")):
+        if num_workers > found:
+            raise UsageError(
+                f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
+            )
+    if gpus:
+        nodes = {name: node for name, node in nodes.items() if node.get("GPU", 0) >= 1}
+    now = {
+        name: {**node, "CPU": free_resources().get(name, {}).get("CPU", 0.0)} for name, node in nodes.items()
+    }
+    num_cpus = _largest_share(num_workers, list(now.values()))
+    if num_cpus is None:
+        num_cpus = _largest_share(num_workers, list(nodes.values()))
+        _log.info("others hold the cluster's CPUs: %d worker(s) wait for %s each", num_workers, num_cpus)
+    if num_cpus is None:
+        raise UsageError(f"{num_workers} workers do not fit the cluster's {cpus:g} CPUs; ask for fewer")
+    most = max(node.get("CPU", 0.0) for node in nodes.values())
+    threads = max(1, min(int(sum(node.get("CPU", 0.0) for node in nodes.values())) // num_workers, int(most)))
+    return Share(num_cpus=num_cpus, num_gpus=1.0 if gpus else 0.0, num_threads=threads)
+
+
+def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> float | None:
+    """The most CPUs, in quarters, that each worker can have on these nodes; None where they do not fit."""
+    # The epsilon: what is free is a sum of fractions.
+    rooms = [
+        (node.get("CPU", 0.0) - 2 * TASK_CPUS + 1e-6, int(node.get("GPU", num_workers))) for node in nodes
+    ]
+    for quarters in range(int(4 * max((cpus for cpus, _ in rooms), default=0)), 0, -1):
+        if sum(min(int(max(cpus, 0) / (quarters / 4)), gpus) for cpus, gpus in rooms) >= num_workers:
+            return quarters / 4
+    return None
+
+
+def run_training(
+    plan: RunPlan,
+    *,
+    share: Share | None = None,
+    callbacks: Sequence[Any] = (),
+    told: Callable[[dict[str, float]], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Train on `plan.config.train.num_workers` ranks; survives workers that die, from the latest checkpoint.
+
+    Args:
+        plan: the run.
+        share: what each rank may take; by default an equal part of the whole cluster.
+        callbacks: of Ray Train.
+        told: makes what Ray is told out of a validation's figures.
+
+    Returns: what `session.train_tracked` returns on the first rank.
+
+    Raises:
+        GliorayError: what went wrong on a worker.
+    """
+    num_workers = plan.config.train.num_workers
+    share = share or share_of(num_workers)
+    name = Path(plan.storage).name
+    # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
+    quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"plan": plan, "num_threads": share.num_threads, "told": told},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=share.num_gpus > 0, resources_per_worker=share.resources()
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=join_uri(plan.storage, "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=list(callbacks),
+            **quiet,
+        ),
+    )
+    storage = open_storage(plan.storage)
+    storage.delete(RESULT_FILE)
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(error) from error
+    result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
+    return result
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    log_to_stderr()
+    context = ray.train.get_context()
+    ranks = Ranks(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
+        node_rank=context.get_node_rank(),
+    )
+    plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
+    told = settings["told"]
+    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
+    if ranks.is_first:
+        open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
+
+
+def log_to_stderr() -> None:
+    """Lines of progress on stderr; Ray brings a worker's to the driver."""
+    logger = logging.getLogger("glioray")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    # Ray names the logger that repeats every report, figure by figure, after its file.
+    files = [
+        name
+        for name in logging.root.manager.loggerDict
+        if name.endswith("ray/train/v2/_internal/execution/context.py")
+    ]
+    for name in ("ray.train", "ray.tune", *files):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _cause(error: BaseException) -> GliorayError:
+    """The glioray error at the root of what Ray raised, or one that says what Ray said."""
+    seen: list[BaseException] = [error]
+    for item in seen:
+        if isinstance(item, GliorayError):
+            return item
+        failures = getattr(item, "worker_failures", None) or {}
+        linked = (
+            item.__cause__,
+            getattr(item, "cause", None),
+            getattr(item, "_base_exc", None),
+            *failures.values(),
+        )
+        seen += [e for e in linked if isinstance(e, BaseException) and e not in seen]
+    root = seen[-1]
+    reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
+    return TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")
+
+
+def default_concurrency(num_workers: int) -> int:
+    """Trials of `num_workers` that the cluster can run at once: a GPU each, or a CPU each where there are none."""
+    found = ray.cluster_resources()
+    return max(1, int(found.get("GPU", 0) or found.get("CPU", 1)) // num_workers)

@@ -1,0 +1,228 @@
+"""Ray Data: cases streamed out of storage and prepared all over the cluster. The one module here with Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from glioray.cases.labels import CONVENTIONS
+from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
+from glioray.cases.load import load_case
+from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
+from glioray.cases.statistics import CaseStatistics, describe_case
+from glioray.config import PreprocessConfig
+from glioray.errors import DataError, GliorayError
+from glioray.serialization import fingerprint, from_dict, to_dict
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.storage import join_uri, open_storage
+
+_log = logging.getLogger(__name__)
+
+# A share of a CPU, so that decoding goes on beside workers that hold nearly all of them.
+TASK_CPUS = 0.25
+
+# What the network that finds a brain in a head takes beside a case: more, by that share, than nodes have a CPU.
+_STRIP_BYTES = 5 << 28
+
+
+def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
+    """`check_case` of every case, spread over the cluster, in the order in which they end."""
+    for entry, problems, _ in describe_cases(data, cases, None):
+        yield entry, problems
+
+
+def describe_cases(
+    data: str, cases: Sequence[CaseFiles], pictured: Collection[str] | None
+) -> Iterator[tuple[CaseEntry | None, list[Problem], CaseStatistics | None]]:
+    """`check_cases` with the statistics of each good case; each is read once.
+
+    Args:
+        data: the URI below which the cases lie.
+        cases: their objects.
+        pictured: the ids of the cases of which a picture is wanted too; None for no statistics at all.
+    """
+    if not cases:
+        return
+
+    def examine(row: dict[str, Any]) -> dict[str, Any]:
+        files = from_dict(CaseFiles, json.loads(row["item"]))
+        entry, problems, case = examine_case(open_storage(data), files)
+        found = [to_dict(problem) for problem in problems]
+        statistics = None
+        if case is not None and pictured is not None:
+            statistics = describe_case(case, with_picture=files.case_id in pictured)
+        return {
+            "answer": json.dumps([None if entry is None else to_dict(entry), found]),
+            "statistics": pickle.dumps(statistics),
+        }
+
+    items = [json.dumps(to_dict(files)) for files in cases]
+    quiet_data()
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(examine, num_cpus=TASK_CPUS)
+    for row in _with_progress(dataset.iter_rows(), len(items), "checked"):
+        entry, problems = json.loads(row["answer"])
+        yield (
+            None if entry is None else from_dict(CaseEntry, entry),
+            [from_dict(Problem, problem) for problem in problems],
+            pickle.loads(row["statistics"]),
+        )
+
+
+def index_data(data: str, manifests: str, *, seed: int = 0) -> Manifest:
+    """The manifest of a data set that has none: every case found, checked and counted.
+
+    Args:
+        data: the URI below which the cases lie.
+        manifests: a URI for manifests made before; one is used again while names and sizes are the same.
+        seed: of the folds.
+
+    Raises:
+        DataError: nothing there is named like a case.
+    """
+    storage = open_storage(data)
+    listing = [(item.key, item.size_bytes) for item in storage.list()]
+    kept, key = open_storage(manifests), f"{fingerprint([storage.uri, listing, seed])}.json"
+    if kept.exists(key):
+        _log.info("the manifest of %s is known: %s", data, join_uri(kept.uri, key))
+        return load_manifest(join_uri(kept.uri, key))
+    cases, problems = discover_cases(storage)
+    if not cases and not problems:
+        raise DataError(f"'{data}' holds {len(listing)} objects but no case; {RECOGNISED}")
+    manifest = build_manifest(storage.uri, [(None, problems), *check_cases(data, cases)], seed=seed)
+    manifest.save(kept, key)
+    return manifest
+
+
+def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
+    """Bring the cases that this node's cache does not hold yet into it; they are decoded all over the cluster.
+
+    A case decoded on this node is in its cache at once; one decoded elsewhere comes through the object store.
+
+    Raises:
+        CaseError: a case cannot be decoded any more.
+    """
+    here = SliceCache(cache, config)
+    missing = [entry for entry in entries if not here.has(entry)]
+    if not missing:
+        return
+    by_id = {entry.case_id: entry for entry in missing}
+    for stacks in _with_progress(stream_cases(data, missing, config, cache), len(missing), "decoded"):
+        here.put(by_id[stacks[0].case_id], stacks)
+
+
+def stream_cases(
+    data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
+) -> Iterator[tuple[SliceStack, ...]]:
+    """The stacks of each case, decoded all over the cluster, in the order in which they end.
+
+    Each case comes out of the cache of the node that decodes it, and goes into it.
+
+    Raises:
+        CaseError: a case cannot be decoded any more.
+    """
+
+    def decode(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        there = SliceCache(cache, config)
+        for item in batch["item"]:
+            entry = from_dict(CaseEntry, json.loads(item))
+            stacks = there.get(entry)
+            if stacks is None:
+                stacks = prepare_case(data, entry, config)
+                there.put(entry, stacks)
+            for stack in stacks:
+                yield _to_rows(stack)
+
+    quiet_data()
+    items = [json.dumps(to_dict(entry)) for entry in entries]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        decode, batch_size=1, num_cpus=TASK_CPUS, memory=_STRIP_BYTES if config.skull_strip else None
+    )
+    cases: dict[str, list[SliceStack]] = {}
+    try:
+        for stack in _assemble(
+            dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+        ):
+            stacks = cases.setdefault(stack.case_id, [])
+            stacks.append(stack)
+            if len(stacks) == len(config.planes):
+                yield tuple(cases.pop(stack.case_id))
+    except RayTaskError as error:
+        if isinstance(error.cause, GliorayError):
+            raise error.cause from None
+        raise
+
+
+def quiet_data() -> None:
+    """Turn Ray Data's own progress off in this process: it redraws lines, and ours say what is left."""
+    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    logger.setLevel(logging.ERROR)  # it warns of being turned off
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logger.setLevel(logging.WARNING)
+
+
+def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
+    """One case from storage to slices, in this process."""
+    convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+    return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
+
+
+def _to_rows(stack: SliceStack) -> dict[str, Any]:
+    """A row a slice, so that the arrays stay fixed-shape tensors; what is the stack's stands in each row."""
+    names = ("case_id", "plane", "origin", "shape", "spacing_mm", "label_voxels")
+    count = len(stack.images)
+    plain = {name: getattr(stack, name) for name in names}
+    meta = json.dumps({**plain, "has_mask": stack.mask is not None, "num_slices": count})
+    masks = (
+        np.zeros((count, *stack.images.shape[2:]), np.uint8) if stack.mask is None else np.asarray(stack.mask)
+    )
+    return {
+        "image": np.asarray(stack.images),
+        "mask": masks,
+        "index": np.arange(count),
+        "meta": np.array([meta] * count),
+    }
+
+
+def _assemble(blocks: Iterable[dict[str, Any]]) -> Iterator[SliceStack]:
+    """Stacks out of blocks of rows: Ray Data joins small outputs of a task into one block and cuts large ones."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for block in blocks:
+        for text in dict.fromkeys(block["meta"].tolist()):
+            rows = block["meta"] == text
+            found = parts.setdefault(text, [])
+            found.append({name: block[name][rows] for name in ("image", "mask", "index")})
+            meta = json.loads(text)
+            if sum(len(part["index"]) for part in found) < meta.pop("num_slices"):
+                continue
+            del parts[text]
+            order = np.argsort(np.concatenate([part["index"] for part in found]))
+            images, masks = (
+                np.concatenate([part[name] for part in found])[order] for name in ("image", "mask")
+            )
+            has_mask = meta.pop("has_mask")
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()
+            }
+            yield SliceStack(images=images, mask=masks if has_mask else None, **plain)
+
+
+def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:
+    began = said = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        now = time.monotonic()
+        if now - said > 5 or number == total:
+            said = now
+            left = (now - began) / number * (total - number)
+            _log.info("%s %d/%d, %.0f s left", verb, number, total, left)

@@ -1,0 +1,71 @@
+"""A model as two files, `model.safetensors` and `model.json`. No pickle, so loading one runs no code of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from glioray.errors import ModelError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+SPEC_FILE = "model.json"
+
+
+Spec = TypeVar("Spec")
+
+
+def parse_format(text: str | bytes, name: str, expected: str) -> dict[str, Any]:
+    """The settings in a `model.json` of a format.
+
+    Args:
+        text: of the file.
+        name: of the format.
+        expected: what is said of another one.
+
+    Raises:
+        ModelError: it is not JSON, or of another format.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        found = values.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{SPEC_FILE} is not a model's description ({error}); export the model again"
+        ) from error
+    if found != name:
+        raise ModelError(f"{SPEC_FILE} has the format '{found}'; {expected}")
+    return values
+
+
+def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:
+    """Tensors as safetensors bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    data: bytes = safetensors.torch.save(plain)
+    return data
+
+
+def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict[str, torch.Tensor]]:
+    """What a model's two files hold: its description, by `parse`, and its weights.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    try:
+        spec = parse((folder / SPEC_FILE).read_bytes())
+        return spec, safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"'{folder}' holds no {WEIGHTS_FILE} and {SPEC_FILE} ({error.strerror}); check the URI"
+        ) from error
+    except SafetensorError as error:
+        raise ModelError(
+            f"'{folder / WEIGHTS_FILE}' is damaged ({error}); fetch or export the model again"
+        ) from error

@@ -1,0 +1,188 @@
+"""A model as two files: `model.safetensors` and `model.json`. No pickle, so nothing runs on loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from glioray.config import REGIONS
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE, encode_weights, parse_format, read_files
+from glioray.errors import ModelError, UsageError
+from glioray.nets import build_net
+from glioray.nets.ensemble import Ensemble
+from glioray.serialization import from_dict, to_dict
+from glioray.tasks.segmentation.config import RunConfig
+
+FORMAT = "glioray-segmentation-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a model is, beside its weights.
+
+    Attributes:
+        config: the run's whole config: network, preprocessing and postprocessing among it.
+        out_channels: of the network: 3 for regions, classes with background else.
+        spacing_mm: median voxel size of the cases it was trained on, along X, Y, Z.
+        manifest_hash: of the data it was trained on.
+        train_patients: whose cases it has seen, be it to fit thresholds; none of them may judge it.
+        metrics: figures of its last validation.
+        val_cases: per case id, the Dice of each region at that validation.
+        regions: of WT, TC and ET, those that some mask it was trained on tells; of the others it says nothing.
+        num_members: networks whose probabilities are averaged (`Ensemble`); they are alike but for their weights.
+    """
+
+    config: RunConfig
+    out_channels: int
+    spacing_mm: tuple[float, float, float]
+    manifest_hash: str
+    train_patients: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    regions: tuple[str, ...] = REGIONS
+    num_members: int = 1
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        return json.dumps(
+            {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}, indent=1, sort_keys=True
+        )
+
+    def build(self, *, pretrained: bool = False) -> nn.Module:
+        """The network, or the ensemble of networks, untrained.
+
+        `pretrained` reads the file of weights that the network's option `weights` names, where it does: what
+        a training begins with. A trained model has its own and needs no such file.
+        """
+        if self.num_members > 1:
+            return Ensemble(
+                [self._build_one(False) for _ in range(self.num_members)], self.config.loss.target
+            )
+        return self._build_one(pretrained)
+
+    def _build_one(self, pretrained: bool) -> nn.Module:
+        net = self.config.net
+        options = {key: value for key, value in net.options.items() if pretrained or key != "weights"}
+        channels = self.config.preprocess.num_channels
+        return build_net(net.name, in_channels=channels, out_channels=self.out_channels, **options)
+
+
+def parse_spec(text: str | bytes) -> ModelSpec:
+    """The spec of `to_json`'s text.
+
+    Raises:
+        ModelError: it is not JSON, not of this format, or lacks or adds a setting.
+    """
+    values = parse_format(text, FORMAT, f"this version of glioray reads '{FORMAT}'")
+    try:
+        return from_dict(ModelSpec, values)
+    except (UsageError, TypeError) as error:
+        raise ModelError(
+            f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or export "
+            "the model again"
+        ) from error
+
+
+def write_package(folder: Path, spec: ModelSpec, weights: dict[str, torch.Tensor]) -> None:
+    """Write a model's two files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS_FILE).write_bytes(encode_weights(weights))
+    (folder / SPEC_FILE).write_text(spec.to_json())
+
+
+def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
+    """The spec and the network with its weights, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the weights do not fit the network.
+    """
+    spec, weights = read_files(folder, parse_spec)
+    try:
+        net = spec.build()
+    except ValueError as error:
+        raise ModelError(
+            f"the model in '{folder}' cannot be built ({error}); use the version of glioray that wrote it"
+        ) from error
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ModelError(
+            f"the weights in '{folder}' do not fit network '{spec.config.net.name}': {reason}"
+        ) from error
+    return spec, net.eval()
+
+
+def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
+    """Write the ensemble of several models into a folder; its spec.
+
+    Members of a model that is an ensemble itself join one by one. What the model was trained on is the union
+    over members, so that no patient that any of them has seen judges it; it has no figures of its own, as
+    each member was judged by itself. Where regions' thresholds differ (`fit_thresholds`), it takes their mean.
+
+    Args:
+        folders: the models' packages.
+        folder: is made where there is none.
+
+    Raises:
+        UsageError: fewer than two networks.
+        ModelError: a package cannot be read, or they differ in what an ensemble has once.
+    """
+    specs: list[ModelSpec] = []
+    nets: list[nn.Module] = []
+    for path in folders:
+        spec, net = read_package(path)
+        specs.append(spec)
+        nets.extend(net.members if isinstance(net, Ensemble) else [net])
+    if len(nets) < 2:
+        raise UsageError(f"an ensemble of {len(nets)} network(s); give at least two models")
+    first = specs[0]
+    for number, spec in enumerate(specs[1:], 2):
+        there = _shared_settings(spec)
+        for name, value in _shared_settings(first).items():
+            if there[name] != value:
+                raise ModelError(
+                    f"model {number} has {name} {there[name]} but the first has {value}; join models that are alike "
+                    "but for their weights"
+                )
+    config = first.config
+    thresholds = np.mean([spec.config.postprocess.thresholds for spec in specs], axis=0)
+    rules = replace(config.postprocess, thresholds=_three(thresholds))
+    joined = ModelSpec(
+        config=replace(config, postprocess=rules),
+        out_channels=first.out_channels,
+        spacing_mm=_three(np.mean([spec.spacing_mm for spec in specs], axis=0)),
+        manifest_hash="+".join(sorted({spec.manifest_hash for spec in specs})),
+        train_patients=tuple(sorted({patient for spec in specs for patient in spec.train_patients})),
+        regions=first.regions,
+        num_members=len(nets),
+    )
+    write_package(folder, joined, Ensemble(nets, config.loss.target).state_dict())
+    return joined
+
+
+def _shared_settings(spec: ModelSpec) -> dict[str, Any]:
+    """What the members of an ensemble must have alike, by its name in the config."""
+    config = spec.config
+    rules = to_dict(config.postprocess)
+    return {
+        **{f"net.{name}": value for name, value in to_dict(config.net).items()},
+        "out_channels": spec.out_channels,
+        "regions": spec.regions,
+        "loss.target": config.loss.target,
+        **{f"preprocess.{name}": value for name, value in to_dict(config.preprocess).items()},
+        # How thresholds were come by is each member's own.
+        **{f"postprocess.{name}": value for name, value in rules.items() if "thresholds" not in name},
+    }
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

@@ -1,0 +1,141 @@
+"""A model that turns cases into masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor, nn
+
+from glioray.cases.load import Case
+from glioray.config import REGIONS
+from glioray.engine.precision import MAX_SPACING_RATIO, autocast, to_device
+from glioray.errors import ModelError
+from glioray.slices.preprocess import SliceStack, preprocess
+from glioray.slices.store import SliceStore
+from glioray.slices.volumes import probs_on_grid
+from glioray.tasks.segmentation.package import ModelSpec, read_package
+from glioray.tasks.segmentation.postprocess import decode_labels, postprocess
+
+
+class Predictor:
+    """Predicts whole cases; safe to call from one thread at a time."""
+
+    def __init__(self, spec: ModelSpec, net: nn.Module, device: str = "cpu", batch_size: int = 16) -> None:
+        self.spec, self.device, self.batch_size = spec, torch.device(device), batch_size
+        self.net = to_device(net, self.device).eval()
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Predictor:
+        """The model of a package folder, on the GPU where there is one unless told otherwise."""
+        spec, net = read_package(folder)
+        return cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def predict(self, case: Case) -> NDArray[np.uint8]:
+        """The mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
+
+        Raises:
+            ModelError: the case's voxels are far from those the model was trained on.
+            CaseError: the case holds no brain.
+        """
+        return self.decode(self.probs(case), float(np.prod(case.spacing_mm)) / 1000)
+
+    def probs(self, case: Case) -> NDArray[np.float32]:
+        """(C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.
+
+        C are the regions WT, TC, ET or the classes, the mean over planes, mirrored copies and members.
+
+        Raises:
+            ModelError, CaseError: as `predict`.
+        """
+        config = self.spec.config.preprocess
+        if config.spacing_mm is None:
+            self._check_spacing(case)
+        x, y, z = case.images.shape[1:]
+        return probs_on_grid(self.probs_of_stacks(preprocess(case, config, whole=True)), (x, y, z))
+
+    def predict_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.uint8]:
+        """(X, Y, Z) labels of a case's preprocessed slices, on the grid that they were cut from."""
+        return self.decode(self.probs_of_stacks(stacks), stacks[0].voxel_ml)
+
+    def probs_of_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.float32]:
+        """(C, X, Y, Z) probabilities of a case's preprocessed slices, on the grid that they were cut from."""
+        probs = np.zeros((self.spec.out_channels, *stacks[0].shape), np.float32)
+        for stack in stacks:
+            probs += stack.restore(self._probs(stack))
+        probs /= len(stacks)
+        return probs
+
+    def decode(self, probs: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
+        """(X, Y, Z) labels of a case's probabilities, (C, X, Y, Z), by the rules kept with the model, in 3-D."""
+        config = self.spec.config
+        labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
+        return postprocess(labels, config.postprocess, voxel_ml)
+
+    def _check_spacing(self, case: Case) -> None:
+        for axis, found, expected in zip("XYZ", case.spacing_mm, self.spec.spacing_mm, strict=True):
+            if not 1 / MAX_SPACING_RATIO <= found / expected <= MAX_SPACING_RATIO:
+                raise ModelError(
+                    f"case {case.case_id} has voxels of {found:.2f} mm along {axis} but the model was trained on "
+                    f"{expected:.2f} mm; resample the case or train on such voxels"
+                )
+
+    def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
+        """(C, S, H, W) probabilities of one plane, averaged over the mirrored copies that the model's rules name."""
+        config = self.spec.config
+        rows, columns = config.postprocess.mirror
+        columns = columns and stack.plane != "sagittal"  # whose columns run from bottom to top
+        flips = [(*r, *c) for r in ([(), (2,)] if rows else [()]) for c in ([(), (3,)] if columns else [()])]
+        parts = []
+        with torch.inference_mode(), autocast(self.device, config.train.precision):
+            for batch in SliceStore([stack], config.preprocess).stack_batches(0, self.batch_size):
+                images = batch.to(self.device).images.contiguous(memory_format=torch.channels_last)
+                total = sum(
+                    _activate(self.net(images.flip(f)).float(), config.loss.target).flip(f) for f in flips
+                )
+                parts.append(torch.as_tensor(total / len(flips)).cpu())
+        return torch.cat(parts).movedim(1, 0).numpy()
+
+
+def uncertainty(
+    probs: NDArray[np.float32], target: str, regions: Sequence[str] = REGIONS
+) -> NDArray[np.float32]:
+    """(X, Y, Z) float32 in [0, 1] from (C, X, Y, Z) probabilities: their entropy, over its largest value.
+
+    Under "classes" the entropy of the voxel's class, over log C. Under "regions" the mean of the regions' binary
+    entropies, over log 2: the regions are three questions of a voxel, and each counts alike. With several planes,
+    mirrored copies or members it is that of their mean prediction, so that where they contradict each other
+    it is high. It knows nothing of what they all have wrong.
+
+    Args:
+        probs: as `Predictor.probs` gives them.
+        target: "classes" or "regions".
+        regions: of WT, TC and ET, those that the model knows; where that is WT alone, all tumour is one class.
+
+    Reference: predictive entropy as in Lakshminarayanan et al. 2017 (arXiv 1612.01474) for ensembles and Wang et
+    al. 2019 (arXiv 1807.07356) for mirrored copies; QU-BraTS (Mehta et al. 2022, arXiv 2112.10074) judges such
+    maps by region and from 0 to 100, ours is one map for all.
+    """
+    if target == "regions":
+        known = [probs[REGIONS.index(name)] for name in regions]
+        total = sum(_entropy(region) + _entropy(1 - region) for region in known)
+        return np.asarray(total / (len(known) * math.log(2)), np.float32).clip(0, 1)
+    tumour = probs[1:] if set(REGIONS) <= set(regions) else probs[1:].sum(0, keepdims=True)
+    # Where a plane's window ended, what it did not see is background.
+    total = sum(map(_entropy, tumour), _entropy(1 - tumour.sum(0)))
+    return np.asarray(total / math.log(len(tumour) + 1), np.float32).clip(0, 1)
+
+
+def _entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-p log p, which is 0 at 0; rounding may have led past either end."""
+    entropy: NDArray[np.float32] = special.entr(probs.clip(0, 1))
+    return entropy
+
+
+def _activate(logits: Tensor, target: str) -> Tensor:
+    return logits.softmax(1) if target == "classes" else logits.sigmoid()

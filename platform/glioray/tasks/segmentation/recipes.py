@@ -1,0 +1,119 @@
+"""Named functions that return a run's config. A recipe is where defaults are argued; flags override it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from glioray.config import AugmentConfig, NetConfig, OptimConfig, PreprocessConfig, SampleConfig, TrainConfig
+from glioray.errors import UsageError
+from glioray.tasks.segmentation.config import LossConfig, PostprocessConfig, RunConfig
+
+_REGION_LOSS = LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 1.0})
+
+
+def unet_tiny() -> RunConfig:
+    """Seconds on two cores, for the demo's phantoms and for tests: no model to use."""
+    return RunConfig(
+        recipe="unet_tiny",
+        preprocess=PreprocessConfig(size=(96, 96)),
+        sample=SampleConfig(foreground_share=0.5),
+        net=NetConfig(options={"width": 8, "depth": 3}),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=5e-3, ema=0.9),
+        train=TrainConfig(batch_size=8, max_epochs=6),
+    )
+
+
+def unet_small() -> RunConfig:
+    """Minutes on two cores: half-resolution arithmetic, all three planes, one network."""
+    return RunConfig(
+        recipe="unet_small",
+        preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
+        sample=SampleConfig(foreground_share=0.8, balance_cases=True, steps_per_epoch=100),
+        augment=AugmentConfig(
+            flip=(0.2, 0.5),
+            affine_p=0.8,
+            rotate_deg=30.0,
+            scale=0.25,
+            stretch=0.1,
+            shift=0.03,
+            intensity_p=1.0,
+            contrast=0.4,
+            brightness=0.4,
+            curve=0.3,
+            gamma_p=0.0,
+            bias=0.15,
+            blur_p=0.1,
+            drop_p=0.05,
+        ),
+        net=NetConfig(
+            options={"width": 32, "depth": 3, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12}
+        ),
+        loss=LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "ce_weight": 3.0}),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, floor=0.001, ema=0.998),
+        # BraTS ignores lesions of fewer than 50 voxels.
+        postprocess=PostprocessConfig(min_et_ml=0.05),
+        train=TrainConfig(batch_size=16, max_epochs=1000, minutes=12, num_validations=4),
+    )
+
+
+def attention_small() -> RunConfig:
+    """`unet_small` with MONAI's attention U-Net, which led it in both tournaments of `infra/decisions/0005`."""
+    options = {"width": 16, "stem_stride": 2, "prior": 0.12}
+    net = NetConfig(name="attention_unet", options=options)
+    return dataclasses.replace(unet_small(), recipe="attention_small", net=net)
+
+
+def unet_brats() -> RunConfig:
+    """A GPU or several: the paper's width and depth at full resolution, on whole BraTS collections."""
+    return RunConfig(
+        recipe="unet_brats",
+        preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
+        sample=SampleConfig(foreground_share=0.5),
+        net=NetConfig(options={"width": 64, "depth": 4, "residual": True}),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=1e-3, weight_decay=1e-2, ema=0.999),
+        train=TrainConfig(batch_size=64, max_epochs=50),
+        augment=AugmentConfig(),
+        postprocess=PostprocessConfig(min_et_ml=0.2),
+    )
+
+
+def keras_study() -> RunConfig:
+    """The ground of a Keras study of 22 U-Net variants on BraTS 2017 and 2020, as far as its text tells.
+
+    Softmax over background and three labels, axial slices with more than a little tumour, no augmentation, Adam.
+    Its rows are `studies.STUDIES["keras_study"]`, for `jobs/compare.py`; its parameter counts are held against
+    ours in `nets/README.md`. What it leaves open is the papers' default here: read the rows as that study's
+    questions, not as its exact runs.
+    """
+    return RunConfig(
+        recipe="keras_study",
+        sample=SampleConfig(empty_share=0.0, min_tumour_px=100),
+        augment=AugmentConfig(strength=0),
+        postprocess=PostprocessConfig(mirror=(False, False)),
+        net=NetConfig(options={"width": 64, "norm": "none"}),
+        optim=OptimConfig(name="adam", lr=1e-4, weight_decay=0.0, warmup=0.0, schedule="constant", ema=0.0),
+        train=TrainConfig(batch_size=16, max_epochs=35),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "unet_tiny": unet_tiny,
+    "unet_small": unet_small,
+    "attention_small": attention_small,
+    "unet_brats": unet_brats,
+    "keras_study": keras_study,
+}
+
+
+def build_recipe(name: str) -> RunConfig:
+    """The config of a recipe.
+
+    Raises:
+        UsageError: a name that is not a recipe.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"'{name}' is not a recipe; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,81 @@
+"""Slice-level figures, for comparison with studies that report them; they flatter.
+
+Most slices of a case do not hold most classes, and a class that is rightly not found in a slice scores 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glioray.cases.labels import LABELS
+from glioray.tasks.segmentation.metrics import confusion, overlap_metrics
+
+SLICE_FIGURES = ("precision", "sensitivity", "specificity", "iou", "dice")
+
+SliceSums = dict[str, dict[str, float]]
+"""Class -> sums over slices of each figure, `num_slices`, and `num_with_class` (in truth or prediction).
+
+The classes are the internal labels; background and "wt" of a case whose mask tells the whole tumour alone."""
+
+SliceTable = dict[str, dict[str, float]]
+"""Class -> means over slices of each figure, and the share of slices that hold it; "mean" over the classes."""
+
+
+def slice_sums(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> SliceSums:
+    """The sums over the slices of a case of each class's figures; sums of several cases add up.
+
+    Args:
+        truth: (S, H, W) internal labels.
+        prediction: (S, H, W) internal labels.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(
+            f"truth is {truth.shape} but prediction is {prediction.shape}; they must be of one shape"
+        )
+    tables = [confusion(*pair) for pair in zip(truth, prediction, strict=True)]
+    sums: SliceSums = {}
+    for label, name in enumerate(LABELS):
+        figures = [overlap_metrics(table, (label,)) for table in tables]
+        held = [float(table[label].sum() + table[:, label].sum() > 0) for table in tables]
+        sums[name] = {
+            **{figure: float(sum(row[figure] for row in figures)) for figure in SLICE_FIGURES},
+            "num_slices": float(len(tables)),
+            "num_with_class": float(sum(held)),
+        }
+    return sums
+
+
+def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
+    """Each class's figures as means over all slices of all cases, and their plain mean over the classes.
+
+    Dice is the F1 score, sensitivity the recall. The resection cavity is among the classes only where a
+    slice holds one.
+
+    Raises:
+        ValueError: no slices.
+    """
+    totals: SliceSums = {}
+    for case in cases:
+        for name, sums in case.items():
+            total = totals.setdefault(name, {})
+            for figure, value in sums.items():
+                total[figure] = total.get(figure, 0.0) + value
+    if not totals.get("background", {}).get("num_slices"):
+        raise ValueError("there is no slice to take a mean over; give at least one case")
+    table = {
+        name: _means(sums) for name, sums in totals.items() if name != "rc" or sums["num_with_class"] > 0
+    }
+    columns = list(table["background"])
+    table["mean"] = {column: float(np.mean([row[column] for row in table.values()])) for column in columns}
+    return table
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    figures = {name: sums[name] / sums["num_slices"] for name in SLICE_FIGURES}
+    return {**figures, "share_with_class": sums["num_with_class"] / sums["num_slices"]}

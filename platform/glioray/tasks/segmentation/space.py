@@ -1,0 +1,64 @@
+"""What a search varies, around a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from glioray.config import override
+from glioray.nets import build_net
+from glioray.tasks.segmentation.config import RunConfig
+
+
+def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
+    """Dotted settings and their ranges: learning rate, weight decay, loss weight, width, augmentation.
+
+    The learning rate reaches an order of magnitude above the recipe's, where runs diverge: a search that
+    never meets its limits does not show where they are. Loss weight and width are searched where the config
+    names them: not every loss and every network has them.
+    """
+    lr, width = config.optim.lr, config.net.options.get("width")
+    weight = config.loss.options.get("ce_weight")
+    space: dict[str, BaseDistribution] = {
+        "optim.lr": FloatDistribution(lr / 10, min(lr * 10, 10.0), log=True),
+        "optim.weight_decay": FloatDistribution(1e-5, 1e-1, log=True),
+        "augment.strength": FloatDistribution(0.0, 1.5),
+    }
+    if weight:
+        space["loss.options.ce_weight"] = FloatDistribution(weight / 3, weight * 3, log=True)
+    if width:
+        others = {max(4, width * 3 // 4), width * 3 // 2} - {width}
+        choices = sorted([width, *(other for other in others if _can_be_built(config, other))])
+        space["net.options.width"] = CategoricalDistribution(choices)
+    return space
+
+
+def _can_be_built(config: RunConfig, width: int) -> bool:
+    """Whether the network takes that width: some take multiples of 4, 8 or 12 alone."""
+    options = {**config.net.options, "width": width}
+    try:
+        with torch.device("meta"):
+            build_net(config.net.name, in_channels=1, out_channels=1, **options)
+    except ValueError:
+        return False
+    return True
+
+
+def recipe_point(config: RunConfig) -> dict[str, Any]:
+    """The recipe itself as a point of the space: the first trial, so that a search never ends below it."""
+    point = {
+        "optim.lr": config.optim.lr,
+        "optim.weight_decay": min(max(config.optim.weight_decay, 1e-5), 1e-1),
+        "augment.strength": min(config.augment.strength, 1.5),
+        "loss.options.ce_weight": config.loss.options.get("ce_weight"),
+        "net.options.width": config.net.options.get("width"),
+    }
+    return {name: point[name] for name in unet_space(config)}
+
+
+def apply_point(config: RunConfig, point: Mapping[str, Any]) -> RunConfig:
+    """The config with a point's settings."""
+    return override(config, **point)

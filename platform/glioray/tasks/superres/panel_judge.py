@@ -1,0 +1,94 @@
+"""A generator judged on its panel: image figures beside bicubic's, the collapse score, the objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glioray.metrics.image import image_figures
+from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.tasks.superres.degrade import degrade, upsample
+from glioray.tasks.superres.lpips import Lpips
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.panel import Panel
+
+
+class PanelJudge:
+    """Judges one generator after another on the same images, and remembers what the run's latest ones scored.
+
+    Attributes:
+        panel: the images.
+        lr: (N, C, h, w), made of them once, with the degradation's noise.
+        bicubic: (N, C, H, W), brought up from `lr`.
+        sr: of the latest generator, not clipped.
+    """
+
+    def __init__(self, panel: Panel, config: GanConfig, lpips: Lpips | None = None) -> None:
+        self.panel, self.config = panel, config
+        self.distance = None if lpips is None else lpips.foreground_and_whole
+        self.figures: dict[str, float] | None = None
+        self.size = (config.degrade.lr_size, config.degrade.lr_size)
+        rngs = [np.random.default_rng([config.train.seed, number, 11]) for number in range(len(panel))]
+        self.lr = degrade(panel.hr, self.size, config.degrade, rngs)
+        self.bicubic = upsample(self.lr, (panel.hr.shape[-2], panel.hr.shape[-1]))
+        self.sr: Tensor = self.bicubic
+        self.watch = CollapseWatch(config.collapse)
+
+    def __call__(self, resolver: SuperResolver, is_adversarial: bool) -> dict[str, Any]:
+        """The next generator of the run.
+
+        Returns: `metrics`, all of them finite numbers; `verdict` ("healthy" or "collapsed") and `reason`.
+        """
+        hr = self.panel.hr
+        self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
+        report = self.score(self.sr)
+        is_collapsed = self.watch.judge(report, adversarial=is_adversarial)
+        figures = self.figures = image_figures(
+            _folded(self.sr),
+            _folded(hr),
+            _folded(self.bicubic),
+            lr_size=self.size,
+            lpips=self.distance,
+            known=self.figures,
+        )
+        metrics = {
+            **figures,
+            "collapse_score": report.score,
+            **{f"collapse_{name}": value for name, value in report.components.items()},
+            "collapse_reason": float(COLLAPSE_COMPONENTS.index(report.reason)),
+            "is_collapsed": float(is_collapsed),
+            "objective": self.watch.objective(figures["quality"]),
+        }
+        # A model is as good as what it makes now: a bad evaluation is one, whether or not others came before it.
+        bad = is_collapsed or report.score >= self.config.collapse.threshold
+        return {
+            "metrics": metrics,
+            "verdict": "collapsed" if bad else "healthy",
+            "reason": report.reason,
+        }
+
+    def score(self, sr: Tensor) -> CollapseReport:
+        """The collapse score of outputs (N, C, H, W); every channel is an image."""
+
+        def again(images: Tensor) -> Tensor:
+            return degrade(images[:, None], self.size, self.config.degrade)[:, 0]
+
+        lr, hr = _folded(self.lr), _folded(self.panel.hr)
+        return collapse_report(_folded(sr), hr, lr, again, self.config.collapse)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to go on from."""
+        return self.watch.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.watch.load_state(state)
+
+
+def _folded(images: Tensor) -> Tensor:
+    """(N * C, H, W)."""
+    return torch.flatten(images, 0, 1)

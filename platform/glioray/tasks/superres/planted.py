@@ -1,0 +1,275 @@
+"""Collapses made on purpose, and outputs that are fine: what the collapse score is calibrated on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glioray.tasks.superres.collapse import Degrade, collapse_report
+from glioray.tasks.superres.config import CollapseConfig
+from glioray.tasks.superres.degrade import upsample
+
+HEALTHY_LIMIT = 0.3
+"""Healthy outputs score less; from the configured threshold on they would count as collapsed."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What outputs are made of.
+
+    Attributes:
+        hr: (N, H, W) in [0, 1], the truth.
+        lr: (N, h, w), the inputs.
+        bicubic: (N, H, W), the inputs interpolated.
+        rng: for whatever is drawn.
+    """
+
+    hr: Tensor
+    lr: Tensor
+    bicubic: Tensor
+    rng: np.random.Generator
+
+    def noise(self, *shape: int) -> Tensor:
+        """Normal noise."""
+        return torch.from_numpy(self.rng.standard_normal(shape, dtype=np.float32)).to(self.hr.device)
+
+
+Maker = Callable[[Scene], Tensor]
+"""Outputs (N, H, W) for the inputs of a scene."""
+
+
+def plant(name: str, hr: Tensor, lr: Tensor) -> Tensor:
+    """(N, H, W) float32: what a generator that is collapsed (or healthy) in the named way makes; the same each time.
+
+    Args:
+        name: of `PLANTED` or `HEALTHY`.
+        hr: (N, H, W) in [0, 1], the truth.
+        lr: (N, h, w), the inputs.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    makers = PLANTED | HEALTHY
+    if name not in makers:
+        raise ValueError(f"'{name}' is no planted output; they are {', '.join(makers)}")
+    bicubic = upsample(lr[:, None], (hr.shape[-2], hr.shape[-1]))[:, 0]
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return makers[name](Scene(hr.float(), lr.float(), bicubic, rng)).float()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One row of the table.
+
+    Attributes:
+        name: of the outputs.
+        expected: "collapsed" or "healthy".
+        score: that they got.
+        reason: the component that it is of.
+        components: all of them, by name.
+        is_ok: whether the score is on the right side of its bound.
+    """
+
+    name: str
+    expected: str
+    score: float
+    reason: str
+    components: dict[str, float]
+    is_ok: bool
+
+
+def calibrate(
+    hr: Tensor,
+    lr: Tensor,
+    degrade: Degrade,
+    config: CollapseConfig,
+    more_healthy: Mapping[str, Tensor] | None = None,
+) -> list[Calibration]:
+    """A row for each planted collapse, which should reach the threshold, and for each healthy output, below 0.3.
+
+    Args:
+        hr: (N, H, W) in [0, 1], the truth.
+        lr: (N, h, w), the inputs.
+        degrade: what makes low resolution of images.
+        config: the bounds in question.
+        more_healthy: further outputs that should be found healthy: those of trained models.
+
+    Raises:
+        ValueError: as `collapse_report`.
+    """
+    rows = []
+    healthy = {name: plant(name, hr, lr) for name in HEALTHY} | dict(more_healthy or {})
+    for name in (*PLANTED, *healthy):
+        is_planted = name in PLANTED
+        outputs = plant(name, hr, lr) if is_planted else healthy[name]
+        report = collapse_report(outputs, hr, lr, degrade, config)
+        is_ok = report.score >= config.threshold if is_planted else report.score < HEALTHY_LIMIT
+        expected = "collapsed" if is_planted else "healthy"
+        rows.append(Calibration(name, expected, report.score, report.reason, report.components, is_ok))
+    return rows
+
+
+def advise(row: Calibration, config: CollapseConfig) -> str:
+    """Which bound to look at where a row is not on its side: one sentence."""
+    found = f"'{row.name}' is {row.expected} and scores {row.score:.2f}"
+    bounds = f"collapse.{row.reason}, now {getattr(config, row.reason)}"
+    if row.expected == "healthy":
+        return f"{found} by {row.reason}; expected less than {HEALTHY_LIMIT:g}, so raise {bounds}"
+    return f"{found}, by {row.reason} at most; expected {config.threshold:g} or more, so lower {bounds}"
+
+
+def _one_real(scene: Scene) -> Tensor:
+    return scene.hr[len(scene.hr) // 3].expand_as(scene.hr)
+
+
+def _prototypes(num: int) -> Maker:
+    """Any of a few real images for each input."""
+
+    def make(scene: Scene) -> Tensor:
+        kept = scene.rng.choice(len(scene.hr), min(num, len(scene.hr)), replace=False)
+        return scene.hr[torch.from_numpy(scene.rng.choice(kept, len(scene.hr)))]
+
+    return make
+
+
+def _nearest(share: float) -> Maker:
+    """Of a share of the real images the one that is most like the input: memory instead of generation."""
+
+    def make(scene: Scene) -> Tensor:
+        num = max(2, round(share * len(scene.hr)))
+        kept = torch.from_numpy(scene.rng.choice(len(scene.hr), num, replace=False))
+        distances = torch.cdist(scene.lr.flatten(1), scene.lr[kept].flatten(1))
+        return scene.hr[kept[distances.argmin(1)]]
+
+    return make
+
+
+def _permuted(scene: Scene) -> Tensor:
+    return scene.hr.roll(1, 0)
+
+
+def _partly_mean(share: float) -> Maker:
+    """The mean image for a share of the inputs, the truth for all others."""
+
+    def make(scene: Scene) -> Tensor:
+        made = scene.hr.clone()
+        chosen = scene.rng.permutation(len(made))[: round(share * len(made))]
+        made[torch.from_numpy(chosen)] = scene.hr.mean(0)
+        return made
+
+    return make
+
+
+def _cells(scene: Scene, cell: int, *, both: bool) -> Tensor:
+    """(H, W) of 1 and -1, changing every `cell` pixels along the columns, or along both axes."""
+    rows, columns = (torch.arange(side, device=scene.hr.device) // cell for side in scene.hr.shape[-2:])
+    parity = columns[None] + (rows[:, None] if both else torch.zeros_like(rows)[:, None])
+    return 1.0 - 2.0 * (parity % 2)
+
+
+def _checkerboard(cell: int, amplitude: float) -> Maker:
+    """What a transposed convolution, or pixel-shuffle, can leave everywhere."""
+    return lambda scene: scene.bicubic + amplitude * _cells(scene, cell, both=True)
+
+
+def _stripes(scene: Scene) -> Tensor:
+    return scene.bicubic + 0.03 * _cells(scene, 1, both=False)
+
+
+def _texture(scene: Scene) -> Tensor:
+    """The same invented detail on every image."""
+    return scene.bicubic + 0.05 * scene.noise(*scene.hr.shape[1:])
+
+
+def _untrained(scene: Scene) -> Tensor:
+    """A random network without a skip from its input."""
+    features = scene.lr[:, None]
+    for wide, deep in ((1, 16), (16, 16), (16, 1)):
+        weights = scene.noise(deep, wide, 3, 3) * (2 / (9 * wide)) ** 0.5
+        features = F.conv2d(F.leaky_relu(features, 0.2), weights, padding=1)
+    return F.interpolate(features, scene.hr.shape[-2:])[:, 0]
+
+
+def _with_nan(scene: Scene) -> Tensor:
+    made = scene.hr.clone()
+    made[0, : made.shape[1] // 3] = torch.nan
+    return made
+
+
+def _with_inf(scene: Scene) -> Tensor:
+    made = scene.bicubic.clone()
+    made[-1, -1, -1] = torch.inf
+    return made
+
+
+def _blurred(scene: Scene) -> Tensor:
+    """The truth, blurred by 0.6 pixels."""
+    x = torch.arange(-2, 3, dtype=torch.float32, device=scene.hr.device)
+    window = torch.exp(-0.5 * (x / 0.6).square())
+    window = window / window.sum()
+    padded = F.pad(scene.hr[:, None], (2, 2, 2, 2), mode="replicate")
+    return F.conv2d(F.conv2d(padded, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))[:, 0]
+
+
+def _some_detail(scene: Scene) -> Tensor:
+    """Bicubic with some of the detail that it lacks, as a generator that was trained by L1 makes it."""
+    return scene.bicubic + 0.4 * (scene.hr - scene.bicubic)
+
+
+def _invented_detail(scene: Scene) -> Tensor:
+    """Bicubic with detail of the right kind in the wrong places, as a generator that was trained against a critic."""
+    return scene.bicubic + 0.6 * (scene.hr - scene.bicubic).roll(1, 0)
+
+
+def _untrained_skip(scene: Scene) -> Tensor:
+    """A random network that starts next to nothing, on bicubic."""
+    weights = scene.noise(1, 1, 5, 5)
+    detail = F.conv2d(scene.bicubic[:, None], weights - weights.mean(), padding=2)
+    return scene.bicubic + 0.01 * detail[:, 0]
+
+
+PLANTED: dict[str, Maker] = {
+    "constant": lambda scene: torch.full_like(scene.hr, 0.4),
+    "black": lambda scene: torch.zeros_like(scene.hr),
+    "white": lambda scene: torch.ones_like(scene.hr),
+    "mean image": lambda scene: scene.hr.mean(0).expand_as(scene.hr),
+    "faded into the mean": lambda scene: 0.85 * scene.hr.mean(0) + 0.15 * scene.hr,
+    "one real image": _one_real,
+    "2 prototypes": _prototypes(2),
+    "8 prototypes": _prototypes(8),
+    "an eighth, nearest": _nearest(1 / 8),
+    "three eighths, nearest": _nearest(3 / 8),
+    "permuted": _permuted,
+    "half the mean": _partly_mean(1 / 2),
+    "quarter the mean": _partly_mean(1 / 4),
+    "checkerboard 1 px, 0.02": _checkerboard(1, 0.02),
+    "checkerboard 1 px, 0.05": _checkerboard(1, 0.05),
+    "checkerboard 2 px, 0.02": _checkerboard(2, 0.02),
+    "checkerboard 2 px, 0.05": _checkerboard(2, 0.05),
+    "stripes 1 px, 0.03": _stripes,
+    "same texture": _texture,
+    "noise": lambda scene: scene.noise(*scene.hr.shape).mul(0.2).add(0.4),
+    "buried in noise": lambda scene: scene.bicubic + 0.2 * scene.noise(*scene.hr.shape),
+    "saturated": lambda scene: 4 * scene.bicubic,
+    "inverted": lambda scene: 1 - scene.hr,
+    "half intensity": lambda scene: 0.5 * scene.hr,
+    "untrained": _untrained,
+    "exploded": lambda scene: 1e6 * scene.noise(*scene.hr.shape),
+    "not a number": _with_nan,
+    "infinite": _with_inf,
+}
+
+HEALTHY: dict[str, Maker] = {
+    "real": lambda scene: scene.hr,
+    "bicubic": lambda scene: scene.bicubic,
+    "slightly blurred": _blurred,
+    "some detail": _some_detail,
+    "invented detail": _invented_detail,
+    "untrained on bicubic": _untrained_skip,
+}

@@ -1,0 +1,208 @@
+"""A whole super-resolution run on one rank: what `segmentation_session` is to a segmentation."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from glioray.cases.manifest import CaseEntry
+from glioray.engine.collectives import Ranks, gather
+from glioray.engine.loop import Report, Task
+from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.run import Fill, RunPlan, load_slices, median_spacing, train_tracked
+from glioray.errors import DataError, ModelError
+from glioray.metrics.image import psnr
+from glioray.slices.preprocess import SliceStack
+from glioray.slices.store import SliceFeed
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.superres.case_metrics import check_segmenter, use_figures, use_summary
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.features import build_perceptual, described, judge_extractor, loss_extractor
+from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
+from glioray.tasks.superres.lpips import Lpips
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import SuperResSpec, read_superres
+from glioray.tasks.superres.panel import pick_panel
+from glioray.tasks.superres.panel_judge import PanelJudge
+from glioray.tasks.superres.step import GanTask, UseJudge
+
+_log = logging.getLogger(__name__)
+
+_MAX_PANEL_CASES = 16
+_NUM_PICTURES = 5
+
+
+def train_gan(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:
+    """Train, or go on training, `plan`'s super-resolution model on this rank; returns as `session.train_tracked`.
+
+    Raises:
+        UsageError: the run's name is taken by a run with other settings, or an extractor is not to be had.
+        DataError: nothing to train on, or too little to judge collapse by.
+        ModelError: the model to begin with, or the segmenter, cannot be used.
+        DivergenceError: the run diverged.
+    """
+    tasks: list[GanTask] = []
+
+    def prepare(device: torch.device) -> tuple[Task, SliceFeed]:
+        task, feed = prepare_gan(plan, ranks, fill, device)
+        tasks.append(task)
+        return task, feed
+
+    def draw(history: Sequence[dict[str, float]]) -> dict[str, Figure]:
+        judge = tasks[0].judge
+        assert judge is not None, "the first rank judges"
+        path = f"panels/epoch_{int(history[-1]['epoch']):04d}.png"
+        return {"gan_curves.png": gan_curves(history), path: panel_figure(panel_rows(judge))}
+
+    return train_tracked(plan, ranks, prepare, draw, report)
+
+
+def prepare_gan(
+    plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device, make: type[GanTask] = GanTask
+) -> tuple[GanTask, SliceFeed]:
+    """This rank's task and batches."""
+    config = gan_config(plan)
+    train, val = plan.manifest.select("train"), plan.manifest.select("val")
+    judged = panel_cases(val) if ranks.is_first else []
+    used = val[ranks.rank :: ranks.world_size] if config.use.segmenter else []
+    wanted = list({entry.case_id: entry for entry in [*judged, *used]}.values())
+    feed, stacks = load_slices(plan, ranks, fill, device, train, wanted)
+    by_case = {case[0].case_id: case for case in stacks}
+    extractor = loss_extractor(config, feed.store.stacks, plan.tracking_uri)
+    perceptual = None
+    extractors = {}
+    if extractor is not None:
+        perceptual = build_perceptual(extractor, config).to(device)
+        extractors["loss"] = described(extractor)
+    judge = None
+    if ranks.is_first:
+        judging = judge_extractor(config)
+        lpips = None if judging is None else Lpips(judging).to(device)
+        if judging is not None:
+            extractors["judge"] = described(judging)
+        patients = {entry.case_id: entry.patient_id for entry in val}
+        panel = pick_panel([by_case[entry.case_id] for entry in judged], patients, config)
+        judge = PanelJudge(panel, config, lpips)
+        _log.info(
+            "judged on %d images of %d patients; loss by %s, judged by %s", len(panel), len(set(panel.patients)),
+            extractors.get("loss", "no extractor"), extractors.get("judge", "HFEN, as there is no extractor"),
+        )  # fmt: skip
+    source, known = None, set[str]()
+    if config.pretrain.source is not None:
+        source, known = _source(config, plan.tracking_uri)
+    patients_seen = {entry.patient_id for entry in val} & known
+    if patients_seen:
+        _log.warning(
+            "pretrain.source was trained on %d of the validation patients: what this run's figures say of them "
+            "flatters; begin with a model of the same --fold", len(patients_seen),
+        )  # fmt: skip
+    spec = SuperResSpec(
+        config=config,
+        spacing_mm=median_spacing(train),
+        manifest_hash=plan.manifest.hash,
+        train_patients=tuple(sorted({entry.patient_id for entry in train} | known)),
+        extractors=gather(extractors)[0],
+    )
+    judge_use = None
+    if config.use.segmenter is not None:
+        mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
+        judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, spec, device)
+    task = make(config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use)
+    return task, feed
+
+
+def gan_config(plan: RunPlan) -> GanConfig:
+    """The plan's config, which is one of super-resolution."""
+    assert isinstance(plan.config, GanConfig), "a plan of super-resolution"
+    return plan.config
+
+
+def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:
+    """The validation cases that a panel is picked of: all, or some evenly out of many.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not val:
+        raise DataError(
+            "super-resolution is watched for collapse on validation cases and the split has none; choose another "
+            "--fold"
+        )
+    step = -(-len(val) // _MAX_PANEL_CASES)
+    return list(val[::step])
+
+
+def panel_rows(judge: PanelJudge) -> list[PanelRow]:
+    """The images of a panel that are drawn, the same each time: spread over it, and so over patients and modalities."""
+    num, channels = judge.panel.hr.shape[:2]
+    # A step that is prime to the number of modalities, so that not all are of one of them.
+    step = max(1, (num // _NUM_PICTURES) | 1)
+    rows = []
+    for number in range(0, num, step)[:_NUM_PICTURES]:
+        channel = number % channels
+        part = [
+            images[number, channel].float() for images in (judge.lr, judge.bicubic, judge.sr, judge.panel.hr)
+        ]
+        # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
+        lr, bicubic, sr, hr = (image.flip(0, 1).numpy() for image in part)
+        rows.append(PanelRow(judge.panel.titles[number], lr, bicubic, sr, hr, _row_figures(*part[1:])))
+    return rows
+
+
+def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
+    mask = (hr > 0)[None]
+    return {
+        f"{prefix}psnr": float(psnr(torch.nan_to_num(image)[None].clamp(0, 1), hr[None], mask))
+        for prefix, image in (("", sr), ("bicubic_", bicubic))
+    }
+
+
+def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], set[str]]:
+    """The weights to begin with, and the patients that they were trained on."""
+    uri = config.pretrain.source
+    assert uri is not None
+    with tempfile.TemporaryDirectory() as folder:
+        spec, nets = read_superres(fetch_package(uri, Path(folder), tracking_uri=tracking_uri))
+    if "psnr" not in nets:
+        raise ModelError(
+            f"'{uri}' holds no PSNR generator to begin with; name a model that has a pixel stage"
+        )
+    for name in ("generator", "degrade", "channels"):
+        found, wanted = getattr(spec.config, name), getattr(config, name)
+        if found != wanted:
+            raise ModelError(
+                f"'{uri}' has the {name} {found} but this run wants {wanted}; begin with a model of the same kind"
+            )
+    weights = {name: tensor.clone() for name, tensor in nets["psnr"].state_dict().items()}
+    return weights, set(spec.train_patients)
+
+
+def _use_judge(
+    uri: str,
+    tracking_uri: str,
+    mine: Sequence[tuple[tuple[SliceStack, ...], tuple[str, ...]]],
+    spec: SuperResSpec,
+    device: torch.device,
+) -> UseJudge:
+    with tempfile.TemporaryDirectory() as folder:
+        segmenter = Predictor.load(fetch_package(uri, Path(folder), tracking_uri=tracking_uri), str(device))
+    # Now rather than where it judges, at the run's end.
+    check_segmenter(segmenter.spec, spec, own_stacks=True)
+
+    def judge(resolver: SuperResolver) -> dict[str, float]:
+        parts = gather([use_figures(resolver, segmenter, stacks, known=known) for stacks, known in mine])
+        cases = [use_summary(dice) for part in parts for dice in part]
+        return {
+            name: float(np.mean([case[name] for case in cases]))
+            for name in ("dice_sr", "dice_bicubic", "dice_hr")
+            if cases
+        }
+
+    return judge
