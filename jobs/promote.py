@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.engine.on_mlflow.registry import champion, set_champion
 from glioray.engine.on_ray.connect import connect, log_to_stderr
-from glioray.promotion import weigh
+from glioray.promotion import compare_to_champion
 from glioray.sources import open_data, open_package, registered_version
 
 NAME = {
@@ -50,7 +50,7 @@ def main() -> dict[str, object]:
         if args.data:
             connect()
             manifest = open_data(cli.data_uri(args), storage)
-        outcome = weigh(packages, manifest)
+        outcome = compare_to_champion(packages, manifest)
     answer |= {**outcome.answer, "reason": outcome.reason}
     if not outcome.wins:
         return answer

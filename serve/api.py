@@ -14,7 +14,7 @@ from glioray.serialization import to_dict
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.model import SuperResolver
 from serve.description import SEGMENT_ANSWERS, SEGMENT_BODY, SUPERRES_ANSWERS, SUPERRES_BODY
-from serve.desk import Desk, served_by
+from serve.request_queue import RequestQueue, served_by
 from serve.schemas import (
     NOTICE,
     NOTICE_HEADER,
@@ -41,7 +41,7 @@ def make_api(
         watch: what segments; the application is ready when it is.
         superres: what makes cases sharper, or None where that is not offered.
     """
-    desk = Desk(settings)
+    desk = RequestQueue(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:

@@ -32,7 +32,7 @@ from ray import serve
 
 from glioray import cli
 from glioray.engine.on_mlflow.client import tracking_uri
-from glioray.engine.on_ray.connect import connect, log_to_stderr, share_of
+from glioray.engine.on_ray.connect import connect, log_to_stderr, worker_resources
 from glioray.errors import GliorayError, UsageError
 from serve.deployments import make_application
 from serve.schemas import NOTICE, Settings
@@ -56,7 +56,7 @@ def main() -> dict[str, Any]:
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
     connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
     if settings.num_threads is None:
-        threads = round(settings.cpus) if args.cpus else share_of(settings.replicas).num_threads
+        threads = round(settings.cpus) if args.cpus else worker_resources(settings.replicas).num_threads
         settings = settings.model_copy(update={"num_threads": max(1, threads)})
     answer = start(settings, args.host, args.port)
     if not on_cluster:

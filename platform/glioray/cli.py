@@ -182,15 +182,15 @@ def data_uri(args: argparse.Namespace) -> str:
         raise UsageError(
             "no data were named; give --data with a folder or s3://bucket/prefix, or set GLIORAY_DATA"
         )
-    return lasting_uri(uri, "--data")
+    return absolute_uri(uri, "--data")
 
 
 def storage_uri(args: argparse.Namespace) -> str:
     """The URI of `--storage`, of GLIORAY_STORAGE, or ~/glioray."""
-    return lasting_uri(args.storage or os.environ.get("GLIORAY_STORAGE") or "~/glioray", "--storage")
+    return absolute_uri(args.storage or os.environ.get("GLIORAY_STORAGE") or "~/glioray", "--storage")
 
 
-def lasting_uri(uri: str, flag: str) -> str:
+def absolute_uri(uri: str, flag: str) -> str:
     """The URI with a relative folder made absolute.
 
     Raises:
@@ -245,7 +245,7 @@ def out_uri(args: argparse.Namespace) -> str:
     """
     if not args.out:
         raise UsageError("there is no place for the results; give --out with a folder or s3://bucket/prefix")
-    return lasting_uri(args.out, "--out")
+    return absolute_uri(args.out, "--out")
 
 
 def check_counts(args: argparse.Namespace, names: str) -> None:

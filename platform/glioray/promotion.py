@@ -47,7 +47,7 @@ class Outcome:
     answer: dict[str, Any] = field(default_factory=dict)
 
 
-def weigh(packages: Mapping[str, Package], manifest: Manifest | None) -> Outcome:
+def compare_to_champion(packages: Mapping[str, Package], manifest: Manifest | None) -> Outcome:
     """Whether the candidate beats the champion.
 
     Args:

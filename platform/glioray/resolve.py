@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from glioray.cli import lasting_uri
+from glioray.cli import absolute_uri
 from glioray.config import PreprocessConfig, with_settings
 from glioray.errors import UsageError
 from glioray.losses import build_loss
@@ -84,7 +84,7 @@ def resolve_gan_entrants(
 
 
 def _model_uri(uri: str | None, flag: str) -> str | None:
-    return uri if uri is None or uri.startswith(("models:", "runs:")) else lasting_uri(uri, flag)
+    return uri if uri is None or uri.startswith(("models:", "runs:")) else absolute_uri(uri, flag)
 
 
 def _length(args: argparse.Namespace) -> dict[str, Any]:

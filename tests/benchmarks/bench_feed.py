@@ -52,7 +52,7 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from glioray.engine.on_ray.connect import connect, share_of
+    from glioray.engine.on_ray.connect import connect, worker_resources
     from glioray.engine.on_ray.data import index_data
 
     # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
@@ -70,7 +70,7 @@ def main() -> None:
                     "epochs": args.epochs,
                 },
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=1, resources_per_worker=share_of(1).resources()
+                    num_workers=1, resources_per_worker=worker_resources(1).resources()
                 ),
                 run_config=ray.train.RunConfig(name="feed", storage_path=scratch, **quiet),
             ).fit()

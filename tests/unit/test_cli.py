@@ -205,8 +205,8 @@ def test_what_was_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def test_relative_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert cli.lasting_uri("data", "--data") == str(tmp_path / "data")
-    assert cli.lasting_uri("s3://bucket/data/", "--data") == "s3://bucket/data"
+    assert cli.absolute_uri("data", "--data") == str(tmp_path / "data")
+    assert cli.absolute_uri("s3://bucket/data/", "--data") == "s3://bucket/data"
     monkeypatch.setenv("GLIORAY_STORAGE", "runs")
     assert cli.storage_uri(_args()) == str(tmp_path / "runs")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -221,14 +221,14 @@ def test_relative_folders_are_refused_in_a_submitted_job(monkeypatch: pytest.Mon
         with pytest.raises(
             UsageError, match=r"--out is the relative folder '.*data', which a submitted job would"
         ):
-            cli.lasting_uri(uri, "--out")
-    assert cli.lasting_uri(str(tmp_path), "--out") == str(tmp_path)
-    assert cli.lasting_uri(f"file://{tmp_path}", "--out") == str(tmp_path)
-    assert cli.lasting_uri("~/data", "--out") == str(Path("~/data").expanduser())
-    assert cli.lasting_uri("s3://bucket", "--out") == "s3://bucket"
+            cli.absolute_uri(uri, "--out")
+    assert cli.absolute_uri(str(tmp_path), "--out") == str(tmp_path)
+    assert cli.absolute_uri(f"file://{tmp_path}", "--out") == str(tmp_path)
+    assert cli.absolute_uri("~/data", "--out") == str(Path("~/data").expanduser())
+    assert cli.absolute_uri("s3://bucket", "--out") == "s3://bucket"
     # A job that brings no folder of its own runs where it was told to.
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}}))
-    assert cli.lasting_uri("data", "--out") == str(Path("data").absolute())
+    assert cli.absolute_uri("data", "--out") == str(Path("data").absolute())
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", "-", "a b", "é?"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from glioray.engine.on_ray import connect as cluster
-from glioray.engine.on_ray.connect import Share, check_shared, default_concurrency, share_of
+from glioray.engine.on_ray.connect import WorkerResources, check_shared, default_concurrency, worker_resources
 from glioray.errors import CaseError, DataError, GliorayError, TrainingError, UsageError
 
 Nodes = Callable[..., None]
@@ -58,43 +58,43 @@ def test_shares_fill_the_cluster(
     nodes: Nodes, cpus: list[float], num_workers: int, num_cpus: float, num_threads: int
 ):
     nodes(*({"CPU": found} for found in cpus))
-    share = share_of(num_workers)
-    assert share == Share(num_cpus=num_cpus, num_gpus=0.0, num_threads=num_threads)
+    share = worker_resources(num_workers)
+    assert share == WorkerResources(num_cpus=num_cpus, num_gpus=0.0, num_threads=num_threads)
     assert _places(num_cpus, cpus) >= num_workers > _places(num_cpus + 0.25, cpus)
     assert share.resources() == {"CPU": num_cpus}
 
 
 def test_nodes_that_are_gone_do_not_count(nodes: Nodes):
     nodes({"CPU": 2.0}, dead=3)
-    assert share_of(2) == Share(num_cpus=0.75, num_gpus=0.0, num_threads=1)
+    assert worker_resources(2) == WorkerResources(num_cpus=0.75, num_gpus=0.0, num_threads=1)
     with pytest.raises(
         UsageError, match=r"3 workers were asked for but the cluster has 2 CPUs; ask for fewer"
     ):
-        share_of(3)
+        worker_resources(3)
 
 
 def test_a_gpu_each_where_there_are_any(nodes: Nodes):
     nodes({"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0})
-    share = share_of(8)
-    assert share == Share(num_cpus=3.75, num_gpus=1.0, num_threads=4)
+    share = worker_resources(8)
+    assert share == WorkerResources(num_cpus=3.75, num_gpus=1.0, num_threads=4)
     assert share.resources() == {"CPU": 3.75, "GPU": 1.0}
     with pytest.raises(
         UsageError, match=r"9 workers were asked for but the cluster has 8 GPUs; ask for fewer"
     ):
-        share_of(9)
+        worker_resources(9)
 
 
 def test_nodes_without_gpus_have_no_room_for_workers_that_need_one(nodes: Nodes):
     nodes({"CPU": 16.0}, {"CPU": 8.0, "GPU": 2.0})
-    assert share_of(2) == Share(num_cpus=3.75, num_gpus=1.0, num_threads=4)
+    assert worker_resources(2) == WorkerResources(num_cpus=3.75, num_gpus=1.0, num_threads=4)
 
 
 def test_the_share_is_of_what_is_free(nodes: Nodes):
     nodes({"CPU": 4.0}, free=[{"CPU": 2.0}])
-    assert share_of(1).num_cpus == 1.5
+    assert worker_resources(1).num_cpus == 1.5
     # Where no worker would find room now, they wait for their share of the whole.
     nodes({"CPU": 4.0}, free=[{}])
-    assert share_of(1).num_cpus == 3.5
+    assert worker_resources(1).num_cpus == 3.5
 
 
 def test_a_cluster_without_nodes_is_told(nodes: Nodes):
@@ -102,7 +102,7 @@ def test_a_cluster_without_nodes_is_told(nodes: Nodes):
     with pytest.raises(
         UsageError, match=r"1 workers were asked for but the cluster has 0 CPUs; ask for fewer"
     ):
-        share_of(1)
+        worker_resources(1)
 
 
 def test_trials_at_once(nodes: Nodes):

@@ -24,9 +24,9 @@ from glioray.errors import CaseError, UsageError
 from glioray.slices.preprocess import preprocess
 from glioray.storage import FileStorage
 from glioray.tasks.segmentation.case_metrics import case_figures
+from glioray.tasks.segmentation.learner import SegmentationLearner, counts_in_case
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
-from glioray.tasks.segmentation.step import SegmentationTask, counts_in_case
 
 SHAPE = (48, 48, 24)
 TIF, NIFTI = ("t1", "t1c", "flair"), ("t1c", "t2")
@@ -80,7 +80,7 @@ def test_from_files_to_figures(
     spec = ModelSpec(
         config=config, out_channels=3, spacing_mm=stacks[0][0].spacing_mm, manifest_hash=manifest.hash
     )
-    task = SegmentationTask(config, spec, stacks, Ranks(), torch.device("cpu"), known)
+    task = SegmentationLearner(config, spec, stacks, Ranks(), torch.device("cpu"), known)
     assert set(task.validate()) == {"dice_wt", "dice_mean"}
     assert {name: list(dice) for name, dice in task.spec.val_cases.items()} == {
         name: ["wt"] for name in known

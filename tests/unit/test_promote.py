@@ -13,7 +13,7 @@ import pytest
 from glioray.config import override, with_settings
 from glioray.engine.on_ray.batch import SuperResJudgement
 from glioray.errors import ModelError, UsageError
-from glioray.promotion import weigh
+from glioray.promotion import compare_to_champion
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
 from glioray.tasks.superres.collapse import CollapseReport
@@ -137,7 +137,7 @@ def test_each_kind_under_a_name_of_its_own(promote: Callable[..., dict[str, Any]
 
 @pytest.fixture
 def weigh_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`weigh` with data, of models whose quality and collapse score on them are given."""
+    """`compare_to_champion` with data, of models whose quality and collapse score on them are given."""
 
     def weigh_now(
         quality: dict[str, float], score: dict[str, float], more: dict[str, dict[str, float]] | None = None
@@ -156,7 +156,7 @@ def weigh_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         )
         monkeypatch.setattr("glioray.promotion.select_superres_cases", lambda *rest: [])
         manifest: Any = argparse.Namespace(data="/data")
-        return weigh({role: (Path(role), _superres()) for role in quality}, manifest)
+        return compare_to_champion({role: (Path(role), _superres()) for role in quality}, manifest)
 
     return weigh_now
 

@@ -1,4 +1,4 @@
-"""The one visible loop. What a step does is the task's business; when, how long and from where is here."""
+"""The one visible loop. What a step does is the learner's business; when, how long and from where is here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Report = Callable[[dict[str, float]], None]
 """Called by every rank, equally often: after each epoch that was validated and saved."""
 
 
-class Task(Protocol):
+class Learner(Protocol):
     """What the loop drives: one network and its optimiser, or two of each.
 
     Attributes:
@@ -76,7 +76,7 @@ class Feed(Protocol):
 
 
 def fit(
-    task: Task, feed: Feed, config: TrainConfig, storage: Storage, ranks: Ranks, report: Report
+    learner: Learner, feed: Feed, config: TrainConfig, storage: Storage, ranks: Ranks, report: Report
 ) -> dict[str, float]:
     """Train until the epochs or the minutes are over; goes on from the storage's latest checkpoint.
 
@@ -95,7 +95,7 @@ def fit(
     metrics: dict[str, float] = {}
     saved = load_state(storage)
     if saved is not None:
-        task.load_state(saved["task"])
+        learner.load_state(saved["task"])
         step, epoch, spent_s = saved["step"], saved["epoch"], saved["spent_s"]
         num_slices, metrics = saved["num_slices"], saved["metrics"]
         validation_s = saved.get("validation_s", 0.0)
@@ -117,14 +117,14 @@ def fit(
     judged = done = progress()
     # However short the time: one step, so that there is a model, and one more where a run was cut shorter after it
     # was saved, so that it is finished.
-    while not task.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
+    while not learner.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
         epoch += 1
         epoch_began, rows = time.monotonic(), []
         if threads is not None:
             threads.start_epoch()
         for batch in feed.epoch(epoch):
             step_began = time.monotonic()
-            rows.append(task.train_step(batch, epoch, done))
+            rows.append(learner.train_step(batch, epoch, done))
             if threads is not None:
                 threads.after_step(time.monotonic() - step_began)
             step += 1
@@ -141,17 +141,17 @@ def fit(
         if done < 1 and int(done * config.num_validations) == int(judged * config.num_validations):
             continue
         judged, validation_began = done, time.monotonic()
-        metrics = {**train, **task.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
+        metrics = {**train, **learner.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
         validation_s = time.monotonic() - validation_began
         done = progress()
-        if done >= 1 and not task.stopped:
-            metrics |= task.finish()
+        if done >= 1 and not learner.stopped:
+            metrics |= learner.finish()
         metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
         rng = gather(_rng_state())
         if ranks.is_first:
             state = {
-                "task": task.state(),
+                "task": learner.state(),
                 "step": step,
                 "epoch": epoch,
                 "spent_s": time.monotonic() - began,
@@ -160,7 +160,7 @@ def fit(
                 "metrics": metrics,
                 "rng": rng,
             }
-            save_checkpoint(storage, task.checkpoint(step, state, metrics), config.num_kept)
+            save_checkpoint(storage, learner.checkpoint(step, state, metrics), config.num_kept)
             _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _shown(metrics))
         barrier()  # no rank reports a checkpoint that is not there yet
         report(metrics)

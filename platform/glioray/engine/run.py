@@ -23,7 +23,7 @@ from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import fetch_model
 from glioray.engine.collectives import Ranks, barrier, gather, reduce_max
-from glioray.engine.loop import Report, Task, fit
+from glioray.engine.loop import Learner, Report, fit
 from glioray.engine.on_mlflow.registry import log_model
 from glioray.engine.on_mlflow.runs import Kind, RunLogger
 from glioray.engine.package import SPEC_FILE
@@ -80,7 +80,7 @@ class RunPlan:
     log_model: bool = True
 
 
-Prepare = Callable[[torch.device], tuple[Task, SliceFeed]]
+Prepare = Callable[[torch.device], tuple[Learner, SliceFeed]]
 """Makes a rank's task and its batches, once the run is its own."""
 
 Draw = Callable[[Sequence[dict[str, float]]], dict[str, Figure]]

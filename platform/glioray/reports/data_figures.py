@@ -118,7 +118,12 @@ def absent_labels_figure(slice_shares: Mapping[str, float], case_shares: Mapping
     axes.set_yticks(range(len(slice_shares)), [name.upper() for name in slice_shares])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
-    finish(axes, "Share without the label", "of axial slices through the brain (thin and pale: of cases)", "")
+    finish(
+        axes,
+        "WorkerResources without the label",
+        "of axial slices through the brain (thin and pale: of cases)",
+        "",
+    )
     return figure
 
 

@@ -81,7 +81,7 @@ def test_tversky_by_hand():
 
 
 def test_generalised_dice_by_hand():
-    # Background and NCR have one pixel each: all four weigh alike, and two pixels' masses are 2 in all.
+    # Background and NCR have one pixel each: all four compare_to_champion alike, and two pixels' masses are 2 in all.
     overlap = 1 / 6 + 1 / 2
     found = build_loss("generalised_dice")(CLASS_LOGITS, NCR_AND_NONE)
     assert float(found) == pytest.approx(1 - (2 * overlap + 1) / (2 + 2 + 1), rel=1e-5)

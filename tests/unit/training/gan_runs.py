@@ -27,7 +27,7 @@ from glioray.errors import DivergenceError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.slices.store import Batch, SliceFeed
 from glioray.storage import Storage, open_storage
-from glioray.tasks.superres.step import GanTask
+from glioray.tasks.superres.learner import GanLearner
 from glioray.tasks.superres.training import prepare_gan
 
 __all__ = ["Killed", "assert_same", "killed_at"]  # for tests, with what is here
@@ -53,7 +53,7 @@ class Features(nn.Module):
         return {name: made[name] for name in layers}
 
 
-class Recorded(GanTask):
+class Recorded(GanLearner):
     """A task that keeps each step's figures and the weights of both players after it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -78,7 +78,9 @@ class Recorded(GanTask):
         }
 
 
-def build(plan: RunPlan, ranks: Ranks | None = None, task: type[GanTask] = Recorded) -> tuple[Any, SliceFeed]:
+def build(
+    plan: RunPlan, ranks: Ranks | None = None, task: type[GanLearner] = Recorded
+) -> tuple[Any, SliceFeed]:
     """A task and its feed, put together as a session does."""
     return prepare_gan(plan, ranks or Ranks(), fill, CPU, task)
 
@@ -86,7 +88,7 @@ def build(plan: RunPlan, ranks: Ranks | None = None, task: type[GanTask] = Recor
 def train(
     plan: RunPlan,
     ranks: Ranks | None = None,
-    task: type[GanTask] = Recorded,
+    task: type[GanLearner] = Recorded,
     storage: Storage | None = None,
     change: Callable[[Any], None] = lambda task: None,
 ) -> tuple[Any, dict[str, float], list[dict[str, float]]]:
@@ -102,7 +104,7 @@ def train(
     return built, metrics, reports
 
 
-def poison(task: GanTask, name: str, rank: int) -> None:
+def poison(task: GanLearner, name: str, rank: int) -> None:
     """Have a run diverge, if this is the first rank or the fault lies with the weights, which ranks share.
 
     Args:

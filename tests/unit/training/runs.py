@@ -33,7 +33,7 @@ from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import Batch, SliceFeed
 from glioray.storage import Storage, open_storage
-from glioray.tasks.segmentation.step import SegmentationTask
+from glioray.tasks.segmentation.learner import SegmentationLearner
 from glioray.tasks.segmentation.training import prepare_segmentation
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-class Recorded(SegmentationTask):
+class Recorded(SegmentationLearner):
     """A task that keeps each step's figures and the weights after it."""
 
     def __init__(self, *args: Any) -> None:
@@ -110,7 +110,7 @@ class Recorded(SegmentationTask):
 
 
 def build(
-    plan: RunPlan, ranks: Ranks | None = None, task: type[SegmentationTask] = Recorded
+    plan: RunPlan, ranks: Ranks | None = None, task: type[SegmentationLearner] = Recorded
 ) -> tuple[Any, SliceFeed]:
     """A task and its feed, put together as a session does."""
     return prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
@@ -119,7 +119,7 @@ def build(
 def train(
     plan: RunPlan,
     ranks: Ranks | None = None,
-    task: type[SegmentationTask] = Recorded,
+    task: type[SegmentationLearner] = Recorded,
     storage: Storage | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """The task after its run, and the run's figures."""

@@ -17,10 +17,10 @@ from glioray.engine.checkpoint import fetch_model, load_state
 from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.learner import counts_in_case
 from glioray.tasks.segmentation.metrics import mean_dice
 from glioray.tasks.segmentation.package import read_package
 from glioray.tasks.segmentation.predictor import Predictor
-from glioray.tasks.segmentation.step import counts_in_case
 
 Plans = Callable[..., RunPlan]
 NAMES = ("threshold_wt", "threshold_tc", "threshold_et")

@@ -25,10 +25,10 @@ from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.recipes import unet_tiny
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.features import judge_extractor
+from glioray.tasks.superres.learner import GanLearner
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, read_superres
 from glioray.tasks.superres.recipes import mri_tiny
-from glioray.tasks.superres.step import GanTask
 
 Plans = Callable[..., RunPlan]
 EMA = {"optim_g.ema": 0.9}
@@ -502,7 +502,7 @@ def test_the_encoder_of_a_segmentation_model_is_an_extractor(
         "loss.layers": {"level1": 1.0, "level3": 1.0},
         "pretrain.share": 0.0,
     }
-    task, _ = gan_runs.build(make_gan_plan(**settings, channels="joint"), task=GanTask)
+    task, _ = gan_runs.build(make_gan_plan(**settings, channels="joint"), task=GanLearner)
     assert re.fullmatch(r"unet [0-9a-f]{12}", task.spec.extractors["loss"])
     # What it was told of intensities is what the training slices have inside the brain.
     assert task.perceptual.features.mean.shape == (4, 1, 1)

@@ -22,10 +22,10 @@ from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import TrainingError, UsageError
 from glioray.slices.store import Batch, SliceStore
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.learner import counts_in_case
 from glioray.tasks.segmentation.metrics import mean_dice
 from glioray.tasks.segmentation.package import read_package
 from glioray.tasks.segmentation.predictor import Predictor
-from glioray.tasks.segmentation.step import counts_in_case
 
 Plans = Callable[..., RunPlan]
 

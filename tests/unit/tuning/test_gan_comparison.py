@@ -11,7 +11,7 @@ import pytest
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.on_ray.compare import PLAY_FILE
-from glioray.engine.on_ray.connect import Share
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import HISTORY_FILE, RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError
 from glioray.storage import open_storage
@@ -19,7 +19,7 @@ from glioray.tasks.superres import comparison as gan_comparison
 from glioray.tasks.superres.comparison import GanComparisonPlan, _outcome, _play, _runs
 from glioray.tasks.superres.recipes import build_gan_recipe
 
-SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+SHARE = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 
 
 def comparison(folder: Path, **settings: Any) -> GanComparisonPlan:

@@ -17,7 +17,7 @@ from ray.tune.schedulers.pbt import _explore
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.checkpoint import LATEST
-from glioray.engine.on_ray.connect import Share
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.storage import open_storage
 from glioray.tasks.superres import population as gan_population
@@ -109,7 +109,7 @@ def test_a_member_goes_on_from_what_another_one_told(tmp_path: Path, monkeypatch
         tracking_uri="sqlite:///none",
         experiment="e",
     )
-    share = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+    share = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
     train_member(plan, share, dict)
     given[0] = _Given(tmp_path / "kept-0")
     train_member(dataclasses.replace(plan, storage=str(tmp_path / "bad")), share, dict)

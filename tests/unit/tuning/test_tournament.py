@@ -14,7 +14,7 @@ from glioray.cases.manifest import Manifest
 from glioray.config import override
 from glioray.engine.on_ray import compare as plays
 from glioray.engine.on_ray.compare import PLAY_FILE, Run, play_all
-from glioray.engine.on_ray.connect import Share
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError, UsageError
 from glioray.storage import open_storage
@@ -25,7 +25,7 @@ from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.segmentation.standings import rank_entrants
 
-SHARE = Share(num_cpus=1.0, num_gpus=0.0, num_threads=1)
+SHARE = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 
 
 def run_plan(storage: Path, config: RunConfig) -> RunPlan:
@@ -58,10 +58,10 @@ def test_a_run_that_goes_on_alone_gets_no_more_than_the_others_had(
     class AskedError(Exception):
         pass
 
-    def share_of(num_workers: int) -> Share:
+    def worker_resources(num_workers: int) -> WorkerResources:
         raise AskedError(num_workers)
 
-    monkeypatch.setattr(plays, "share_of", share_of)
+    monkeypatch.setattr(plays, "worker_resources", worker_resources)
     mine = runs(tmp_path, 3)
     for run in mine[:2]:
         leave_play(run)

@@ -86,7 +86,7 @@ def is_outage(error: MlflowException | requests.RequestException) -> bool:
 
 
 @contextmanager
-def told(what: str, client: MlflowClient) -> Iterator[None]:
+def wrap_errors(what: str, client: MlflowClient) -> Iterator[None]:
     """Turns what MLflow raises while `what` is done into a StorageError of one sentence."""
     try:
         yield

@@ -24,7 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError, safe_open
 
-from glioray.engine.on_mlflow.client import connect, first_line, is_outage, shown, told
+from glioray.engine.on_mlflow.client import connect, first_line, is_outage, shown, wrap_errors
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.errors import ModelError, StorageError, UsageError
@@ -62,7 +62,7 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
     """
     _check_package(package, str(package))
     digest = _digest(package)
-    with told(f"read the run {logger.run_id}", logger.client):
+    with wrap_errors(f"read the run {logger.run_id}", logger.client):
         tags = logger.client.get_run(logger.run_id).data.tags
     if tags.get(_DIGEST_TAG) == digest:
         return f"runs:/{logger.run_id}/{tags[_PATH_TAG]}"
@@ -73,7 +73,7 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
         (folder / _SUBFOLDER).mkdir()
         for name in PACKAGE_FILES:
             shutil.copyfile(package / name, folder / _SUBFOLDER / name)
-        with told(f"store the model of run {logger.run_id}", logger.client):
+        with wrap_errors(f"store the model of run {logger.run_id}", logger.client):
             logger.client.log_artifacts(logger.run_id, str(folder), path)
             # Last, so that a half-sent model is never taken for one.
             for name, value in {_AXES_TAG: ", ".join(axes), _PATH_TAG: path, _DIGEST_TAG: digest}.items():
@@ -126,7 +126,7 @@ def register_model(
     text = (
         description or f"From the run '{run.info.run_name}'{': ' if facts else ''}{facts}. Research use only."
     )
-    with told(f"register the model '{name}'", client):
+    with wrap_errors(f"register the model '{name}'", client):
         _make_registered_model(client, name, purpose)
         same = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
         version = next((v for v in same if v.tags.get(_DIGEST_TAG) == digest), None)
@@ -206,7 +206,7 @@ def set_champion(name: str, version: str | int, *, tracking_uri: str | None = No
     """
     client = connect(tracking_uri)
     _version(client, f"models:/{name}/{version}")
-    with told(f"set the alias '{CHAMPION}' of '{name}'", client):
+    with wrap_errors(f"set the alias '{CHAMPION}' of '{name}'", client):
         client.set_registered_model_alias(name, CHAMPION, str(version))
 
 
@@ -253,7 +253,7 @@ def _download(client: MlflowClient, uri: str, folder: Path) -> None:
         run = _found(client, f"the run {run_id}", lambda: client.get_run(run_id))
         source = f"{run.info.artifact_uri}/{path}"
     repository = get_artifact_repository(source, tracking_uri=client.tracking_uri)
-    with told(f"download the model {uri}", client):
+    with wrap_errors(f"download the model {uri}", client):
         there = {PurePosixPath(item.path).name for item in repository.list_artifacts(_SUBFOLDER)}
         if not there.issuperset(PACKAGE_FILES):
             raise ModelError(

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import glioray
-from glioray.engine.on_mlflow.client import artifact_location, connect, told
+from glioray.engine.on_mlflow.client import artifact_location, connect, wrap_errors
 from glioray.engine.on_mlflow.client import tracking_uri as tracking_uri
 from glioray.engine.on_mlflow.outbox import MAX_METRICS, Artifact, Entities, Outbox
 from glioray.engine.on_mlflow.provenance import git_commit
@@ -106,7 +106,7 @@ class RunLogger:
             all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
         if parent_run_id is not None:
             all_tags[_PARENT_TAG] = parent_run_id
-        with told(f"open the run '{run_name}' in experiment '{experiment}'", client):
+        with wrap_errors(f"open the run '{run_name}' in experiment '{experiment}'", client):
             experiment_id = _experiment_id(client, experiment)
             found = _find(client, experiment_id, all_tags[KEY_TAG], parent_run_id)
             if found is None:
@@ -226,7 +226,7 @@ class RunLogger:
             few = "; ".join(lost[:20]) + (f"; and {len(lost) - 20} more" if len(lost) > 20 else "")
             _log.warning("run %s ends without what MLflow did not take: %s", self.run_id, few)
         try:
-            with told(f"end the run {self.run_id} as {status}", self.client):
+            with wrap_errors(f"end the run {self.run_id} as {status}", self.client):
                 self.client.set_terminated(self.run_id, status=status)
         except StorageError as error:
             _log.warning("%s", error)

@@ -23,7 +23,7 @@ from glioray.cases.layouts import CaseFiles
 from glioray.cases.load import Case, load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.cases.nifti import encode_map, encode_mask
-from glioray.engine.on_ray.connect import log_to_stderr, share_of
+from glioray.engine.on_ray.connect import log_to_stderr, worker_resources
 from glioray.engine.on_ray.data import quiet_data
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import GliorayError
@@ -245,7 +245,7 @@ def _map_cases(
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     # A CPU predictor fills a node's cores by itself, and memory is what several of them would lack.
     num_workers = max(1, min(len(cases), num_gpus or sum(node.get("CPU", 0) >= 1 for node in nodes)))
-    share = share_of(num_workers)
+    share = worker_resources(num_workers)
     rows = [json.dumps(to_dict(case)) for case in cases]
     quiet_data()
     # Ray's own hints leave out classes with arguments.

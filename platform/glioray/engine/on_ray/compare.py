@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from glioray.engine.on_ray.connect import Share, share_of
+from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.run import RunPlan
 from glioray.storage import open_storage
 
@@ -48,7 +48,7 @@ Play = dict[str, Any]
 
 def play_all(
     runs: Sequence[Run],
-    play: Callable[[Run, Share], Play],
+    play: Callable[[Run, WorkerResources], Play],
     told: Callable[[Play], str],
     num_concurrent: int,
 ) -> list[Play]:
@@ -75,7 +75,7 @@ def play_all(
     num_workers = runs[0].plan.config.train.num_workers
     # By all runs, not by those that are missing: the last ones of a tournament that goes on would have more of the
     # machine than the others had in the same minutes.
-    share = share_of(min(num_concurrent, len(runs)) * num_workers)
+    share = worker_resources(min(num_concurrent, len(runs)) * num_workers)
     resources = share.resources() if num_workers == 1 else {"CPU": 0.01}
     task = ray.remote(play).options(
         num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2

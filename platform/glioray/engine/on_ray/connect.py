@@ -39,7 +39,7 @@ WORKER_ENVIRONMENT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class WorkerResources:
     """What one of several equal workers may take."""
 
     num_cpus: float
@@ -112,7 +112,7 @@ def check_shared(uri: str, flag: str) -> None:
         )
 
 
-def share_of(num_workers: int) -> Share:
+def worker_resources(num_workers: int) -> WorkerResources:
     """An equal share of what is free on the cluster for each of `num_workers`: with GPUs, one each.
 
     Half a CPU a node is kept for Ray Data, which decodes beside the workers. Where others hold so much that the
@@ -142,7 +142,7 @@ def share_of(num_workers: int) -> Share:
         raise UsageError(f"{num_workers} workers do not fit the cluster's {cpus:g} CPUs; ask for fewer")
     most = max(node.get("CPU", 0.0) for node in nodes.values())
     threads = max(1, min(int(sum(node.get("CPU", 0.0) for node in nodes.values())) // num_workers, int(most)))
-    return Share(num_cpus=num_cpus, num_gpus=1.0 if gpus else 0.0, num_threads=threads)
+    return WorkerResources(num_cpus=num_cpus, num_gpus=1.0 if gpus else 0.0, num_threads=threads)
 
 
 def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> float | None:
@@ -160,7 +160,7 @@ def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> fl
 def run_training(
     plan: RunPlan,
     *,
-    share: Share | None = None,
+    share: WorkerResources | None = None,
     callbacks: Sequence[Any] = (),
     told: Callable[[dict[str, float]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def run_training(
         GliorayError: what went wrong on a worker.
     """
     num_workers = plan.config.train.num_workers
-    share = share or share_of(num_workers)
+    share = share or worker_resources(num_workers)
     name = Path(plan.storage).name
     # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}

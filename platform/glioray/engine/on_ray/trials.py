@@ -17,7 +17,7 @@ from glioray.engine.checkpoint import latest_folder
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.registry import register_model
 from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.engine.on_ray.connect import Share, run_training
+from glioray.engine.on_ray.connect import WorkerResources, run_training
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.run import RunPlan, log_run_model
 from glioray.errors import TrainingError
@@ -93,7 +93,9 @@ def run_trials(
     return [grid[number] for number in range(len(grid))]
 
 
-def train_trial(trial: RunPlan, share: Share, told: Callable[[dict[str, float]], dict[str, Any]]) -> None:
+def train_trial(
+    trial: RunPlan, share: WorkerResources, told: Callable[[dict[str, float]], dict[str, Any]]
+) -> None:
     """Train a trial, in its own Tune process where it has one worker, and report each of its validations.
 
     Args:

@@ -24,7 +24,7 @@ from glioray.engine.checkpoint import fetch_model
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.compare import PLAY_FILE, Run, play_all
-from glioray.engine.on_ray.connect import Share, log_to_stderr, run_training
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, run_training
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.run import RunPlan, load_history
 from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
@@ -155,7 +155,7 @@ def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[Run]:
                 yield Run(label=label, fold=fold, seed=seed, plan=run)
 
 
-def _play(run: Run, share: Share) -> dict[str, Any]:
+def _play(run: Run, share: WorkerResources) -> dict[str, Any]:
     """Train and judge one run; what is ranked of it. A divergence is a result, and kept; other errors are not."""
     log_to_stderr()
     plan = dataclasses.replace(run.plan, num_threads=share.num_threads)

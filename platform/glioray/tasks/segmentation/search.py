@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from glioray.config import override
 from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_ray.connect import Share, log_to_stderr, share_of
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
 from glioray.engine.on_ray.trials import (
     PercentASHA,
     end_stopped,
@@ -109,7 +109,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
 def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
     base, config = plan.base, _base_config(plan)
     num_workers = config.train.num_workers
-    share = share_of(plan.num_concurrent * num_workers)
+    share = worker_resources(plan.num_concurrent * num_workers)
     return run_trials(
         tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share),
         tune.TuneConfig(
@@ -137,7 +137,7 @@ def _base_config(plan: SweepPlan) -> RunConfig:
     return plan.base.config
 
 
-def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, share: Share) -> None:
+def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, share: WorkerResources) -> None:
     log_to_stderr()
     trial_id = tune.get_context().get_trial_id()
     run = _trial_plan(plan, trial_id, point, parent_run_id)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from glioray.cases.manifest import CaseEntry
 from glioray.config import REGIONS
 from glioray.engine.collectives import Ranks
-from glioray.engine.loop import Report, Task
+from glioray.engine.loop import Learner, Report
 from glioray.engine.run import Fill, RunPlan, load_slices, median_spacing, train_tracked
 from glioray.engine.splits import split_store
 from glioray.slices.preprocess import SliceStack
@@ -20,9 +20,9 @@ from glioray.slices.store import SliceFeed
 from glioray.tasks.segmentation.balance import balance_classes
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.figures import learning_curves, overlay_figure
+from glioray.tasks.segmentation.learner import SegmentationLearner
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.slice_validation import HeldOutSlices
-from glioray.tasks.segmentation.step import SegmentationTask
 
 
 def train_segmentation(
@@ -37,9 +37,9 @@ def train_segmentation(
         DivergenceError: the run diverged.
     """
     plan = balanced(plan)
-    tasks: list[SegmentationTask] = []
+    tasks: list[SegmentationLearner] = []
 
-    def prepare(device: torch.device) -> tuple[Task, SliceFeed]:
+    def prepare(device: torch.device) -> tuple[Learner, SliceFeed]:
         task, feed = prepare_segmentation(plan, ranks, fill, device)
         tasks.append(task)
         return task, feed
@@ -64,8 +64,8 @@ def prepare_segmentation(
     ranks: Ranks,
     fill: Fill,
     device: torch.device,
-    make: type[SegmentationTask] = SegmentationTask,
-) -> tuple[SegmentationTask, SliceFeed]:
+    make: type[SegmentationLearner] = SegmentationLearner,
+) -> tuple[SegmentationLearner, SliceFeed]:
     """This rank's task and batches."""
     config = _segmentation(plan)
     train, val = _cases(plan)

@@ -24,7 +24,7 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_ray.compare import PLAY_FILE, Play, Run, play_all
-from glioray.engine.on_ray.connect import Share, log_to_stderr, run_training
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, run_training
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.run import RunPlan, load_history
 from glioray.errors import DivergenceError, GliorayError, TrainingError
@@ -157,7 +157,7 @@ def _runs(plan: GanComparisonPlan, parent_run_id: str) -> Iterator[Run]:
             yield Run(label=label, seed=seed, plan=run)
 
 
-def _play(run: Run, share: Share) -> Play:
+def _play(run: Run, share: WorkerResources) -> Play:
     """Train one run; what is compared of it. Collapse and divergence are results, and kept; other errors are not."""
     log_to_stderr()
     plan = dataclasses.replace(run.plan, num_threads=share.num_threads)

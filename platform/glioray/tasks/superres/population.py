@@ -17,7 +17,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from glioray.config import with_settings
 from glioray.engine.checkpoint import LATEST, latest_folder
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.connect import Share
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.errors import UsageError
@@ -150,7 +150,9 @@ def last_storage(member: str) -> str:
     return join_uri(member, "generation-000")
 
 
-def train_member(trial: RunPlan, share: Share, told: Callable[[dict[str, float]], dict[str, Any]]) -> None:
+def train_member(
+    trial: RunPlan, share: WorkerResources, told: Callable[[dict[str, float]], dict[str, Any]]
+) -> None:
     """Train a generation, and report each validation with its checkpoint, for others to go on from.
 
     Args:

@@ -21,7 +21,13 @@ from glioray.config import with_settings
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.registry import SUPERRES_PURPOSE
 from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.engine.on_ray.connect import RESULT_FILE, Share, log_to_stderr, run_training, share_of
+from glioray.engine.on_ray.connect import (
+    RESULT_FILE,
+    WorkerResources,
+    log_to_stderr,
+    run_training,
+    worker_resources,
+)
 from glioray.engine.on_ray.trials import (
     PercentASHA,
     end_stopped,
@@ -232,7 +238,7 @@ def _front(rows: list[dict[str, Any]], config: GanConfig) -> list[str]:
 def _pretrain(plan: GanSweepPlan, parent_run_id: str) -> None:
     """Train the generator that all trials begin with, to each share of their budget, on as much as one of them has."""
     config = plan.config
-    share = share_of(plan.num_concurrent * config.train.num_workers)
+    share = worker_resources(plan.num_concurrent * config.train.num_workers)
     for begin, end in pairwise((0.0, *plan.shares)):
         uri = plan.source(end)
         if open_storage(uri).exists(RESULT_FILE):
@@ -254,7 +260,7 @@ def _pretrain(plan: GanSweepPlan, parent_run_id: str) -> None:
 def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
     base, config = plan.base, plan.config
     num_workers = config.train.num_workers
-    share = share_of(plan.num_concurrent * num_workers)
+    share = worker_resources(plan.num_concurrent * num_workers)
     trainable = tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share)
     folder = join_uri(base.storage, "ray", plan.mode)
     if plan.mode == "pbt":
@@ -303,7 +309,7 @@ def _asha(config: GanConfig) -> PercentASHA:
     return PercentASHA(min(100, max(30, verdict)))
 
 
-def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, share: Share) -> None:
+def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, share: WorkerResources) -> None:
     log_to_stderr()
     trial_id = tune.get_context().get_trial_id()
     rules = plan.config.collapse

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glioray.cases.manifest import CaseEntry
 from glioray.engine.collectives import Ranks, gather
-from glioray.engine.loop import Report, Task
+from glioray.engine.loop import Learner, Report
 from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.run import Fill, RunPlan, load_slices, median_spacing, train_tracked
 from glioray.errors import DataError, ModelError
@@ -26,12 +26,12 @@ from glioray.tasks.superres.case_metrics import check_segmenter, use_figures, us
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.features import build_perceptual, described, judge_extractor, loss_extractor
 from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
+from glioray.tasks.superres.learner import GanLearner, UseJudge
 from glioray.tasks.superres.lpips import Lpips
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, read_superres
 from glioray.tasks.superres.panel import pick_panel
 from glioray.tasks.superres.panel_judge import PanelJudge
-from glioray.tasks.superres.step import GanTask, UseJudge
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ def train_gan(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
         ModelError: the model to begin with, or the segmenter, cannot be used.
         DivergenceError: the run diverged.
     """
-    tasks: list[GanTask] = []
+    tasks: list[GanLearner] = []
 
-    def prepare(device: torch.device) -> tuple[Task, SliceFeed]:
+    def prepare(device: torch.device) -> tuple[Learner, SliceFeed]:
         task, feed = prepare_gan(plan, ranks, fill, device)
         tasks.append(task)
         return task, feed
@@ -65,8 +65,8 @@ def train_gan(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
 
 
 def prepare_gan(
-    plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device, make: type[GanTask] = GanTask
-) -> tuple[GanTask, SliceFeed]:
+    plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device, make: type[GanLearner] = GanLearner
+) -> tuple[GanLearner, SliceFeed]:
     """This rank's task and batches."""
     config = gan_config(plan)
     train, val = plan.manifest.select("train"), plan.manifest.select("val")

@@ -44,7 +44,7 @@ class Picture:
     prediction: NDArray[np.uint8]
 
 
-class SegmentationTask:
+class SegmentationLearner:
     """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices.
 
     `known_regions` says for each validation case what of WT, TC and ET its mask tells: all of them where it is not

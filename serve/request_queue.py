@@ -24,7 +24,7 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 
-class Desk:
+class RequestQueue:
     """Takes cases in, as many as settings allow, and has them worked on one after the other beside the event loop."""
 
     def __init__(self, settings: Settings) -> None:

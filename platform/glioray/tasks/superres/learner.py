@@ -39,7 +39,7 @@ UseJudge = Callable[[SuperResolver], dict[str, float]]
 """What a frozen segmenter makes of a generator's slices, over all ranks: dice_sr, dice_bicubic, dice_hr."""
 
 
-class GanTask:
+class GanLearner:
     """Trains `spec`'s generator and judges it on the panel, on the first rank.
 
     Args:
