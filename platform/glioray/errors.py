@@ -1,27 +1,27 @@
-"""The exceptions that a user can meet.
+"""The exceptions that reach a user.
 
     GliorayError
-    ├── UsageError          what was asked for cannot be: a flag, a config, a name (jobs exit 2)
+    ├── UsageError          invalid flag, setting or name (jobs exit with 2)
     ├── StorageError        a bucket, a folder or an object cannot be read or written
-    ├── CaseError           one case cannot be used; the others go on
+    ├── CaseError           one case cannot be used; the others are unaffected
     ├── DataError           the data set as a whole cannot be used
     ├── ModelError          a checkpoint or a registered model cannot be loaded or does not fit
-    └── TrainingError       a run went wrong by itself: too few resources, a worker that died
-        └── DivergenceError its loss or a gradient is no longer finite: it would go the same way again
+    └── TrainingError       a run failed: too few resources, or a worker that died
+        └── DivergenceError the loss or a gradient is not finite; deterministic, so retrying will not help
 
-Every message says what was found, what was expected and what to do, in one sentence. Every class
+Every message says in one sentence what was found, what was expected and what to do. Every class
 keeps its arguments positional, so that Ray can pickle it from a worker to the driver.
 """
 
 
 class GliorayError(Exception):
-    """Base of everything that glioray raises on purpose; jobs print it without a traceback."""
+    """Base of all errors that glioray raises on purpose; jobs print them without a traceback."""
 
     exit_code = 1
 
 
 class UsageError(GliorayError, ValueError):
-    """What was asked for cannot be."""
+    """Invalid flag, setting or name."""
 
     exit_code = 2
 
@@ -34,8 +34,8 @@ class CaseError(GliorayError):
     """One case cannot be used.
 
     Args:
-        case_id: the case as the data set names it.
-        file: the key of the object at fault, or "" where the case as a whole is.
+        case_id: the case's name in the data set.
+        file: the key of the faulty object, or "" if the case as a whole is at fault.
         found: what was found and what was expected.
         advice: what to do about it.
     """
@@ -55,12 +55,12 @@ class DataError(GliorayError):
 
 
 class ModelError(GliorayError):
-    """A checkpoint or a registered model cannot be loaded, or does not fit what it is given."""
+    """A checkpoint or a registered model cannot be loaded, or does not fit its input."""
 
 
 class TrainingError(GliorayError):
-    """A run went wrong by itself."""
+    """A run failed: too few resources, or a worker that died."""
 
 
 class DivergenceError(TrainingError):
-    """A run's loss or a gradient is no longer finite; that is a result, and comes again."""
+    """A loss or a gradient is not finite. Deterministic: retrying will not help."""

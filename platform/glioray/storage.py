@@ -1,29 +1,35 @@
-"""One small interface over a folder and an S3 bucket.
+"""One interface over a folder and an S3 bucket.
 
-A `Storage` is rooted at a URI; keys are relative, with forward slashes, and never leave the root.
-`write` publishes atomically: a reader sees the old object or the new one, never a half. Endpoint and
-credentials come from the standard AWS environment variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...);
-no secret is ever kept in an object, so a `Storage` may be pickled to a worker.
+A `Storage` is rooted at a URI; keys are relative, use forward slashes and never leave the root.
+`write` is atomic: a reader sees the old object or the new one, never a part. The endpoint and the
+credentials come from the standard AWS environment variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+A `Storage` holds no secrets, so it can be pickled and sent to a worker.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from glioray.errors import StorageError, UsageError
 
+# Objects from this size on travel in parallel parts of it; one request can send at most 5 GiB.
+_PART_BYTES = 16 << 20
+_DOWNLOAD_ATTEMPTS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """One object: its key relative to the storage's root, and its size."""
+    """An object's key, relative to the storage's root, and its size."""
 
     key: str
     size_bytes: int
@@ -35,32 +41,41 @@ class Storage(Protocol):
     uri: str
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, sorted by key; directory markers are left out.
+        """Every object whose key starts with `prefix`, sorted by key, without directory markers.
 
-        Raises: StorageError when the folder or the bucket is not there.
+        Raises: StorageError if the folder or the bucket does not exist.
         """
 
     def exists(self, key: str) -> bool:
-        """Whether an object of that key is there."""
+        """Whether the object exists."""
 
     def read(self, key: str) -> bytes:
-        """The whole object. Raises: StorageError when it is not there."""
+        """The whole object. Raises: StorageError if it does not exist."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """At most `length` bytes from `start` on; fewer at the object's end, none past it."""
+        """At most `length` bytes from offset `start`; fewer at the object's end, none past it."""
 
-    def write(self, key: str, data: bytes) -> None:
-        """Publish `data` under `key`, atomically."""
+    def download(self, key: str, path: Path) -> None:
+        """Stream the object into a local file, atomically and without holding all of it in memory.
+
+        Raises: StorageError if the object does not exist or the file cannot be written.
+        """
+
+    def write(self, key: str, data: bytes | BinaryIO) -> None:
+        """Publish `data` under `key`, atomically; a binary stream is never held in memory as a whole.
+
+        The stream may be left closed.
+        """
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
+        """Delete the object, if it exists."""
 
 
 def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """The storage at a URI: a path, `file://…` or `s3://bucket/prefix`.
 
     Raises:
-        UsageError: another scheme, or an `s3://` without a bucket.
+        UsageError: another scheme, or `s3://` without a bucket.
     """
     text = os.fspath(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
@@ -72,31 +87,31 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
 
 
 def join_uri(uri: str, *parts: str) -> str:
-    """`uri` with `parts` below it, with single slashes between them."""
+    """`uri` followed by `parts`, joined by single slashes."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """A URI of one object as (the URI of what it lies in, its name): `s3://b/p/m.json` is `s3://b/p` and `m.json`.
+    """Split an object's URI into (its parent's URI, its name): `s3://b/p/m.json` -> `s3://b/p`, `m.json`.
 
     Raises:
-        UsageError: there is no name below a folder or a bucket.
+        UsageError: the URI has no name below a folder or a bucket.
     """
     scheme, separator, path = uri.rpartition("://")
     parent, slash, name = path.rstrip("/").rpartition("/")
     if not name or (scheme == "s3" and not slash):
-        raise UsageError(f"'{uri}' names no object; put a name behind the folder or the bucket")
+        raise UsageError(f"'{uri}' names no object; add a name after the folder or the bucket")
     if not parent:
         parent = "/" if slash else "."
     return f"{scheme}{separator}{parent}", name
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI names a folder of this machine."""
+    """Whether the URI is a folder on this machine."""
     return not uri.startswith("s3://")
 
 
-def _checked_key(key: str) -> str:
+def _validate_key(key: str) -> str:
     if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise StorageError(
             f"{key!r} is not a key below the storage's root; use a relative path without '..' or '//'"
@@ -104,10 +119,38 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _checked_prefix(prefix: str) -> str:
-    # A prefix may end anywhere in a name, and at a slash.
-    _checked_key(f"{prefix}x")
+def _validate_prefix(prefix: str) -> str:
+    # A prefix may end anywhere within a name, or at a slash.
+    _validate_key(f"{prefix}x")
     return prefix
+
+
+@contextmanager
+def _wrap_os_errors(name: str | Path, action: str) -> Iterator[None]:
+    """Turn an error of the operating system into a StorageError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"'{name}' cannot be {action} ({error.strerror or error}); "
+            "check the path, the permissions and the free space"
+        ) from error
+
+
+@contextmanager
+def _open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing, which replaces `path` if the block ends without an error."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class FileStorage:
@@ -121,7 +164,7 @@ class FileStorage:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if not self.root.is_dir():
             raise StorageError(f"'{self.root}' is not a folder; check the path")
-        start = self.root / _checked_prefix(prefix).rpartition("/")[0]
+        start = self.root / _validate_prefix(prefix).rpartition("/")[0]
         paths = (folder / name for folder, names in _walk(start) for name in names)
         found = (
             (path.relative_to(self.root).as_posix(), path) for path in paths if not _is_temporary(path.name)
@@ -131,55 +174,47 @@ class FileStorage:
                 yield ObjectInfo(key=key, size_bytes=path.stat().st_size)
 
     def exists(self, key: str) -> bool:
-        with self._told(key, "looked up"):
-            return (self.root / _checked_key(key)).is_file()
+        with self._wrap_errors(key, "looked up"):
+            return (self.root / _validate_key(key)).is_file()
 
     def read(self, key: str) -> bytes:
-        with self._told(key, "read"):
-            return (self.root / _checked_key(key)).read_bytes()
+        with self._wrap_errors(key, "read"):
+            return (self.root / _validate_key(key)).read_bytes()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        with self._told(key, "read"), (self.root / _checked_key(key)).open("rb") as stream:
+        with self._wrap_errors(key, "read"), (self.root / _validate_key(key)).open("rb") as stream:
             stream.seek(start)
             return stream.read(length)
 
-    def write(self, key: str, data: bytes) -> None:
-        target = self.root / _checked_key(key)
-        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-        with self._told(key, "written"):
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+    def download(self, key: str, path: Path) -> None:
+        with (
+            self._wrap_errors(key, "read"),
+            (self.root / _validate_key(key)).open("rb") as source,
+            _wrap_os_errors(path, "written"),
+            _open_atomic(path) as target,
+        ):
+            shutil.copyfileobj(source, target)
+
+    def write(self, key: str, data: bytes | BinaryIO) -> None:
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        path = self.root / _validate_key(key)
+        with self._wrap_errors(key, "written"), _open_atomic(path) as target:
+            shutil.copyfileobj(source, target)
 
     def delete(self, key: str) -> None:
-        with self._told(key, "deleted"):
-            (self.root / _checked_key(key)).unlink(missing_ok=True)
+        with self._wrap_errors(key, "deleted"):
+            (self.root / _validate_key(key)).unlink(missing_ok=True)
 
-    @contextmanager
-    def _told(self, key: str, verb: str) -> Iterator[None]:
-        """Turns what the operating system raises into one sentence."""
-        try:
-            yield
-        except OSError as error:
-            found = error.strerror or str(error)
-            raise StorageError(
-                f"'{self.uri}/{key}' cannot be {verb} ({found}); check the path, the rights and the space"
-            ) from error
+    def _wrap_errors(self, key: str, action: str) -> AbstractContextManager[None]:
+        return _wrap_os_errors(f"{self.uri}/{key}", action)
 
 
 def _walk(start: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `start` with their files, links followed (data sets are often put together by links)."""
+    """Folders below `start` with their files; follows links, of which data sets are often made."""
     seen: set[str] = set()
     for folder, below, names in os.walk(start, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link back up
+        if real in seen:  # a link back to a parent
             below.clear()
             continue
         seen.add(real)
@@ -191,7 +226,7 @@ def _is_temporary(name: str) -> bool:
 
 
 class S3Storage:
-    """A prefix of an S3 bucket, through boto3; each process makes its own client on first use."""
+    """A prefix of an S3 bucket, through boto3; each process creates its own client on first use."""
 
     def __init__(self, uri: str) -> None:
         match = re.fullmatch(r"s3://([^/]+)/*(.*?)/*", uri)
@@ -205,9 +240,9 @@ class S3Storage:
         return {**self.__dict__, "_client": None}
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        full = f"{self.prefix}/{_checked_prefix(prefix)}" if self.prefix else _checked_prefix(prefix)
+        full = f"{self.prefix}/{_validate_prefix(prefix)}" if self.prefix else _validate_prefix(prefix)
         skip = len(self.prefix) + 1 if self.prefix else 0
-        with self._told(prefix, "listed"):
+        with self._wrap_errors(prefix, "listed"):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
             found = [
                 ObjectInfo(key=item["Key"][skip:], size_bytes=item["Size"])
@@ -215,15 +250,15 @@ class S3Storage:
                 for item in page.get("Contents", ())
                 if not item["Key"].endswith("/")
             ]
-        # Not every server sorts by the whole key: some go folder by folder.
+        # Not every server sorts by the whole key: some sort folder by folder.
         yield from sorted(found, key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
 
-        with self._told(key, "looked up"):
+        with self._wrap_errors(key, "looked up"):
             try:
-                self._s3.head_object(Bucket=self.bucket, Key=self._full(key))
+                self._s3.head_object(Bucket=self.bucket, Key=self._full_key(key))
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     return False
@@ -231,9 +266,15 @@ class S3Storage:
         return True
 
     def read(self, key: str) -> bytes:
-        with self._told(key, "read"):
-            body: bytes = self._s3.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
-        return body
+        with self._wrap_errors(key, "read"):
+            reply = self._s3.get_object(Bucket=self.bucket, Key=self._full_key(key))
+            if reply["ContentLength"] <= _PART_BYTES:  # one request, where `_fetch` needs two
+                body: bytes = reply["Body"].read()
+                return body
+            reply["Body"].close()
+            buffer = io.BytesIO()
+            self._fetch(key, buffer)
+        return buffer.getvalue()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         from botocore.exceptions import ClientError
@@ -241,9 +282,9 @@ class S3Storage:
         if length <= 0:
             return b""
         span = f"bytes={start}-{start + length - 1}"
-        with self._told(key, "read"):
+        with self._wrap_errors(key, "read"):
             try:
-                reply = self._s3.get_object(Bucket=self.bucket, Key=self._full(key), Range=span)
+                reply = self._s3.get_object(Bucket=self.bucket, Key=self._full_key(key), Range=span)
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:
                     return b""
@@ -251,16 +292,38 @@ class S3Storage:
             body: bytes = reply["Body"].read(length)
         return body
 
-    def write(self, key: str, data: bytes) -> None:
-        with self._told(key, "written"):
-            self._s3.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
+    def download(self, key: str, path: Path) -> None:
+        with _wrap_os_errors(path, "written"), _open_atomic(path) as target, self._wrap_errors(key, "read"):
+            self._fetch(key, target)
+
+    def write(self, key: str, data: bytes | BinaryIO) -> None:
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        # The stream's own errors are not boto3's.
+        with _wrap_os_errors(join_uri(self.uri, key), "written"), self._wrap_errors(key, "written"):
+            self._s3.upload_fileobj(source, self.bucket, self._full_key(key), Config=_transfer_config())
 
     def delete(self, key: str) -> None:
-        with self._told(key, "deleted"):
-            self._s3.delete_object(Bucket=self.bucket, Key=self._full(key))
+        with self._wrap_errors(key, "deleted"):
+            self._s3.delete_object(Bucket=self.bucket, Key=self._full_key(key))
 
-    def _full(self, key: str) -> str:
-        return f"{self.prefix}/{_checked_key(key)}" if self.prefix else _checked_key(key)
+    def _fetch(self, key: str, target: BinaryIO) -> None:
+        """Stream an object into `target`, in parallel ranges if it is large."""
+        from s3transfer.exceptions import S3DownloadFailedError
+
+        for attempt in range(_DOWNLOAD_ATTEMPTS):
+            target.seek(0)
+            target.truncate()
+            try:
+                return self._s3.download_fileobj(
+                    self.bucket, self._full_key(key), target, Config=_transfer_config()
+                )
+            # The object was replaced between two ranges.
+            except S3DownloadFailedError:
+                if attempt == _DOWNLOAD_ATTEMPTS - 1:
+                    raise
+
+    def _full_key(self, key: str) -> str:
+        return f"{self.prefix}/{_validate_key(key)}" if self.prefix else _validate_key(key)
 
     @property
     def _s3(self) -> Any:
@@ -268,9 +331,9 @@ class S3Storage:
             import boto3
             from botocore.config import Config
 
-            # Path style: self-hosted stores rarely have a name for every bucket.
+            # Path style: self-hosted stores rarely resolve a host name per bucket.
             style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
-            # A store that is not there is told in seconds; one that is busy gets three more tries.
+            # A missing server fails within seconds; a busy one is tried three more times.
             retries = {"mode": "standard", "max_attempts": 4}
             config = Config(s3=style, retries=retries, connect_timeout=5)
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -278,9 +341,10 @@ class S3Storage:
         return self._client
 
     @contextmanager
-    def _told(self, key: str, verb: str) -> Iterator[None]:
-        """Turns what botocore raises into one sentence."""
+    def _wrap_errors(self, key: str, action: str) -> Iterator[None]:
+        """Turn an error of boto3 into a StorageError of one sentence."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
         try:
             yield
@@ -288,12 +352,18 @@ class S3Storage:
             status = error.response.get("Error", {})
             found = f"{status.get('Code', 'error')}: {status.get('Message', '')}".strip(": ").rstrip(".")
             cause: Exception = error
-        # A ValueError is how boto3 says that AWS_ENDPOINT_URL is not a URL.
-        except (BotoCoreError, ValueError) as error:
+        # boto3 raises a ValueError if AWS_ENDPOINT_URL is not a URL.
+        except (BotoCoreError, RetriesExceededError, S3DownloadFailedError, ValueError) as error:
             found, cause = str(error).rstrip("."), error
         else:
             return
         raise StorageError(
-            f"'{join_uri(self.uri, key)}' cannot be {verb} ({found}); check the name, AWS_ENDPOINT_URL and the AWS "
-            f"credentials"
+            f"'{join_uri(self.uri, key)}' cannot be {action} ({found}); check the name, AWS_ENDPOINT_URL and the "
+            "AWS credentials"
         ) from cause
+
+
+def _transfer_config() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES)

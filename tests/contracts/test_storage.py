@@ -1,7 +1,8 @@
-"""What every storage does alike; a folder and a real S3 server run the same tests."""
+"""The contract of a storage, run against a folder and against a real S3 server."""
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import threading
@@ -17,9 +18,9 @@ ODD_KEYS = ["with space/a b.txt", "größe/Ψ.nii.gz", "plus+sign/100%.bin", "a'
 
 
 class StorageContract:
-    """A backend's test class gives the fixture `storage`: an empty one, whose root exists."""
+    """Subclasses provide the fixture `storage`: an empty storage whose root exists."""
 
-    def test_reads_what_was_written(self, storage: Storage) -> None:
+    def test_reads_back_a_written_object(self, storage: Storage) -> None:
         storage.write("case/t1.nii.gz", b"voxels")
         assert storage.read("case/t1.nii.gz") == b"voxels"
         assert storage.exists("case/t1.nii.gz")
@@ -37,7 +38,7 @@ class StorageContract:
             "binary": len(everything),
         }
 
-    def test_lists_by_whole_key_in_order(self, storage: Storage) -> None:
+    def test_lists_sorted_by_whole_key(self, storage: Storage) -> None:
         keys = ["b.txt", "a/2", "a/10", "a-b/1", "a.txt", "a/b/c", "A/1", "é"]
         for key in keys:
             storage.write(key, key.encode())
@@ -68,7 +69,7 @@ class StorageContract:
         assert storage.read_range("digits", 99, 5) == b""
 
     @pytest.mark.parametrize("key", ODD_KEYS)
-    def test_takes_odd_keys(self, storage: Storage, key: str) -> None:
+    def test_accepts_odd_keys(self, storage: Storage, key: str) -> None:
         storage.write(key, key.encode())
         assert storage.read(key) == key.encode()
         assert [info.key for info in storage.list()] == [key]
@@ -76,26 +77,55 @@ class StorageContract:
     @pytest.mark.parametrize(
         "key", ["../outside", "a/../../outside", "/etc/passwd", "", "a//b", "a/", ".", "a\0b"]
     )
-    def test_refuses_keys_that_leave_the_root(self, storage: Storage, key: str) -> None:
+    def test_rejects_keys_outside_the_root(self, storage: Storage, key: str) -> None:
         for use in (storage.read, storage.exists, storage.delete, lambda key: storage.write(key, b"x")):
             with pytest.raises(StorageError, match="not a key"):
                 use(key)
 
     @pytest.mark.parametrize("prefix", ["../", "/etc/", "a/../../"])
-    def test_refuses_prefixes_that_leave_the_root(self, storage: Storage, prefix: str) -> None:
+    def test_rejects_prefixes_outside_the_root(self, storage: Storage, prefix: str) -> None:
         with pytest.raises(StorageError, match="not a key"):
             list(storage.list(prefix))
 
-    def test_says_what_is_missing(self, storage: Storage) -> None:
-        for use in (storage.read, lambda key: storage.read_range(key, 0, 4)):
+    def test_names_a_missing_object(self, storage: Storage, tmp_path: Path) -> None:
+        path = tmp_path / "copy"
+        for use in (
+            storage.read,
+            lambda key: storage.read_range(key, 0, 4),
+            lambda key: storage.download(key, path),
+        ):
             with pytest.raises(StorageError) as caught:
                 use("case/absent.nii.gz")
             message = str(caught.value)
             assert f"{storage.uri}/case/absent.nii.gz" in message
             assert "check" in message
             assert "\n" not in message
+        assert not path.exists()
 
-    def test_deletes_and_does_not_mind_what_is_gone(self, storage: Storage) -> None:
+    def test_streams_a_file_up_and_down(self, storage: Storage, tmp_path: Path) -> None:
+        for content in (b"", bytes(range(256)) * 5000):
+            (tmp_path / "source").write_bytes(content)
+            with (tmp_path / "source").open("rb") as stream:
+                storage.write("a/file", stream)
+            assert storage.read("a/file") == content
+            storage.download("a/file", tmp_path / "new folder" / "copy")
+            assert (tmp_path / "new folder" / "copy").read_bytes() == content
+        assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["copy"]
+
+    def test_a_stream_that_fails_leaves_the_old_object(self, storage: Storage) -> None:
+        storage.write("a", b"old")
+        with pytest.raises(StorageError, match="cannot be written"):
+            storage.write("a", _FailingStream(b"new" * 100_000))
+        assert storage.read("a") == b"old"
+        assert [info.key for info in storage.list()] == ["a"]
+
+    def test_a_download_that_cannot_be_written_names_the_file(self, storage: Storage, tmp_path: Path) -> None:
+        storage.write("a", b"x")
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(StorageError, match=r"'.*/file/copy' cannot be written \(Not a directory\)"):
+            storage.download("a", tmp_path / "file" / "copy")
+
+    def test_deletes_an_object_once_or_twice(self, storage: Storage) -> None:
         storage.write("a/b", b"x")
         storage.delete("a/b")
         storage.delete("a/b")
@@ -103,35 +133,9 @@ class StorageContract:
         assert list(storage.list()) == []
 
     def test_a_reader_sees_the_old_object_or_the_new_one(self, storage: Storage) -> None:
-        versions = {bytes([number]) * 300_000 for number in range(1, 4)}
-        storage.write("latest.json", min(versions))
-        done = threading.Event()
-        seen: list[bytes | Exception] = []
+        _check_atomic(storage, [bytes([number]) * 300_000 for number in range(1, 4)], num_rounds=10)
 
-        def read() -> None:
-            while not done.is_set():
-                try:
-                    seen.append(storage.read("latest.json"))
-                except StorageError as error:
-                    seen.append(error)
-
-        readers = [threading.Thread(target=read) for _ in range(3)]
-        for reader in readers:
-            reader.start()
-        try:
-            for _ in range(10):
-                for version in sorted(versions):
-                    storage.write("latest.json", version)
-        finally:
-            done.set()
-            for reader in readers:
-                reader.join()
-        assert seen
-        assert set(seen) <= versions
-
-    def test_travels_to_a_worker_without_secrets(
-        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_can_be_pickled_without_secrets(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SESSION_TOKEN", "")
         storage.write("a", b"x")
         data = pickle.dumps(storage)
@@ -149,7 +153,7 @@ class TestFileStorage(StorageContract):
     def storage(self, tmp_path: Path) -> Storage:
         return open_storage(tmp_path)
 
-    def test_leaves_folders_and_unfinished_writes_out(self, storage: Storage, tmp_path: Path) -> None:
+    def test_does_not_list_folders_and_unfinished_writes(self, storage: Storage, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"half")
         assert list(storage.list()) == []
@@ -163,14 +167,14 @@ class TestFileStorage(StorageContract):
             storage.write("folder", b"x")
         assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a"]
 
-    def test_needs_no_folder_before_the_first_write(self, tmp_path: Path) -> None:
+    def test_creates_the_folder_on_the_first_write(self, tmp_path: Path) -> None:
         storage = open_storage(tmp_path / "new")
         with pytest.raises(StorageError, match="is not a folder"):
             list(storage.list())
         storage.write("a", b"x")
         assert [info.key for info in storage.list()] == ["a"]
 
-    def test_takes_file_uris(self, tmp_path: Path) -> None:
+    def test_accepts_file_uris(self, tmp_path: Path) -> None:
         open_storage(tmp_path / "with space").write("a", b"x")
         uri = (tmp_path / "with space").as_uri()
         assert "%20" in uri
@@ -182,7 +186,50 @@ class TestS3Storage(StorageContract):
     def storage(self, bucket: str) -> Storage:
         return open_storage(f"s3://{bucket}/some/prefix")
 
-    def test_leaves_directory_markers_out(self, bucket: str, s3_server: str) -> None:
+    @pytest.fixture
+    def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        """Bytes of a part, the least that S3 allows."""
+        monkeypatch.setattr("glioray.storage._PART_BYTES", 5 << 20)
+        return 5 << 20
+
+    def test_a_large_object_travels_in_parts(
+        self, bucket: str, s3_server: str, small_parts: int, tmp_path: Path
+    ) -> None:
+        import boto3
+
+        storage = open_storage(f"s3://{bucket}/prefix")
+        content = os.urandom(2 * small_parts + 12_345)
+        storage.write("bytes", content)
+        storage.write("stream", io.BytesIO(content))
+        client = boto3.client("s3", endpoint_url=s3_server)
+        for key in ("bytes", "stream"):
+            etag = client.head_object(Bucket=bucket, Key=f"prefix/{key}")["ETag"]
+            assert etag.strip('"').endswith("-3"), f"{key} was not sent in three parts: {etag}"
+            assert storage.read(key) == content
+            assert storage.read_range(key, small_parts - 5, 10) == content[small_parts - 5 : small_parts + 5]
+            storage.download(key, tmp_path / key)
+            assert (tmp_path / key).read_bytes() == content
+
+    def test_a_large_stream_that_fails_leaves_no_parts(
+        self, bucket: str, s3_server: str, small_parts: int
+    ) -> None:
+        import boto3
+
+        storage = open_storage(f"s3://{bucket}")
+        storage.write("a", b"old")
+        with pytest.raises(StorageError, match=r"'s3://.*/a' cannot be written \(the disk is gone\)"):
+            storage.write("a", _FailingStream(b"x" * (3 * small_parts)))
+        assert storage.read("a") == b"old"
+        client = boto3.client("s3", endpoint_url=s3_server)
+        assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+    def test_a_reader_of_parts_sees_the_old_object_or_the_new_one(
+        self, storage: Storage, small_parts: int
+    ) -> None:
+        versions = [bytes([number]) * (2 * small_parts + number) for number in range(1, 4)]
+        _check_atomic(storage, versions, num_rounds=1)
+
+    def test_does_not_list_directory_markers(self, bucket: str, s3_server: str) -> None:
         import boto3
 
         client = boto3.client("s3", endpoint_url=s3_server)
@@ -190,26 +237,26 @@ class TestS3Storage(StorageContract):
         client.put_object(Bucket=bucket, Key="case/t1", Body=b".")
         assert [info.key for info in open_storage(f"s3://{bucket}").list()] == ["case/t1"]
 
-    def test_a_bucket_without_a_prefix(self, bucket: str) -> None:
+    def test_works_without_a_prefix(self, bucket: str) -> None:
         storage = open_storage(f"s3://{bucket}/")
         assert storage.uri == f"s3://{bucket}"
         storage.write("a/b", b"x")
         assert [info.key for info in storage.list()] == ["a/b"]
         assert [info.key for info in open_storage(f"s3://{bucket}/a").list()] == ["b"]
 
-    def test_a_wrong_bucket_is_said(self, s3_server: str) -> None:
+    def test_names_a_missing_bucket(self, s3_server: str) -> None:
         storage = open_storage("s3://nobody-made-this/prefix")
         for use in (lambda: list(storage.list()), lambda: storage.read("a")):
             with pytest.raises(StorageError, match=r"s3://nobody-made-this/prefix.*NoSuchBucket"):
                 use()
 
-    def test_a_wrong_key_is_said(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reports_wrong_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-key")
         with pytest.raises(StorageError, match="AWS credentials") as caught:
             open_storage(f"s3://{bucket}").read("a")
         assert "not-the-key" not in str(caught.value)
 
-    def test_a_server_that_is_not_there_is_said(
+    def test_names_the_endpoint_of_a_missing_server(
         self, s3_server: str, free_port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         endpoint = f"http://127.0.0.1:{free_port}"
@@ -219,16 +266,57 @@ class TestS3Storage(StorageContract):
         assert all(endpoint in error and "AWS_ENDPOINT_URL" in error for error in errors)
         assert not any("\n" in error for error in errors)
 
-    def test_an_endpoint_without_a_scheme_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_names_an_endpoint_without_a_scheme(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:8333")
         assert "localhost:8333" in _error(lambda: open_storage("s3://data").read("a"))
 
-    def test_missing_credentials_are_said(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reports_missing_credentials(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
         assert "credentials" in _error(lambda: open_storage("s3://data").read("a"))
+
+
+class _FailingStream(io.BytesIO):
+    """A stream of which only the first half can be read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= len(self.getbuffer()) // 2:
+            raise OSError("the disk is gone")
+        return super().read(-1 if size is None or size < 0 else min(size, len(self.getbuffer()) // 2))
+
+
+def _check_atomic(storage: Storage, versions: list[bytes], *, num_rounds: int) -> None:
+    """Overwrite one object while threads read it: each must see a whole version."""
+    storage.write("latest.json", versions[0])
+    done = threading.Event()
+    seen: list[bytes | Exception] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.append(storage.read("latest.json"))
+            except StorageError as error:
+                seen.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(num_rounds):
+            for version in versions:
+                storage.write("latest.json", version)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert seen
+    assert {_shorten(item) for item in seen} <= {_shorten(version) for version in versions}
+
+
+def _shorten(item: bytes | Exception) -> object:
+    return (len(item), hash(item)) if isinstance(item, bytes) else item
 
 
 def _error(use: Callable[[], object]) -> str:
@@ -267,7 +355,7 @@ def test_splits_a_uri(uri: str, expected: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "/", "", "file:///"])
-def test_a_uri_without_a_name_cannot_be_split(uri: str) -> None:
+def test_rejects_a_uri_without_a_name(uri: str) -> None:
     with pytest.raises(UsageError, match="names no object"):
         split_uri(uri)
 
@@ -277,7 +365,7 @@ def test_joins_with_single_slashes() -> None:
     assert join_uri("/data", "", "a") == "/data/a"
 
 
-def test_a_folder_s_links_are_followed_but_not_in_circles(tmp_path: Path):
+def test_follows_links_but_not_in_circles(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.bin").write_bytes(b"a")
     root = tmp_path / "root"

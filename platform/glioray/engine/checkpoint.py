@@ -125,5 +125,5 @@ def fetch_model(storage: Storage, folder: Path) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_FILE, SPEC_FILE):
-        (folder / name).write_bytes(storage.read(f"{source}/{name}"))
+        storage.download(f"{source}/{name}", folder / name)
     return folder

@@ -270,7 +270,7 @@ def _copy_from_storage(uri: str, folder: Path) -> None:
     for name in PACKAGE_FILES:
         if not storage.exists(f"{prefix}{name}"):
             raise ModelError(f"'{uri}' holds no {prefix}{name}; use {_FORMS}")
-        (folder / name).write_bytes(storage.read(f"{prefix}{name}"))
+        storage.download(f"{prefix}{name}", folder / name)
 
 
 def _latest_checkpoint(storage: Storage) -> str:

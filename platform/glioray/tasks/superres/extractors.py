@@ -194,7 +194,7 @@ def _read(uri: str, folder: Path) -> bytes:
     kept = f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{sizes[0]}-{key}"
     local = FileStorage(str(folder))
     if not local.exists(kept):
-        local.write(kept, storage.read(key))
+        storage.download(key, folder / kept)
     return local.read(kept)
 
 

@@ -137,7 +137,8 @@ def next_storage(member: str) -> str:
             ]
             # The pointer last: with it the checkpoint is there.
             for file in sorted(files, key=lambda file: file.name == LATEST):
-                storage.write(file.relative_to(folder).as_posix(), file.read_bytes())
+                with file.open("rb") as stream:
+                    storage.write(file.relative_to(folder).as_posix(), stream)
     return uri
 
 
@@ -169,9 +170,7 @@ def train_member(
         with tempfile.TemporaryDirectory() as folder:
             # With the course so far: its pictures would begin anew with each generation.
             for key in (LATEST, HISTORY_FILE, *(item.key for item in storage.list(f"{source}/"))):
-                file = Path(folder) / key
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(storage.read(key))
+                storage.download(key, Path(folder) / key)
             tune.report(told(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
 
     run = dataclasses.replace(trial, storage=uri, num_threads=share.num_threads)
