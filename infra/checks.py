@@ -34,6 +34,7 @@ def run_checks(pytest_args: list[str]) -> int:
             "serve",
         ],
         "import rules": ["lint-imports", "--no-logo"],
+        "documentation": ["python", "infra/local.py", "docs", "--build"],
         "tests": ["pytest", "--durations=15", *pytest_args],
     }
     env = {

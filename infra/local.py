@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     verbs.add_parser("demo", help="from nothing to a served model on phantom data")
     test = verbs.add_parser("test", help="format, lint, types, import rules and tests")
     test.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments for pytest")
+    docs = verbs.add_parser("docs", help="build the documentation and serve it on a free loopback port")
+    docs.add_argument("--build", action="store_true", help="only build it, into .glioray/site")
     start = verbs.add_parser("up", help="start MLflow and Ray on free loopback ports")
     start.add_argument("--s3", action="store_true", help="start an S3 server too")
     verbs.add_parser("down", help="end what was started")
@@ -85,6 +87,10 @@ def main(argv: list[str] | None = None) -> int:
             from checks import run_checks
 
             return run_checks(args.pytest)
+        if args.verb == "docs":
+            from documentation import build_site, serve_site
+
+            return build_site() if args.build else serve_site()
         with _alone():
             if args.verb == "up":
                 up(s3=args.s3)

@@ -13,6 +13,7 @@ usage: bash infra/local.sh VERB
 
   demo          from nothing to a served model on phantom data, step by step; a second time reuses what is there
   test [ARGS]   format, lint, types, import rules and tests; ARGS go to pytest
+  docs          build the documentation and serve it on a free loopback port; docs --build only builds it
   up [--s3]     start MLflow and Ray on free loopback ports (with --s3, an S3 server too)
   down          end what `up` or `demo` started
   status        what runs, and where
@@ -25,14 +26,15 @@ fail() {
 }
 
 case "${1:-}" in
-  demo | test | up | down | status) ;;
+  demo | test | docs | up | down | status) ;;
   -h | --help | help) usage; exit 0 ;;
   *) usage >&2; exit 2 ;;
 esac
 
-# The extra `dev` has the checks, the test tools and the S3 server; `prepare` what prepares images on request.
+# The extra `dev` has the checks, the test tools and the S3 server; `docs` what builds the documentation; `prepare` what
+# prepares images on request.
 extras=""
-if [ "$1" = test ]; then extras="dev prepare"; elif [[ " $* " == *" --s3 "* ]]; then extras=dev; fi
+if [ "$1" = test ]; then extras="dev docs prepare"; elif [ "$1" = docs ]; then extras=docs; elif [[ " $* " == *" --s3 "* ]]; then extras=dev; fi
 
 find_python() {
   local name

@@ -116,7 +116,7 @@ def test_the_verbs_are_said(repo: Path, args: list[str], code: int, where: str) 
     done = subprocess.run(["bash", "infra/local.sh", *args], cwd=repo, capture_output=True, text=True)
     assert done.returncode == code
     said = getattr(done, where)
-    assert all(verb in said for verb in ("demo", "test", "up", "down", "status"))
+    assert all(verb in said for verb in ("demo", "test", "docs", "up", "down", "status"))
 
 
 def test_ray_without_a_cluster_says_what_to_do(repo: Path, tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_ray_without_a_cluster_says_what_to_do(repo: Path, tmp_path: Path) -> No
     assert "bash infra/local.sh up" in done.stderr
 
 
-@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "lint-imports", "pytest"])
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "lint-imports", "python", "pytest"])
 def test_the_gate_runs_every_check_and_fails_with_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for tool in ("ruff", "mypy", "lint-imports", "pytest"):
+    for tool in ("ruff", "mypy", "lint-imports", "python", "pytest"):
         script = tmp_path / tool
         script.write_text(f'#!/bin/sh\necho "ran {tool} $*"\nexit {int(tool == failing)}\n')
         script.chmod(0o755)
@@ -147,6 +147,7 @@ def test_the_gate_runs_every_check_and_fails_with_any(
         "ran ruff check",
         "ran mypy",
         "ran lint-imports",
+        "ran python infra/local.py docs --build",
         "ran pytest --durations=15 -k name",
     )
     assert all(line in printed for line in ran)

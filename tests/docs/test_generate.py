@@ -1,0 +1,56 @@
+"""The pages that the site makes from the code, and what it refuses to load."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pages
+import pytest
+import reference_http
+import reference_recipes
+import reference_settings
+
+from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.superres.recipes import GAN_RECIPES
+
+
+def test_every_setting_is_documented() -> None:
+    text = reference_settings.render_settings()
+    for name in ("preprocess.size", "optim.lr", "loss.name", "train.minutes", "collapse.threshold"):
+        assert f"| `{name}` |" in text
+    bare = re.findall(r"^\| `([\w.]+)` \|.*\|  \|$", text, re.MULTILINE)
+    assert set(bare) == {"augment.strength", "net.name", "net.options", "train.seed"}
+
+
+def test_every_recipe_is_listed_with_what_it_changes() -> None:
+    text = reference_recipes.render_recipes()
+    assert all(f"### `{name}`" in text for name in (*RECIPES, *GAN_RECIPES))
+    assert "| `optim.lr` | `0.005` | `0.001` |" in text
+
+
+def test_every_route_is_listed_with_its_fields() -> None:
+    text = reference_http.render_http()
+    for route in ("POST /v1/segment", "POST /v1/superresolve", "GET /v1/models", "GET /readyz"):
+        assert f"## `{route}`" in text
+    assert re.search(r"^\| `blend` \| number, 0 to 1 \|", text, re.MULTILINE)
+    assert "### Volumes" in text
+
+
+def test_every_decision_is_listed_with_its_question(repo: Path) -> None:
+    text = pages.render_decisions()
+    for path in (repo / "infra" / "decisions").glob("*.md"):
+        assert re.search(rf"\({path.name}\)\*\* \S", text), path.name
+
+
+@pytest.mark.parametrize(
+    ("html", "found"),
+    [
+        ('<script src="https://cdn.example/a.js"></script>', ["https://cdn.example/a.js"]),
+        ('<link rel="stylesheet" href="//fonts.example/a.css">', ["//fonts.example/a.css"]),
+        ('<img src="http://example/a.png">', ["http://example/a.png"]),
+        ('<a href="https://example">elsewhere</a><img src="a.png"><link rel="stylesheet" href="a.css">', []),
+    ],
+)
+def test_what_a_page_would_load_from_elsewhere_is_found(html: str, found: list[str]) -> None:
+    assert pages.find_external(html) == found
