@@ -25,12 +25,12 @@ from glioray.engine.on_ray.data import stream_cases
 from glioray.errors import ModelError, UsageError
 from glioray.resolve import parse_settings
 from glioray.slices.cache import CacheConfig
-from glioray.sources import check_modalities, open_data, open_package
+from glioray.sources import check_modalities, open_data
 from glioray.storage import join_uri, open_storage
+from glioray.tasks import open_package
 from glioray.tasks.superres.calibration import calibrate_panel
 from glioray.tasks.superres.collapse_figures import calibration_markdown, planted_figure
 from glioray.tasks.superres.model import SuperResolver
-from glioray.tasks.superres.package import SuperResSpec
 from glioray.tasks.superres.panel import pick_panel
 from glioray.tasks.superres.planted import advise
 from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
@@ -57,10 +57,10 @@ def main() -> dict[str, object]:
     if args.model:
         cli.tracking_address(storage)
         with tempfile.TemporaryDirectory() as folder:
-            package, spec = open_package(args.model, Path(folder))
-            if not isinstance(spec, SuperResSpec):
+            package = open_package(args.model, Path(folder))
+            if package.task.name != "superres":
                 raise ModelError(f"the model {args.model} is no super-resolution model; name one of those")
-            resolver = SuperResolver.load(package)
+            resolver = SuperResolver.load(package.folder)
     base = build_gan_recipe(args.recipe or "mri") if resolver is None else resolver.spec.config
     config = with_settings(base, settings)
     if args.dry_run:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.config import with_settings
 from glioray.engine.on_ray.connect import default_concurrency
-from glioray.resolve import check_buildable, resolve_config
+from glioray.resolve import resolve_config
 from glioray.sources import plan_run
 from glioray.studies import (
     STUDIES,
@@ -31,6 +31,7 @@ from glioray.studies import (
     split_names,
 )
 from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
+from glioray.tasks.segmentation.task import check_buildable
 
 FLAGS = "data storage recipe run-name workers concurrent seed experiment set dry-run"
 MORE = {

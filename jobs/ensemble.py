@@ -22,7 +22,8 @@ from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_ray.connect import log_to_stderr
 from glioray.engine.run import log_package
 from glioray.serialization import to_dict
-from glioray.sources import member_uris, open_segmenter
+from glioray.sources import member_uris
+from glioray.tasks import load_task, open_labelling
 from glioray.tasks.segmentation.package import join_packages
 
 MODEL = {
@@ -44,7 +45,7 @@ def main() -> dict[str, object]:
     log_to_stderr()
     members = member_uris(args.model, checkpoints=args.checkpoints)
     with tempfile.TemporaryDirectory() as folder:
-        packages = [open_segmenter(uri, Path(folder) / str(n))[0] for n, uri in enumerate(members)]
+        packages = [open_labelling(uri, Path(folder) / str(n)).folder for n, uri in enumerate(members)]
         package = Path(folder) / "ensemble"
         spec = join_packages(packages, package)
         answer = {"members": members, "num_members": spec.num_members}
@@ -59,7 +60,7 @@ def main() -> dict[str, object]:
         logger = RunLogger.open_run(args.experiment, name, kind="ensemble")
         try:
             logger.log_params({**to_dict(spec.config), **answer})
-            log_package(logger, package)
+            log_package(load_task("segmentation"), logger, package)
             model = register_model(args.name, logger.run_id, tags)
         except Exception as error:
             logger.finish("FAILED", str(error) or type(error).__name__)

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.engine.on_ray.connect import connect, log_to_stderr
 from glioray.errors import UsageError
-from glioray.sources import named_model, open_data, open_package
+from glioray.sources import named_model, open_data
+from glioray.tasks import open_package
 from glioray.tasks.segmentation.evaluation import evaluate_segmentation
 from glioray.tasks.superres.evaluation import evaluate_superres, judging_segmenter
-from glioray.tasks.superres.package import SuperResSpec
 
 SPLIT = {
     "metavar": "SPLIT",
@@ -44,21 +44,23 @@ def main() -> dict[str, object]:
     cli.tracking_address(storage)
     with tempfile.TemporaryDirectory() as folder:
         resolved = named_model(args)
-        package, spec = open_package(resolved, Path(folder) / "model")
+        package = open_package(resolved, Path(folder) / "model")
         if args.dry_run:
-            return cli.answer_dry_run(spec.config, model=resolved)
-        if args.segmenter and not isinstance(spec, SuperResSpec):
+            return cli.answer_dry_run(package.spec.config, model=resolved)
+        if args.segmenter and package.task.output != "images":
             raise UsageError(f"--segmenter judges super-resolution models; {resolved} is one of segmentation")
         log_to_stderr()
         out = cli.out_uri(args) if args.out else None
         segmenter = None
-        if isinstance(spec, SuperResSpec):
-            segmenter = judging_segmenter(args.segmenter, spec, Path(folder) / "segmenter")
+        if package.task.output == "images":
+            segmenter = judging_segmenter(args.segmenter, package.spec, Path(folder) / "segmenter")
         connect()
         manifest = open_data(data, storage)
-        if isinstance(spec, SuperResSpec):
-            return evaluate_superres(package, spec, resolved, segmenter, manifest, args.split, out)
-        return evaluate_segmentation(package, spec, resolved, manifest, args.split, out)
+        if package.task.output == "images":
+            return evaluate_superres(
+                package.folder, package.spec, resolved, segmenter, manifest, args.split, out
+            )
+        return evaluate_segmentation(package.folder, package.spec, resolved, manifest, args.split, out)
 
 
 if __name__ == "__main__":

@@ -36,19 +36,19 @@ def main() -> dict[str, object]:
     cli.tracking_address(storage)
     data, cases, problems = find_cases(data)
     with tempfile.TemporaryDirectory() as folder:
-        package, spec, resolved = open_model(args, Path(folder))
+        package = open_model(args, Path(folder))
         if args.dry_run:
-            return cli.answer_dry_run(spec.config, model=resolved, num_cases=len(cases))
+            return cli.answer_dry_run(package.spec.config, model=package.uri, num_cases=len(cases))
         log_to_stderr()
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
         connect()
         check_shared(out, "--out")
         masks, failed = predict_cases(
-            package, data, cases, out, labels=args.labels, with_uncertainty=args.uncertainty
+            package.folder, data, cases, out, labels=args.labels, with_uncertainty=args.uncertainty
         )
     failed |= {problem.case_id: str(problem) for problem in problems if problem.case_id not in masks}
-    return {"model": resolved, "masks": masks, "failed": failed, "exit_code": 1 if failed else 0}
+    return {"model": package.uri, "masks": masks, "failed": failed, "exit_code": 1 if failed else 0}
 
 
 if __name__ == "__main__":

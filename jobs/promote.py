@@ -21,7 +21,8 @@ from glioray import cli
 from glioray.engine.on_mlflow.registry import champion, set_champion
 from glioray.engine.on_ray.connect import connect, log_to_stderr
 from glioray.promotion import compare_to_champion
-from glioray.sources import open_data, open_package, registered_version
+from glioray.sources import open_data, registered_version
+from glioray.tasks import open_package
 
 NAME = {
     "metavar": "NAME",

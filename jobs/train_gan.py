@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
-from glioray.engine.on_ray.connect import run_training
+from glioray.engine.on_ray.train import run_training
 from glioray.resolve import resolve_gan_config
 from glioray.sources import plan_run
 

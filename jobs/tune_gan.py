@@ -15,6 +15,7 @@ from glioray import cli
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import parse_settings, resolve_gan_config
 from glioray.sources import plan_run
+from glioray.tasks import load_task
 from glioray.tasks.superres.search import MODES, GanSweepPlan, check_search, run_gan_sweep
 
 FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
@@ -26,7 +27,7 @@ MORE = {
     },
     "name": {
         "metavar": "NAME",
-        "default": cli.SUPERRES_MODEL,
+        "default": load_task("superres").registered_name,
         "help": "registered model (default: %(default)s)",
     },
     "mode": {

@@ -98,9 +98,6 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the resolved config and end, without starting Ray"},
 }
 
-SUPERRES_MODEL = "glioray-superres"
-"""Under which super-resolution models are registered."""
-
 GAN_FLAGS: dict[str, dict[str, Any]] = {
     "recipe": {
         "metavar": "NAME",

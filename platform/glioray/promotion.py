@@ -13,12 +13,12 @@ from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.engine.on_ray.batch import evaluate_cases, evaluate_superres_cases
+from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
 from glioray.slices.preprocess import SliceStack, preprocess
-from glioray.sources import AnySpec, check_healthy, select_superres_cases, unseen_by_all
+from glioray.sources import select_superres_cases, unseen_by_all
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.case_metrics import CaseFigures, mean_region_dice
-from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.superres.collapse import CollapseReport
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec
@@ -27,9 +27,6 @@ from glioray.tasks.superres.panel_judge import PanelJudge
 from glioray.tasks.superres.training import panel_cases
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-
-Package = tuple[Path, AnySpec]
-"""A model's folder and its description."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ class Outcome:
     answer: dict[str, Any] = field(default_factory=dict)
 
 
-def compare_to_champion(packages: Mapping[str, Package], manifest: Manifest | None) -> Outcome:
+def compare_to_champion(packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
     """Whether the candidate beats the champion.
 
     Args:
@@ -60,23 +57,24 @@ def compare_to_champion(packages: Mapping[str, Package], manifest: Manifest | No
         UsageError: they cannot be compared as they are.
         DataError: too few cases are left to judge on.
     """
-    specs = {role: spec for role, (_, spec) in packages.items()}
-    if len({type(spec) for spec in specs.values()}) > 1:
+    tasks = {package.task.name for package in packages.values()}
+    if len(tasks) > 1:
         raise ModelError(
             "one of candidate and champion is a segmentation model, the other one of super-resolution; register "
             "each kind under a --name of its own"
         )
-    if isinstance(specs[CANDIDATE], SuperResSpec):
+    if tasks == {"superres"}:
         return _weigh_superres(packages, manifest)
     return _weigh_segmentation(packages, manifest)
 
 
-def _weigh_segmentation(packages: Mapping[str, Package], manifest: Manifest | None) -> Outcome:
-    specs = {role: spec for role, (_, spec) in packages.items() if isinstance(spec, ModelSpec)}
+def _weigh_segmentation(packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
+    specs = {role: package.spec for role, package in packages.items()}
     if manifest is not None:
         entries = unseen_by_all(manifest, list(specs.values()))
         cases = {
-            role: evaluate_cases(path, manifest.data, entries)[0] for role, (path, _) in packages.items()
+            role: evaluate_cases(package.folder, manifest.data, entries)[0]
+            for role, package in packages.items()
         }
         dice: dict[str, Any] = {
             role: {c: {r: f["dice"] for r, f in figures.items()} for c, figures in found.items()}
@@ -96,16 +94,15 @@ def _weigh_segmentation(packages: Mapping[str, Package], manifest: Manifest | No
     return _compared("mean Dice", scores, answer)
 
 
-def _weigh_superres(packages: Mapping[str, Package], manifest: Manifest | None) -> Outcome:
-    models = {role: (path, spec) for role, (path, spec) in packages.items() if isinstance(spec, SuperResSpec)}
-    specs = {role: spec for role, (_, spec) in models.items()}
-    check_healthy(specs[CANDIDATE], f"the {CANDIDATE}")
+def _weigh_superres(packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
+    specs = {role: package.spec for role, package in packages.items()}
+    packages[CANDIDATE].task.check_promotable(specs[CANDIDATE], f"the {CANDIDATE}")
     if CHAMPION in specs:
         _check_comparable(specs)
     if manifest is None:
         return _compared("quality", *_recorded(specs))
     entries = select_superres_cases(manifest, specs)
-    reports = {role: panel_report(path, manifest, entries) for role, (path, _) in models.items()}
+    reports = {role: panel_report(package.folder, manifest, entries) for role, package in packages.items()}
     shown = {role: {"score": report.score, "reason": report.reason} for role, report in reports.items()}
     bad = [role for role, spec in specs.items() if reports[role].score >= spec.config.collapse.threshold]
     if CANDIDATE in bad:
@@ -116,8 +113,8 @@ def _weigh_superres(packages: Mapping[str, Package], manifest: Manifest | None) 
     # By one distance, whatever each was judged by at its training.
     judge = specs[CANDIDATE].config
     judged = {
-        role: evaluate_superres_cases(path, None, manifest.data, entries, judge=judge)
-        for role, (path, _) in models.items()
+        role: evaluate_superres_cases(package.folder, None, manifest.data, entries, judge=judge)
+        for role, package in packages.items()
     }
     images = {role: found.images for role, found in judged.items()}
     _check_same_cases(images)

@@ -8,22 +8,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from glioray.cli import absolute_uri
 from glioray.config import PreprocessConfig, with_settings
 from glioray.errors import UsageError
-from glioray.losses import build_loss
-from glioray.losses.perceptual import PerceptualLoss
-from glioray.nets import build_net
-from glioray.nets.gan import build_discriminator, build_generator
-from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.studies import entrant_config, gan_entrant_config, product_entrants
-from glioray.tasks.segmentation.balance import check_balance
+from glioray.tasks import load_task
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.config import GanConfig
-from glioray.tasks.superres.extractors import resolve_extractor
 from glioray.tasks.superres.recipes import build_gan_recipe
 
 
@@ -39,7 +31,7 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
     parts = [[text] if (text := getattr(args, name, None)) else [] for name in ("net", "loss", "optimizer")]
     config = entrant_config(config, product_entrants(*parts)[0])
     config = with_settings(config, _length(args) | _settings(args))
-    check_buildable(config)
+    load_task("segmentation").check(config)
     return config
 
 
@@ -61,7 +53,7 @@ def resolve_gan_config(args: argparse.Namespace) -> GanConfig:
         flags["pretrain.share"] = 0.0
     given = {path: value for path, value in flags.items() if value is not None}
     config = with_settings(build_gan_recipe(args.recipe or default), _length(args) | given | _settings(args))
-    check_gan_buildable(config)
+    load_task("superres").check(config)
     return config
 
 
@@ -79,7 +71,7 @@ def resolve_gan_entrants(
         )
     configs = {text: with_settings(gan_entrant_config(ground, text), _settings(args)) for text in entrants}
     for config in configs.values():
-        check_gan_buildable(config)
+        load_task("superres").check(config)
     return configs
 
 
@@ -134,49 +126,3 @@ def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
         except ValueError:
             settings[key] = text
     return settings
-
-
-def check_buildable(config: RunConfig) -> None:
-    """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
-    try:
-        with torch.device("meta"):
-            build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
-        build_loss(
-            config.loss.name,
-            side_weights=config.loss.side_weights,
-            presence_weight=config.loss.presence_weight,
-            **config.loss.options,
-        )
-    except ValueError as error:
-        raise UsageError(f"{error}; see --set net.name, net.options, loss.name and loss.options") from error
-    check_balance(config.loss)
-
-
-def check_gan_buildable(config: GanConfig) -> None:
-    """Raises: UsageError for networks or features that only a worker would find not to be there."""
-    channels, hr, lr = config.num_channels, config.degrade.hr_size, config.degrade.lr_size
-    try:
-        with torch.device("meta"), torch.no_grad():
-            generator, critic = config.generator, config.discriminator
-            net = build_generator(generator.name, channels=channels, **generator.options)
-            net(torch.zeros(2, channels, lr, lr), (hr, hr))
-            built = build_discriminator(critic.name, channels=channels, **critic.options)
-        # Spectral norm cannot run on meta; what the networks would say of the size is said here.
-        smallest = getattr(built, "min_size", MIN_SIZE)
-        if hr < smallest:
-            raise ValueError(
-                f"discriminator '{critic.name}' sees {hr} pixels a side and needs {smallest} or more"
-            )
-    except ValueError as error:
-        raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
-    loss, judge = config.loss, config.collapse
-    # A U-Net's encoder is a model in a registry that only the run itself asks.
-    if loss.perceptual_weight > 0 and not (loss.extractor == "unet" and loss.extractor_weights):
-        extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
-        if extractor is not None and loss.layers:
-            try:
-                PerceptualLoss(extractor.features, loss.layers)
-            except ValueError as error:
-                raise UsageError(f"loss.{error}") from error
-    if judge.judge != "auto":
-        resolve_extractor(judge.judge, weights=judge.judge_weights)

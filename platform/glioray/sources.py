@@ -14,26 +14,21 @@ from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
-from glioray.cli import SUPERRES_MODEL, data_uri, default_run_name, storage_uri, tracking_address
+from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
 from glioray.config import MODALITIES
 from glioray.engine.checkpoint import kept_folders
-from glioray.engine.on_mlflow.registry import SUPERRES_PURPOSE, fetch_package, register_model, resolve_version
+from glioray.engine.on_mlflow.registry import register_model, resolve_version
 from glioray.engine.on_mlflow.runs import Kind
 from glioray.engine.on_ray.connect import check_shared, connect, log_to_stderr
 from glioray.engine.on_ray.data import index_data
-from glioray.engine.package import SPEC_FILE
 from glioray.engine.run import RunPlan
+from glioray.engine.task import ModelPackage, Spec
 from glioray.errors import DataError, ModelError, UsageError
 from glioray.storage import join_uri, open_storage
+from glioray.tasks import load_task, open_labelling, open_package
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.package import ModelSpec, parse_spec
+from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.superres.config import GanConfig
-from glioray.tasks.superres.package import SuperResSpec, is_superres, parse_superres
-
-AnySpec = ModelSpec | SuperResSpec
-
-SEGMENTATION_MODEL = "glioray-unet"
-"""Under which segmentation models are registered; super-resolution models are under `cli.SUPERRES_MODEL`."""
 
 
 def plan_run(args: argparse.Namespace, config: RunConfig | GanConfig, kind: Kind) -> RunPlan:
@@ -47,6 +42,7 @@ def plan_run(args: argparse.Namespace, config: RunConfig | GanConfig, kind: Kind
     manifest = open_data(data, storage, seed=config.train.seed, fold=args.fold)
     check_modalities(manifest, config)
     return RunPlan(
+        task=load_task(config.task),
         config=config,
         manifest=manifest,
         storage=join_uri(storage, name),
@@ -129,37 +125,14 @@ def check_modalities(manifest: Manifest, config: RunConfig | GanConfig) -> None:
     )
 
 
-def open_package(uri: str, folder: Path) -> tuple[Path, AnySpec]:
-    """A model's package in a local folder, and its description: of a segmentation or of super-resolution."""
-    package = fetch_package(uri, folder)
-    text = (package / SPEC_FILE).read_bytes()
-    try:
-        return package, parse_superres(text) if is_superres(text) else parse_spec(text)
-    except ModelError as error:
-        raise ModelError(f"the model {uri} cannot be used: {error}") from error
-
-
-def open_segmenter(uri: str, folder: Path) -> tuple[Path, ModelSpec]:
-    """`open_package` of a model that must be one of segmentation.
-
-    Raises:
-        ModelError: it is one of super-resolution.
-    """
-    package, spec = open_package(uri, folder)
-    if not isinstance(spec, ModelSpec):
-        raise ModelError(f"the model {uri} is one of super-resolution; expected one of segmentation")
-    return package, spec
-
-
-def open_model(args: argparse.Namespace, folder: Path) -> tuple[Path, ModelSpec, str]:
-    """The package of `--model`, of a segmentation, its description, and what its URI stands for now.
+def open_model(args: argparse.Namespace, folder: Path) -> ModelPackage:
+    """The package of `--model`, of a segmentation; its `uri` is what `--model` stands for now.
 
     Raises:
         UsageError: it is not given.
         ModelError: there is no such model, or it is one of super-resolution.
     """
-    resolved = named_model(args)
-    return *open_segmenter(resolved, folder), resolved
+    return open_labelling(named_model(args), folder)
 
 
 def named_model(args: argparse.Namespace) -> str:
@@ -234,28 +207,10 @@ def registered_version(args: argparse.Namespace) -> tuple[str, str]:
 
 def _registered_run(uri: str, name: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        _, spec = open_package(uri, Path(folder))
-    run_id = uri.removeprefix("runs:/").split("/")[0]
-    if isinstance(spec, ModelSpec):
-        return register_model(name or SEGMENTATION_MODEL, run_id, {})
-    check_healthy(spec, uri)
-    tags = {"collapse": spec.collapse, "recipe": spec.config.recipe}
-    return register_model(name or SUPERRES_MODEL, run_id, tags, purpose=SUPERRES_PURPOSE)
-
-
-def check_healthy(spec: SuperResSpec, name: str) -> None:
-    """Raises: ModelError for a super-resolution model whose training ended collapsed, or that was not judged."""
-    if spec.collapse == "collapsed":
-        score = spec.metrics.get("collapse_score")
-        shown = "" if score is None else f", score {score:.2f}"
-        raise ModelError(
-            f"{name} has collapsed ({spec.reason}{shown}) and cannot be promoted; train it again with a lower "
-            "optim_g.lr, or promote another"
-        )
-    if spec.collapse != "healthy":
-        raise ModelError(
-            f"{name} was never judged for collapse and cannot be promoted; train it to a validation"
-        )
+        package = open_package(uri, Path(folder))
+    task, run_id = package.task, uri.removeprefix("runs:/").split("/")[0]
+    tags = task.check_promotable(package.spec, uri)
+    return register_model(name or task.registered_name, run_id, tags, purpose=task.purpose)
 
 
 def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEntry]:
@@ -293,7 +248,7 @@ def unseen_by_all(manifest: Manifest, specs: Sequence[ModelSpec]) -> list[CaseEn
 
 
 def select_superres_cases(
-    manifest: Manifest, specs: Mapping[str, AnySpec], split: str = "unseen"
+    manifest: Manifest, specs: Mapping[str, Spec], split: str = "unseen"
 ) -> list[CaseEntry]:
     """The cases of a split, with masks or without; of "unseen", those of patients that none of the models knows.
 

@@ -11,6 +11,7 @@ from glioray.config import override
 from glioray.engine.on_ray.data import index_data
 from glioray.engine.run import RunPlan
 from glioray.slices.cache import CacheConfig
+from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
 
 
@@ -36,6 +37,7 @@ def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: 
         },
     )
     return RunPlan(
+        task=load_task(config.task),
         config=config,
         manifest=manifest,
         storage=str(tmp_path / "run"),

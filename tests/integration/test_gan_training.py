@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
-from glioray.engine.on_ray.connect import run_training
+from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
@@ -113,7 +113,7 @@ def test_a_diverged_run_says_who_diverged(
     gan_plan: RunPlan, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
 ):
     # Twice more it would say the same.
-    monkeypatch.setattr("glioray.engine.on_ray.connect._MAX_FAILURES", 0)
+    monkeypatch.setattr("glioray.engine.on_ray.train._MAX_FAILURES", 0)
     # The square of what this makes of the images is beyond float32.
     plan = with_settings(
         gan_plan,

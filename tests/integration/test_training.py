@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.on_ray.batch import evaluate_cases, predict_cases
-from glioray.engine.on_ray.connect import run_training
+from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.search import SweepPlan, run_sweep

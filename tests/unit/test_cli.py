@@ -18,10 +18,12 @@ from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig
+from glioray.engine.task import Spec
 from glioray.errors import DataError, ModelError, TrainingError, UsageError
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
 from glioray.resolve import resolve_config, shown_preparation
+from glioray.tasks import open_labelling, open_package
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.recipes import build_recipe
@@ -318,7 +320,7 @@ def test_unseen_goes_by_patients_and_masks(manifest: Manifest):
 
 def test_unseen_by_a_super_resolution_model_and_by_its_judge(manifest: Manifest):
     def chosen(known: str, judge: str, split: str = "unseen") -> list[str]:
-        specs: dict[str, sources.AnySpec] = {
+        specs: dict[str, Spec] = {
             "super-resolution model": SuperResSpec(
                 config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="", train_patients=tuple(known)
             ),
@@ -343,10 +345,10 @@ def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
     write_superres(tmp_path / "sr", spec, {"psnr": spec.build().state_dict()})
     plain = replace(_spec(), config=RunConfig(recipe="test", net=NetConfig(options={"width": 2, "depth": 1})))
     write_package(tmp_path / "seg", plain, plain.build().state_dict())
-    assert sources.open_package(str(tmp_path / "sr"), tmp_path / "1")[1] == spec
-    assert sources.open_package(str(tmp_path / "seg"), tmp_path / "2")[1] == plain
-    assert sources.open_segmenter(str(tmp_path / "seg"), tmp_path / "3")[1] == plain
-    with pytest.raises(ModelError, match="is one of super-resolution; expected one of segmentation"):
+    assert open_package(str(tmp_path / "sr"), tmp_path / "1").spec == spec
+    assert open_package(str(tmp_path / "seg"), tmp_path / "2").spec == plain
+    assert open_labelling(str(tmp_path / "seg"), tmp_path / "3").spec == plain
+    with pytest.raises(ModelError, match="belongs to the task superres; expected one of segmentation"):
         sources.open_model(_args("--model", str(tmp_path / "sr")), tmp_path / "4")
 
 

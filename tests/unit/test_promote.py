@@ -12,8 +12,10 @@ import pytest
 
 from glioray.config import override, with_settings
 from glioray.engine.on_ray.batch import SuperResJudgement
+from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
 from glioray.promotion import compare_to_champion
+from glioray.tasks import find_task
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
 from glioray.tasks.superres.collapse import CollapseReport
@@ -46,7 +48,10 @@ def promote(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             "glioray.engine.on_mlflow.registry.champion", lambda name: None if present is None else "1"
         )
         specs = {"models:/net/2": candidate, "models:/net/1": present}
-        monkeypatch.setattr("glioray.sources.open_package", lambda uri, folder: (folder, specs[uri]))
+        monkeypatch.setattr(
+            "glioray.tasks.open_package",
+            lambda uri, folder: ModelPackage(find_task(specs[uri].to_json()), folder, specs[uri], uri),
+        )
         answer: dict[str, Any] = runpy.run_path(str(repo / "jobs" / "promote.py"))["main"]()
         return answer
 

@@ -15,11 +15,11 @@ import torch
 from glioray.config import with_settings
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import ModelError
+from glioray.tasks import find_task
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import (
     FORMAT,
     SuperResSpec,
-    is_superres,
     parse_superres,
     read_superres,
     write_superres,
@@ -57,7 +57,7 @@ def test_there_and_back(make_resolver: Make, tmp_path: Path, stages: tuple[str, 
     found, nets = read_superres(tmp_path)
     assert found == resolver.spec
     assert tuple(nets) == stages
-    assert is_superres((tmp_path / SPEC_FILE).read_text())
+    assert find_task((tmp_path / SPEC_FILE).read_text()).name == "superres"
     for stage, net in nets.items():
         assert not net.training
         torch.testing.assert_close(net(lr, (48, 40)), resolver.nets[stage](lr, (48, 40)))
@@ -91,7 +91,8 @@ def test_damaged_weights(package: Path):
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"3", b"null", b'{"config": {}}', b"\xff\xfe\xfd"])
 def test_a_description_that_is_none(package: Path, text: bytes):
     (package / SPEC_FILE).write_bytes(text)
-    assert not is_superres(text)
+    with pytest.raises(ModelError, match=r"model.json states no format .*export the model again"):
+        find_task(text)
     with pytest.raises(ModelError, match=r"model.json is not a model's description .*export the model again"):
         read_superres(package)
 
@@ -100,7 +101,13 @@ def test_a_description_of_another_format(package: Path):
     values = json.loads((package / SPEC_FILE).read_text())
     for name, ours in (("glioray-seg-1", False), ("glioray-superres-9", True)):
         text = json.dumps({**values, "format": name})
-        assert is_superres(text) is ours
+        if ours:
+            assert find_task(text).name == "superres"
+        else:
+            with pytest.raises(
+                ModelError, match="has the format 'glioray-seg-1'; this version of glioray reads"
+            ):
+                find_task(text)
         with pytest.raises(
             ModelError, match=f"has the format '{name}'; super-resolution wants 'glioray-superres-1'"
         ):

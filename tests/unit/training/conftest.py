@@ -24,6 +24,7 @@ from glioray.config import NetConfig, OptimConfig, PreprocessConfig, SampleConfi
 from glioray.engine.run import RunPlan
 from glioray.slices.cache import CacheConfig
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.segmentation.config import LossConfig, RunConfig
 from glioray.tasks.superres.config import (
     CollapseConfig,
@@ -103,6 +104,7 @@ def plans_of(
 
     def make(config: Any, **settings: Any) -> RunPlan:
         return RunPlan(
+            task=load_task(config.task),
             config=with_settings(config, settings),
             manifest=manifest,
             storage=str(tmp_path_factory.mktemp("run")),

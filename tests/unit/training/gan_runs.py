@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from runs import CPU, Killed, assert_same, fill, killed_at, meet
 
 from glioray.engine.collectives import Ranks
-from glioray.engine.loop import fit
+from glioray.engine.loop import Feed, fit
 from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError
 from glioray.losses.perceptual import PerceptualLoss
-from glioray.slices.store import Batch, SliceFeed
+from glioray.slices.store import Batch
 from glioray.storage import Storage, open_storage
 from glioray.tasks.superres.learner import GanLearner
 from glioray.tasks.superres.training import prepare_gan
@@ -78,11 +78,10 @@ class Recorded(GanLearner):
         }
 
 
-def build(
-    plan: RunPlan, ranks: Ranks | None = None, task: type[GanLearner] = Recorded
-) -> tuple[Any, SliceFeed]:
+def build(plan: RunPlan, ranks: Ranks | None = None, task: type[GanLearner] = Recorded) -> tuple[Any, Feed]:
     """A task and its feed, put together as a session does."""
-    return prepare_gan(plan, ranks or Ranks(), fill, CPU, task)
+    prepared = prepare_gan(plan, ranks or Ranks(), fill, CPU, task)
+    return prepared.learner, prepared.feed
 
 
 def train(

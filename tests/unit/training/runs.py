@@ -24,14 +24,14 @@ from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
 from glioray.engine.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
-from glioray.engine.loop import fit
+from glioray.engine.loop import Feed, fit
 from glioray.engine.run import RunPlan
 from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
 from glioray.nets.outputs import Supervised
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
-from glioray.slices.store import Batch, SliceFeed
+from glioray.slices.store import Batch
 from glioray.storage import Storage, open_storage
 from glioray.tasks.segmentation.learner import SegmentationLearner
 from glioray.tasks.segmentation.training import prepare_segmentation
@@ -111,9 +111,10 @@ class Recorded(SegmentationLearner):
 
 def build(
     plan: RunPlan, ranks: Ranks | None = None, task: type[SegmentationLearner] = Recorded
-) -> tuple[Any, SliceFeed]:
+) -> tuple[Any, Feed]:
     """A task and its feed, put together as a session does."""
-    return prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
+    prepared = prepare_segmentation(plan, ranks or Ranks(), fill, CPU, task)
+    return prepared.learner, prepared.feed
 
 
 def train(

@@ -12,13 +12,12 @@ import pytest
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry
 from glioray.engine.collectives import Ranks
-from glioray.engine.run import RunPlan, claim_run
+from glioray.engine.run import RunPlan, claim_run, train_run
 from glioray.errors import UsageError
-from glioray.resolve import check_buildable
 from glioray.storage import Storage, open_storage
-from glioray.tasks.segmentation import training as segmentation_session
 from glioray.tasks.segmentation.balance import balance_classes
 from glioray.tasks.segmentation.config import LossConfig, RunConfig
+from glioray.tasks.segmentation.task import check_buildable
 from glioray.tasks.segmentation.training import balanced
 
 Plans = Callable[..., RunPlan]
@@ -137,6 +136,6 @@ def test_a_session_claims_its_run_with_the_weights(
     monkeypatch.setattr("glioray.engine.run.claim_run", claim)
     plan = make_plan(**{"loss.balance": "sqrt"})
     with pytest.raises(ClaimedError):
-        segmentation_session.train_segmentation(plan, Ranks(), runs.fill)
+        train_run(plan, Ranks(), runs.fill)
     assert claimed == [balanced(plan)]
     assert len(claimed[0].config.loss.options["class_weights"]) == 3

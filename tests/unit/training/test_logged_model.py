@@ -10,6 +10,7 @@ from torch import nn
 
 from glioray.config import NetConfig, PreprocessConfig
 from glioray.engine import run as session
+from glioray.tasks import load_task
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 
@@ -30,7 +31,7 @@ def test_an_export_takes_the_slices_that_the_model_is_for(tmp_path: Path, monkey
             pass
 
     monkeypatch.setattr(session, "log_model", lambda _logger, _folder, *model: logged.append(model))
-    session.log_package(Logger(), tmp_path)
+    session.log_package(load_task("segmentation"), Logger(), tmp_path)
     ((net, example),) = logged
     assert example.shape == (1, 4, 96, 160)
     rows = example.repeat(2, 1, 1, 1)

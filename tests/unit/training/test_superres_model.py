@@ -13,7 +13,7 @@ from torch import nn
 from glioray.config import NetConfig, PreprocessConfig, TrainConfig
 from glioray.engine import run as session
 from glioray.engine.on_mlflow.export import save_export
-from glioray.tasks.superres import export as superres_model
+from glioray.tasks import load_task
 from glioray.tasks.superres.config import DegradeConfig, GanConfig
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, write_superres
@@ -47,9 +47,9 @@ def test_plain_mlflow_makes_what_the_resolver_makes(
         logged.append((net, example))
         return "runs:/r/model"
 
-    monkeypatch.setattr(superres_model, "log_model", log_model)
+    monkeypatch.setattr(session, "log_model", log_model)
     logger: Any = None
-    assert session.log_package(logger, tmp_path / "package") == "runs:/r/model"
+    assert session.log_package(load_task("superres"), logger, tmp_path / "package") == "runs:/r/model"
     ((net, example),) = logged
     axes = save_export(net, example, tmp_path / "export", run_id="r")
     assert axes == (("batch", "height", "width") if free else ("batch",))

@@ -15,6 +15,7 @@ from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import HISTORY_FILE, RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.superres import comparison as gan_comparison
 from glioray.tasks.superres.comparison import GanComparisonPlan, _outcome, _play, _runs
 from glioray.tasks.superres.recipes import build_gan_recipe
@@ -25,6 +26,7 @@ SHARE = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 def comparison(folder: Path, **settings: Any) -> GanComparisonPlan:
     config = build_gan_recipe("mri_tiny")
     base = RunPlan(
+        task=load_task(config.task),
         config=config,
         manifest=Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0),
         storage=str(folder),

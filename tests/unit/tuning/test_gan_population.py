@@ -20,6 +20,7 @@ from glioray.engine.checkpoint import LATEST
 from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.superres import population as gan_population
 from glioray.tasks.superres.population import last_storage, num_kept, population, train_member
 from glioray.tasks.superres.recipes import build_gan_recipe
@@ -102,6 +103,7 @@ def test_a_member_goes_on_from_what_another_one_told(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(gan_population, "train_run", train)
     plan = RunPlan(
+        task=load_task(CONFIG.task),
         config=CONFIG,
         manifest=Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0),
         storage=str(tmp_path / "good"),

@@ -11,6 +11,7 @@ from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
+from glioray.tasks import load_task
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.recipes import build_gan_recipe
 from glioray.tasks.superres.search import GanSweepPlan, check_search
@@ -21,6 +22,7 @@ POINT = {"optim_g.lr": 1e-2}
 
 def sweep(config: GanConfig, num_trials: int, num_concurrent: int, mode: str = "search") -> GanSweepPlan:
     base = RunPlan(
+        task=load_task(config.task),
         config=config,
         manifest=Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0),
         storage="/none",

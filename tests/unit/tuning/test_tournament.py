@@ -18,6 +18,7 @@ from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError, StorageError, TrainingError, UsageError
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.segmentation import comparison as tournament
 from glioray.tasks.segmentation.comparison import TournamentPlan, _outcome, _play, run_tournament
 from glioray.tasks.segmentation.comparison_pictures import PICTURES_FILE, _overlays, mean_dice_of
@@ -31,6 +32,7 @@ SHARE = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 def run_plan(storage: Path, config: RunConfig) -> RunPlan:
     manifest = Manifest(data="file:///none", cases=(), problems=(), splits={}, folds=(), seed=0)
     return RunPlan(
+        task=load_task(config.task),
         config=config,
         manifest=manifest,
         storage=str(storage),

@@ -33,7 +33,6 @@ from glioray.storage import Storage, open_storage
 T = TypeVar("T")
 
 CHAMPION = "champion"
-SUPERRES_PURPOSE = "Super-resolution of brain MRI"
 PACKAGE_FILES = ("model.safetensors", "model.json")
 _SUBFOLDER = "glioray"
 _PATH_TAG, _DIGEST_TAG, _AXES_TAG = (
@@ -100,7 +99,7 @@ def register_model(
         tags: of the version, such as recipe, manifest hash and Dice; the run's id, the commit and the
             package's digest are added.
         description: of the version; by default the tags in a sentence.
-        purpose: what a registered model that is made now says of itself, such as `SUPERRES_PURPOSE`.
+        purpose: what a registered model that is made now says of itself, such as `Task.purpose`.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
     Raises:

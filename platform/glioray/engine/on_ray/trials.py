@@ -17,12 +17,12 @@ from glioray.engine.checkpoint import latest_folder
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.registry import register_model
 from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.engine.on_ray.connect import WorkerResources, run_training
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.run import RunPlan, log_run_model
+from glioray.engine.on_ray.train import run_training
+from glioray.engine.run import RunPlan, log_run_model, train_run
 from glioray.errors import TrainingError
 from glioray.storage import join_uri, open_storage
-from glioray.tasks.training import train_run
 
 _log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def register_winner(name: str, winner: RunPlan, tags: Mapping[str, str], **purpo
     if latest_folder(storage) is None:
         raise TrainingError(f"trial {winner.run_name} won but left no checkpoint in '{winner.storage}'")
     logger = open_trial(winner)
-    log_run_model(storage, logger)
+    log_run_model(winner.task, storage, logger)
     logger.finish()
     facts = {"recipe": winner.config.recipe, "manifest_hash": winner.manifest.hash, **tags}
     uri = winner.tracking_uri

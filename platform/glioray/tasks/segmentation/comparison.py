@@ -24,9 +24,10 @@ from glioray.engine.checkpoint import fetch_model
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.compare import PLAY_FILE, Run, play_all
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, run_training
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr
 from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.run import RunPlan, load_history
+from glioray.engine.on_ray.train import run_training
+from glioray.engine.run import RunPlan, load_history, train_run
 from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
 from glioray.serialization import fingerprint, to_dict
 from glioray.storage import Storage, join_uri, open_storage
@@ -42,7 +43,6 @@ from glioray.tasks.segmentation.standings import (
     standings_markdown,
     winner,
 )
-from glioray.tasks.segmentation.training import train_segmentation
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _play(run: Run, share: WorkerResources) -> dict[str, Any]:
         if plan.config.train.num_workers > 1:
             metrics: Any = run_training(plan, share=share)["metrics"]
         else:
-            metrics = train_segmentation(plan, Ranks(), fill_cache)["metrics"]
+            metrics = train_run(plan, Ranks(), fill_cache)["metrics"]
         play = {
             **run.identity(),
             "state": "complete",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from glioray.config import (
     AugmentConfig,
@@ -88,6 +88,8 @@ class PostprocessConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run."""
+
+    task: ClassVar[str] = "segmentation"
 
     recipe: str
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)

@@ -133,8 +133,8 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
 
 
 def _base_config(plan: SweepPlan) -> RunConfig:
-    assert isinstance(plan.base.config, RunConfig), "a search for segmentation models"
-    return plan.base.config
+    config: RunConfig = plan.base.config
+    return config
 
 
 def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, share: WorkerResources) -> None:

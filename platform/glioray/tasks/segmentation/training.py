@@ -1,8 +1,7 @@
-"""A whole run of a segmentation on one rank: what its task is made of, and the pictures of its validations."""
+"""One rank's part of a segmentation run: its learner, its batches and the figures of its validations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +11,10 @@ from matplotlib.figure import Figure
 from glioray.cases.manifest import CaseEntry
 from glioray.config import REGIONS
 from glioray.engine.collectives import Ranks
-from glioray.engine.loop import Learner, Report
-from glioray.engine.run import Fill, RunPlan, load_slices, median_spacing, train_tracked
+from glioray.engine.feed import load_slices, median_spacing
+from glioray.engine.run import Fill, RunPlan
 from glioray.engine.splits import split_store
+from glioray.engine.task import History, Prepared
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import SliceFeed
 from glioray.tasks.segmentation.balance import balance_classes
@@ -25,28 +25,27 @@ from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.slice_validation import HeldOutSlices
 
 
-def train_segmentation(
-    plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None
-) -> dict[str, object]:
-    """Train, or go on training, `plan`'s segmentation model on this rank; returns as `train_tracked`.
+def prepare_segmentation(
+    plan: RunPlan,
+    ranks: Ranks,
+    fill: Fill,
+    device: torch.device,
+    make: type[SegmentationLearner] = SegmentationLearner,
+) -> Prepared:
+    """Build this rank's learner and batches; see `engine.task.Task.prepare`."""
+    config = plan.config
+    train, val = _cases(plan)
+    mine = val[ranks.rank :: ranks.world_size]
+    feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
+    known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
+    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
+    if config.sample.slice_split is not None:
+        judged = _held_out(feed, config, ranks)
+    learner = make(config, _first_spec(plan), judged, ranks, device, known)
 
-    Raises:
-        UsageError: the run's name is taken by a run with other settings, or its loss has no class weights to
-            balance.
-        DataError: nothing to train on.
-        DivergenceError: the run diverged.
-    """
-    plan = balanced(plan)
-    tasks: list[SegmentationLearner] = []
-
-    def prepare(device: torch.device) -> tuple[Learner, SliceFeed]:
-        task, feed = prepare_segmentation(plan, ranks, fill, device)
-        tasks.append(task)
-        return task, feed
-
-    def draw(history: Sequence[dict[str, float]]) -> dict[str, Figure]:
+    def draw(history: History) -> dict[str, Figure]:
         figures = {"learning_curves.png": learning_curves(history)}
-        if pictures := tasks[0].pictures:
+        if pictures := learner.pictures:
             path = f"overlays/epoch_{int(history[-1]['epoch']):04d}.png"
             figures[path] = overlay_figure(
                 np.stack([p.image for p in pictures]),
@@ -56,26 +55,7 @@ def train_segmentation(
             )
         return figures
 
-    return train_tracked(plan, ranks, prepare, draw, report)
-
-
-def prepare_segmentation(
-    plan: RunPlan,
-    ranks: Ranks,
-    fill: Fill,
-    device: torch.device,
-    make: type[SegmentationLearner] = SegmentationLearner,
-) -> tuple[SegmentationLearner, SliceFeed]:
-    """This rank's task and batches."""
-    config = _segmentation(plan)
-    train, val = _cases(plan)
-    mine = val[ranks.rank :: ranks.world_size]
-    feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
-    known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
-    judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
-    if config.sample.slice_split is not None:
-        judged = _held_out(feed, config, ranks)
-    return make(config, _first_spec(plan), judged, ranks, device, known), feed
+    return Prepared(learner, feed, draw)
 
 
 def balanced(plan: RunPlan) -> RunPlan:
@@ -88,12 +68,7 @@ def balanced(plan: RunPlan) -> RunPlan:
     # Without cases there is nothing to count; loading them says so.
     if not train:
         return plan
-    return replace(plan, config=balance_classes(_segmentation(plan), train, _out_channels(plan)))
-
-
-def _segmentation(plan: RunPlan) -> RunConfig:
-    assert isinstance(plan.config, RunConfig), "a plan of a segmentation"
-    return plan.config
+    return replace(plan, config=balance_classes(plan.config, train, _out_channels(plan)))
 
 
 def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
@@ -104,7 +79,7 @@ def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
 
 def _out_channels(plan: RunPlan) -> int:
     """Regions, or background and labels: the resection cavity only where the training cases have one."""
-    if _segmentation(plan).loss.target == "regions":
+    if plan.config.loss.target == "regions":
         return len(REGIONS)
     train, _ = _cases(plan)
     return 4 + any(entry.label_voxels.get("rc", 0) for entry in train)
@@ -112,7 +87,7 @@ def _out_channels(plan: RunPlan) -> int:
 
 def _first_spec(plan: RunPlan) -> ModelSpec:
     train, val = _cases(plan)
-    config = _segmentation(plan)
+    config = plan.config
     # Nor may those judge a model whom its thresholds were fitted on.
     seen = [*train, *val] if config.postprocess.fit_thresholds else train
     return ModelSpec(

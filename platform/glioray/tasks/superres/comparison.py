@@ -24,9 +24,10 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_ray.compare import PLAY_FILE, Play, Run, play_all
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, run_training
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr
 from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.run import RunPlan, load_history
+from glioray.engine.on_ray.train import run_training
+from glioray.engine.run import RunPlan, load_history, train_run
 from glioray.errors import DivergenceError, GliorayError, TrainingError
 from glioray.nets.gan import build_discriminator
 from glioray.serialization import fingerprint, to_dict
@@ -48,7 +49,6 @@ from glioray.tasks.superres.standings import (
 )
 from glioray.tasks.superres.training import panel_cases, panel_rows
 from glioray.tasks.superres.trials import fault
-from glioray.tasks.training import train_run
 
 _log = logging.getLogger(__name__)
 
@@ -206,8 +206,7 @@ def _outcome(play: Play) -> str:
 
 def _keep_pictures(plan: RunPlan, storage: Storage) -> dict[str, Any]:
     """Leaves images of the panel by the run's last model in its storage; what else is to be said of the model."""
-    config = plan.config
-    assert isinstance(config, GanConfig), "a plan of super-resolution"
+    config: GanConfig = plan.config
     with tempfile.TemporaryDirectory() as folder:
         resolver = SuperResolver.load(fetch_model(storage, Path(folder)))
     entries = panel_cases(plan.manifest.select("val"))

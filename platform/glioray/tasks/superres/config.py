@@ -7,6 +7,7 @@ same dataclasses; `with_settings` of `config.py` replaces settings of either.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from glioray.config import (
     SCHEDULES,
@@ -251,6 +252,8 @@ class GanConfig:
         d_steps: discriminator steps for one of the generator.
         flip: probability that rows, and columns, of a training image are mirrored.
     """
+
+    task: ClassVar[str] = "superres"
 
     recipe: str
     preprocess: PreprocessConfig = field(default_factory=lambda: PreprocessConfig(normalize="unit"))

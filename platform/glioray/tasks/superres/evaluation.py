@@ -13,22 +13,20 @@ import numpy as np
 from glioray.cases.manifest import Manifest
 from glioray.engine.on_mlflow.registry import champion, resolve_version
 from glioray.engine.on_ray.batch import SuperResJudgement, evaluate_superres_cases
+from glioray.engine.task import ModelPackage
 from glioray.errors import DataError
-from glioray.sources import SEGMENTATION_MODEL, open_segmenter, select_superres_cases
+from glioray.sources import select_superres_cases
 from glioray.storage import join_uri, open_storage
+from glioray.tasks import load_task, open_labelling
 from glioray.tasks.segmentation.case_metrics import CaseFigures, figure_intervals, figures_csv, mean_figures
-from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.superres.case_metrics import VIEWS, check_segmenter, use_summary
 from glioray.tasks.superres.evaluation_page import superres_markdown
 from glioray.tasks.superres.package import SuperResSpec
 
 _log = logging.getLogger(__name__)
 
-Segmenter = tuple[Path, ModelSpec, str]
-"""Its package, its description and its URI."""
 
-
-def judging_segmenter(uri: str | None, spec: SuperResSpec, folder: Path) -> Segmenter | None:
+def judging_segmenter(uri: str | None, spec: SuperResSpec, folder: Path) -> ModelPackage | None:
     """The segmenter of `--segmenter`: by default the champion, where there is one; None for "none".
 
     Raises:
@@ -36,24 +34,25 @@ def judging_segmenter(uri: str | None, spec: SuperResSpec, folder: Path) -> Segm
         UsageError: it cannot judge what the model makes.
     """
     if uri is None:
-        present = champion(SEGMENTATION_MODEL)
+        name = load_task("segmentation").registered_name
+        present = champion(name)
         if present is None:
-            _log.info("no model %s is champion: judged by images alone", SEGMENTATION_MODEL)
+            _log.info("no model %s is champion: judged by images alone", name)
             return None
-        uri = f"models:/{SEGMENTATION_MODEL}/{present}"
+        uri = f"models:/{name}/{present}"
     if uri == "none":
         return None
     resolved = resolve_version(uri)
-    package, found = open_segmenter(resolved, folder)
-    check_segmenter(found, spec)
-    return package, found, resolved
+    package = open_labelling(resolved, folder)
+    check_segmenter(package.spec, spec)
+    return package
 
 
 def evaluate_superres(
     package: Path,
     spec: SuperResSpec,
     resolved: str,
-    segmenter: Segmenter | None,
+    segmenter: ModelPackage | None,
     manifest: Manifest,
     split: str,
     out: str | None,
@@ -65,17 +64,17 @@ def evaluate_superres(
     """
     specs: dict[str, Any] = {"super-resolution model": spec}
     if segmenter is not None:
-        specs["segmenter"] = segmenter[1]
+        specs["segmenter"] = segmenter.spec
     entries = select_superres_cases(manifest, specs, split)
     judged = evaluate_superres_cases(
-        package, None if segmenter is None else segmenter[0], manifest.data, entries
+        package, None if segmenter is None else segmenter.folder, manifest.data, entries
     )
     if not judged.images:
         raise DataError(f"none of the {len(judged.failed)} cases could be judged; the reasons are above")
     patients = {entry.case_id: entry.patient_id for entry in entries}
     result: dict[str, Any] = {
         "model": resolved,
-        "segmenter": None if segmenter is None else segmenter[2],
+        "segmenter": None if segmenter is None else segmenter.uri,
         "judge": judged.judge,
         "split": split,
         "mean": mean_figures(judged.images),

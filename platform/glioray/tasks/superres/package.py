@@ -58,15 +58,6 @@ class SuperResSpec:
         return build_generator(net.name, channels=self.config.num_channels, **net.options)
 
 
-def is_superres(text: str | bytes) -> bool:
-    """Whether a `model.json` describes a super-resolution model."""
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(values, dict) and str(values.get("format", "")).startswith("glioray-superres-")
-
-
 def parse_superres(text: str | bytes) -> SuperResSpec:
     """The spec of `to_json`'s text.
 

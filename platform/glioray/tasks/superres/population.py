@@ -19,12 +19,11 @@ from glioray.engine.checkpoint import LATEST, latest_folder
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
+from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan, train_run
 from glioray.errors import UsageError
 from glioray.storage import join_uri, open_storage
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.space import RATIO, first_points, gan_space, recipe_point
-from glioray.tasks.training import train_run
 
 _MUTATED = ("optim_g.lr", RATIO, "loss.adversarial_weight", "loss.perceptual_weight")
 """What members differ by and change: rates and weights. All else is the recipe's, as optimisers and networks go over

@@ -19,15 +19,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from glioray.config import with_settings
 from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_mlflow.registry import SUPERRES_PURPOSE
 from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.engine.on_ray.connect import (
-    RESULT_FILE,
-    WorkerResources,
-    log_to_stderr,
-    run_training,
-    worker_resources,
-)
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import (
     PercentASHA,
     end_stopped,
@@ -112,8 +106,7 @@ class GanSweepPlan:
     @property
     def config(self) -> GanConfig:
         """That of a trial by the recipe: with `minutes`, its own part of those of the search."""
-        config = self.base.config
-        assert isinstance(config, GanConfig), "a search for super-resolution models"
+        config: GanConfig = self.base.config
         if self.mode == "pbt":
             return member_config(config)
         minutes = config.train.minutes
@@ -130,8 +123,7 @@ class GanSweepPlan:
 
         None where a generator is named; that of the recipe alone where members have it alike.
         """
-        config = self.base.config
-        assert isinstance(config, GanConfig)
+        config: GanConfig = self.base.config
         own = recipe_point(config).get(SHARE)
         if own is None:
             return ()
@@ -190,7 +182,7 @@ def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
             winner = dataclasses.replace(winner, storage=last_storage(winner.storage))
         judged = {name: f"{best['metrics'][name]:.4f}" for name in ("quality", "gain_psnr", "collapse_score")}
         model, run_id = register_winner(
-            plan.model_name, winner, {"sweep": base.run_name, **judged}, purpose=SUPERRES_PURPOSE
+            plan.model_name, winner, {"sweep": base.run_name, **judged}, purpose=plan.base.task.purpose
         )
         logger.log_metrics({"objective": best["objective"]}, step=0)
         logger.set_tags(

@@ -1,4 +1,4 @@
-"""A whole super-resolution run on one rank: what `segmentation_session` is to a segmentation."""
+"""One rank's part of a super-resolution run: its learner, its batches, its panel and its figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from glioray.cases.manifest import CaseEntry
 from glioray.engine.collectives import Ranks, gather
-from glioray.engine.loop import Learner, Report
+from glioray.engine.feed import load_slices, median_spacing
 from glioray.engine.on_mlflow.registry import fetch_package
-from glioray.engine.run import Fill, RunPlan, load_slices, median_spacing, train_tracked
+from glioray.engine.run import Fill, RunPlan
+from glioray.engine.task import History, Prepared
 from glioray.errors import DataError, ModelError
 from glioray.metrics.image import psnr
 from glioray.slices.preprocess import SliceStack
-from glioray.slices.store import SliceFeed
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.case_metrics import check_segmenter, use_figures, use_summary
 from glioray.tasks.superres.config import GanConfig
@@ -39,36 +39,17 @@ _MAX_PANEL_CASES = 16
 _NUM_PICTURES = 5
 
 
-def train_gan(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:
-    """Train, or go on training, `plan`'s super-resolution model on this rank; returns as `session.train_tracked`.
-
-    Raises:
-        UsageError: the run's name is taken by a run with other settings, or an extractor is not to be had.
-        DataError: nothing to train on, or too little to judge collapse by.
-        ModelError: the model to begin with, or the segmenter, cannot be used.
-        DivergenceError: the run diverged.
-    """
-    tasks: list[GanLearner] = []
-
-    def prepare(device: torch.device) -> tuple[Learner, SliceFeed]:
-        task, feed = prepare_gan(plan, ranks, fill, device)
-        tasks.append(task)
-        return task, feed
-
-    def draw(history: Sequence[dict[str, float]]) -> dict[str, Figure]:
-        judge = tasks[0].judge
-        assert judge is not None, "the first rank judges"
-        path = f"panels/epoch_{int(history[-1]['epoch']):04d}.png"
-        return {"gan_curves.png": gan_curves(history), path: panel_figure(panel_rows(judge))}
-
-    return train_tracked(plan, ranks, prepare, draw, report)
-
-
 def prepare_gan(
     plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device, make: type[GanLearner] = GanLearner
-) -> tuple[GanLearner, SliceFeed]:
-    """This rank's task and batches."""
-    config = gan_config(plan)
+) -> Prepared:
+    """Build this rank's learner and batches; see `engine.task.Task.prepare`.
+
+    Raises:
+        UsageError: an extractor cannot be found.
+        DataError: nothing to train on, or too little to score collapse by.
+        ModelError: the model to start from, or the segmenter, cannot be used.
+    """
+    config: GanConfig = plan.config
     train, val = plan.manifest.select("train"), plan.manifest.select("val")
     judged = panel_cases(val) if ranks.is_first else []
     used = val[ranks.rank :: ranks.world_size] if config.use.segmenter else []
@@ -114,14 +95,16 @@ def prepare_gan(
     if config.use.segmenter is not None:
         mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
         judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, spec, device)
-    task = make(config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use)
-    return task, feed
+    learner = make(
+        config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use
+    )
 
+    def draw(history: History) -> dict[str, Figure]:
+        assert judge is not None, "the first rank judges"
+        path = f"panels/epoch_{int(history[-1]['epoch']):04d}.png"
+        return {"gan_curves.png": gan_curves(history), path: panel_figure(panel_rows(judge))}
 
-def gan_config(plan: RunPlan) -> GanConfig:
-    """The plan's config, which is one of super-resolution."""
-    assert isinstance(plan.config, GanConfig), "a plan of super-resolution"
-    return plan.config
+    return Prepared(learner, feed, draw)
 
 
 def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:

@@ -1,0 +1,108 @@
+"""A training run on the cluster: ranks placed, retried and joined by Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.run import RunPlan, train_run
+from glioray.errors import GliorayError, TrainingError
+from glioray.storage import join_uri, open_storage
+
+RESULT_FILE = "result.json"
+_MAX_FAILURES = 2
+
+
+def run_training(
+    plan: RunPlan,
+    *,
+    share: WorkerResources | None = None,
+    callbacks: Sequence[Any] = (),
+    told: Callable[[dict[str, float]], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Train on `plan.config.train.num_workers` ranks; survives workers that die, from the latest checkpoint.
+
+    Args:
+        plan: the run.
+        share: what each rank may take; by default an equal part of the whole cluster.
+        callbacks: of Ray Train.
+        told: makes what Ray is told out of a validation's figures.
+
+    Returns: what `session.train_tracked` returns on the first rank.
+
+    Raises:
+        GliorayError: what went wrong on a worker.
+    """
+    num_workers = plan.config.train.num_workers
+    share = share or worker_resources(num_workers)
+    name = Path(plan.storage).name
+    # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
+    quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"plan": plan, "num_threads": share.num_threads, "told": told},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, use_gpu=share.num_gpus > 0, resources_per_worker=share.resources()
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=join_uri(plan.storage, "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=list(callbacks),
+            **quiet,
+        ),
+    )
+    storage = open_storage(plan.storage)
+    storage.delete(RESULT_FILE)
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(error) from error
+    result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
+    return result
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    log_to_stderr()
+    context = ray.train.get_context()
+    ranks = Ranks(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
+        node_rank=context.get_node_rank(),
+    )
+    plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
+    told = settings["told"]
+    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
+    if ranks.is_first:
+        open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
+
+
+def _cause(error: BaseException) -> GliorayError:
+    """The glioray error at the root of what Ray raised, or one that says what Ray said."""
+    seen: list[BaseException] = [error]
+    for item in seen:
+        if isinstance(item, GliorayError):
+            return item
+        failures = getattr(item, "worker_failures", None) or {}
+        linked = (
+            item.__cause__,
+            getattr(item, "cause", None),
+            getattr(item, "_base_exc", None),
+            *failures.values(),
+        )
+        seen += [e for e in linked if isinstance(e, BaseException) and e not in seen]
+    root = seen[-1]
+    reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
+    return TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")

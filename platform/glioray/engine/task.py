@@ -1,0 +1,186 @@
+"""The contract of a task: all that the engine asks of what is learned.
+
+A task is one folder below `glioray.tasks` and one line in `glioray.tasks.TASKS`. Its class has no state: one
+instance is made where it is needed, and travels to workers by reference. The engine (the loop, checkpoints, Ray,
+MLflow) calls what is declared here and nothing else, so that a further task changes no engine file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from glioray.cases.load import Case
+    from glioray.engine.collectives import Ranks
+    from glioray.engine.loop import Feed, Learner
+    from glioray.engine.run import Fill, RunPlan
+
+History = Sequence[Mapping[str, float]]
+"""The metrics of each validation of a run so far, in order."""
+
+
+class Spec(Protocol):
+    """What `model.json` says of a model, beside its weights.
+
+    Attributes:
+        config: the whole config of the run that trained it.
+        train_patients: patients whose cases it was trained on; they must not evaluate it.
+        manifest_hash: of the data it was trained on.
+        metrics: of its last validation.
+    """
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def train_patients(self) -> tuple[str, ...]: ...
+
+    @property
+    def manifest_hash(self) -> str: ...
+
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+    def to_json(self) -> str:
+        """The text of `model.json`; its "format" tells which task it belongs to."""
+
+
+class Model(Protocol):
+    """A trained model in memory, on one device; safe to call from one thread at a time."""
+
+    @property
+    def spec(self) -> Any: ...
+
+    def predict(self, case: Case) -> Any:
+        """The model's answer to one case: what that is, is the task's."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One rank's part of a training run.
+
+    Attributes:
+        learner: what the loop drives.
+        feed: this rank's batches.
+        figures: of the latest validation, by their path in MLflow, from the metrics of all so far; called on the
+            first rank only.
+    """
+
+    learner: Learner
+    feed: Feed
+    figures: Callable[[History], Mapping[str, Figure]]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model as MLflow logs it, beside its package.
+
+    Attributes:
+        net: the network with its weights; (B, C, H, W) to (B, K, H', W').
+        example: an input (B, C, H, W) of the size that the model is for; its values do not matter.
+        artifacts: further JSON values of the run, by path.
+    """
+
+    net: torch.nn.Module
+    example: torch.Tensor
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A model's package in a local folder.
+
+    Attributes:
+        task: the task that its format names.
+        folder: of `model.safetensors` and `model.json`.
+        spec: its description.
+        uri: where it came from, as errors and answers name it.
+    """
+
+    task: Task
+    folder: Path
+    spec: Any
+    uri: str
+
+
+class Task(Protocol):
+    """What is learned, and how it is judged, searched and served.
+
+    Attributes:
+        name: in `glioray.tasks.TASKS`, and `task` of its configs.
+        package_format: "format" in the `model.json` of its models.
+        registered_name: the registered model that its jobs use by default.
+        purpose: what such a registered model says of itself in MLflow.
+        output: what its models make of a case: "labels" (a mask) or "images" (a case).
+        config_type: the class of its configs.
+        recipes: functions that build a config, by name.
+    """
+
+    name: str
+    package_format: str
+    registered_name: str
+    purpose: str
+    output: Literal["labels", "images"]
+    config_type: type[Any]
+    recipes: Mapping[str, Callable[[], Any]]
+
+    def check(self, config: Any) -> None:
+        """Fail fast, before Ray starts, on networks, losses or weights that cannot be built or found.
+
+        Raises:
+            UsageError: names the setting.
+        """
+
+    def complete(self, plan: RunPlan) -> RunPlan:
+        """The plan with the settings that follow from its data, such as class weights."""
+
+    def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
+        """Build this rank's learner and batches.
+
+        Args:
+            plan: the run, after `complete`.
+            ranks: all ranks of the run, and which one this is.
+            fill: brings cases into this node's slice cache.
+            device: of this rank.
+
+        Raises:
+            DataError: there is nothing to train on, or nothing to validate on where the task needs that.
+        """
+
+    def parse_spec(self, text: str | bytes) -> Any:
+        """Parse the `model.json` of one of its models.
+
+        Raises:
+            ModelError: another format, or settings that this version does not know.
+        """
+
+    def load(self, folder: Path, device: str | None = None) -> Any:
+        """Load a model from its package: on the given device, or on a GPU where there is one.
+
+        Raises:
+            ModelError: a file is missing or damaged, or the weights do not fit.
+        """
+
+    def export(self, folder: Path) -> Export:
+        """Prepare a package for MLflow.
+
+        Raises:
+            ModelError: as `load`.
+        """
+
+    def check_promotable(self, spec: Any, name: str) -> dict[str, str]:
+        """Refuse a model that must not be registered or become champion; returns tags of its registered version.
+
+        Args:
+            spec: of the model.
+            name: of the model in a message.
+
+        Raises:
+            ModelError: such as a generator that collapsed.
+        """

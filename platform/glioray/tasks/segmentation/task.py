@@ -1,0 +1,75 @@
+"""Segmentation as a task: the answers to what the engine asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from glioray.engine.collectives import Ranks
+from glioray.engine.run import Fill, RunPlan
+from glioray.engine.task import Export, Prepared
+from glioray.errors import UsageError
+from glioray.losses import build_loss
+from glioray.nets import build_net
+from glioray.tasks.segmentation.balance import check_balance
+from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.package import FORMAT, ModelSpec, parse_spec, read_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.segmentation.training import balanced, prepare_segmentation
+
+
+class SegmentationTask:
+    """Labels every voxel of a case: whole tumour, tumour core, enhancing tumour."""
+
+    name = "segmentation"
+    package_format = FORMAT
+    registered_name = "glioray-unet"
+    purpose = "Brain-tumour segmentation"
+    output: Literal["labels", "images"] = "labels"
+    config_type = RunConfig
+    recipes = RECIPES
+
+    def check(self, config: RunConfig) -> None:
+        check_buildable(config)
+
+    def complete(self, plan: RunPlan) -> RunPlan:
+        return balanced(plan)
+
+    def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
+        return prepare_segmentation(plan, ranks, fill, device)
+
+    def parse_spec(self, text: str | bytes) -> ModelSpec:
+        return parse_spec(text)
+
+    def load(self, folder: Path, device: str | None = None) -> Predictor:
+        return Predictor.load(folder, device)
+
+    def export(self, folder: Path) -> Export:
+        spec, net = read_package(folder)
+        # Of the slices' own size: an export keeps as guards what the network makes of the example's size, such as
+        # whether it is padded, so that one made from smaller images may refuse the slices that the model is for.
+        preprocess = spec.config.preprocess
+        example = torch.zeros(1, preprocess.num_channels, *preprocess.size)
+        return Export(net, example, {"validation_cases.json": spec.val_cases})
+
+    def check_promotable(self, spec: ModelSpec, name: str) -> dict[str, str]:
+        return {}
+
+
+def check_buildable(config: RunConfig) -> None:
+    """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
+    try:
+        with torch.device("meta"):
+            build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
+        build_loss(
+            config.loss.name,
+            side_weights=config.loss.side_weights,
+            presence_weight=config.loss.presence_weight,
+            **config.loss.options,
+        )
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set net.name, net.options, loss.name and loss.options") from error
+    check_balance(config.loss)

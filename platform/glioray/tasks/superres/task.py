@@ -1,0 +1,102 @@
+"""Super-resolution as a task: the answers to what the engine asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from glioray.engine.collectives import Ranks
+from glioray.engine.run import Fill, RunPlan
+from glioray.engine.task import Export, Prepared
+from glioray.errors import ModelError, UsageError
+from glioray.losses.perceptual import PerceptualLoss
+from glioray.nets.gan import build_discriminator, build_generator
+from glioray.nets.gan.discriminators import MIN_SIZE
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.export import export_superres
+from glioray.tasks.superres.extractors import resolve_extractor
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.package import FORMAT, SuperResSpec, parse_superres
+from glioray.tasks.superres.recipes import GAN_RECIPES
+from glioray.tasks.superres.training import prepare_gan
+
+
+class SuperResTask:
+    """Makes slices sharper: a generator trained by its pixels, then against a discriminator."""
+
+    name = "superres"
+    package_format = FORMAT
+    registered_name = "glioray-superres"
+    purpose = "Super-resolution of brain MRI"
+    output: Literal["labels", "images"] = "images"
+    config_type = GanConfig
+    recipes = GAN_RECIPES
+
+    def check(self, config: GanConfig) -> None:
+        check_gan_buildable(config)
+
+    def complete(self, plan: RunPlan) -> RunPlan:
+        return plan
+
+    def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
+        return prepare_gan(plan, ranks, fill, device)
+
+    def parse_spec(self, text: str | bytes) -> SuperResSpec:
+        return parse_superres(text)
+
+    def load(self, folder: Path, device: str | None = None) -> SuperResolver:
+        return SuperResolver.load(folder, device)
+
+    def export(self, folder: Path) -> Export:
+        return export_superres(folder)
+
+    def check_promotable(self, spec: SuperResSpec, name: str) -> dict[str, str]:
+        check_healthy(spec, name)
+        return {"collapse": spec.collapse, "recipe": spec.config.recipe}
+
+
+def check_gan_buildable(config: GanConfig) -> None:
+    """Raises: UsageError for networks or features that only a worker would find not to be there."""
+    channels, hr, lr = config.num_channels, config.degrade.hr_size, config.degrade.lr_size
+    try:
+        with torch.device("meta"), torch.no_grad():
+            generator, critic = config.generator, config.discriminator
+            net = build_generator(generator.name, channels=channels, **generator.options)
+            net(torch.zeros(2, channels, lr, lr), (hr, hr))
+            built = build_discriminator(critic.name, channels=channels, **critic.options)
+        # Spectral norm cannot run on meta; what the networks would say of the size is said here.
+        smallest = getattr(built, "min_size", MIN_SIZE)
+        if hr < smallest:
+            raise ValueError(
+                f"discriminator '{critic.name}' sees {hr} pixels a side and needs {smallest} or more"
+            )
+    except ValueError as error:
+        raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
+    loss, judge = config.loss, config.collapse
+    # A U-Net's encoder is a model in a registry that only the run itself asks.
+    if loss.perceptual_weight > 0 and not (loss.extractor == "unet" and loss.extractor_weights):
+        extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
+        if extractor is not None and loss.layers:
+            try:
+                PerceptualLoss(extractor.features, loss.layers)
+            except ValueError as error:
+                raise UsageError(f"loss.{error}") from error
+    if judge.judge != "auto":
+        resolve_extractor(judge.judge, weights=judge.judge_weights)
+
+
+def check_healthy(spec: SuperResSpec, name: str) -> None:
+    """Raises: ModelError for a super-resolution model whose training ended collapsed, or that was not judged."""
+    if spec.collapse == "collapsed":
+        score = spec.metrics.get("collapse_score")
+        shown = "" if score is None else f", score {score:.2f}"
+        raise ModelError(
+            f"{name} has collapsed ({spec.reason}{shown}) and cannot be promoted; train it again with a lower "
+            "optim_g.lr, or promote another"
+        )
+    if spec.collapse != "healthy":
+        raise ModelError(
+            f"{name} was never judged for collapse and cannot be promoted; train it to a validation"
+        )
