@@ -1,4 +1,4 @@
-"""Agreement between ranks; each is the identity where there is one rank."""
+"""Collective operations over ranks; with a single rank each returns its argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Where this process stands among the run's processes, and among those of its node."""
+    """This process's position among the run's processes and among those of its node."""
 
     rank: int = 0
     world_size: int = 1
@@ -26,22 +26,22 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank logs, writes and speaks for the run."""
+        """Whether this is the rank that logs and writes files for the run."""
         return self.rank == 0
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks, through which gradients flow.
+    """The sum over ranks; differentiable.
 
-    DDP averages gradients over ranks; this sum's backward adds them up over ranks, so that a loss of
-    global sums, computed alike on each rank, has the gradient that one rank would have.
+    The backward pass sums gradients over ranks, and DDP then averages them: a loss computed from global
+    sums, identically on each rank, gets the same gradient as on a single rank.
     """
-    return all_reduce_sum(tensor) if _several() else tensor
+    return all_reduce_sum(tensor) if _is_distributed() else tensor
 
 
 def reduce_max(value: float) -> float:
-    """The largest over ranks: for decisions that all must take together."""
-    if not _several():
+    """The maximum over ranks, for decisions that all ranks must take alike."""
+    if not _is_distributed():
         return value
     tensor = torch.tensor([value], dtype=torch.float64, device=_device())
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -49,8 +49,8 @@ def reduce_max(value: float) -> float:
 
 
 def from_first(value: float) -> float:
-    """Rank 0's value: clocks differ, and a schedule must not."""
-    if not _several():
+    """Rank 0's value: the ranks' clocks differ, but their schedules must not."""
+    if not _is_distributed():
         return value
     tensor = torch.tensor([value], dtype=torch.float64, device=_device())
     dist.broadcast(tensor, 0)
@@ -58,8 +58,8 @@ def from_first(value: float) -> float:
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's value, in the order of ranks."""
-    if not _several():
+    """Every rank's value, ordered by rank."""
+    if not _is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -68,11 +68,11 @@ def gather(value: T) -> list[T]:
 
 def barrier() -> None:
     """Wait for every rank."""
-    if _several():
+    if _is_distributed():
         dist.barrier()
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -1,4 +1,4 @@
-"""Where a network computes and in which precision."""
+"""The device and the precision of a network's arithmetic."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import nn
 
 MAX_SPACING_RATIO = 1.6
+"""The largest ratio, either way, of a case's pixel spacing to that in training before a model warns."""
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, its weights laid out for convolutions over channels-last images."""
+    """Move a network to a device, with its weights in channels-last layout for convolutions."""
     moved: Any = net
     return moved.to(device, memory_format=torch.channels_last)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16 autocast where `precision` says so: "auto" means wherever the device computes in bf16."""
+    """A context for bf16 autocast, or none for "fp32"; "auto" is bf16 if the device supports it natively."""
     if precision == "fp32" or (precision == "auto" and not gains_by_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def gains_by_bf16(device: torch.device) -> bool:
-    """Whether the device has arithmetic of its own for bf16; without, it is emulated and slower."""
+    """Whether the device computes bf16 natively; emulated bf16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(

@@ -213,7 +213,24 @@ def test_moving_average_by_hand():
     assert float(net.weight.detach()) == 2.0
 
 
-def test_moving_average_takes_buffers_and_copies_integers():
+def test_moving_average_equals_a_lerp_of_each_tensor_bitwise():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1).double())
+    average = MovingAverage(net, 0.9)
+    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 100):
+        with torch.no_grad():
+            for tensor in net.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        average.update(net)
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                expected[name].lerp_(tensor, 1 - min(0.9, (1 + step) / (10 + step)))
+    assert all(torch.equal(average.weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_moving_average_averages_buffers_and_copies_integers():
     net = nn.BatchNorm2d(2)
     average = MovingAverage(net, 0.5)
     for number in range(30):
