@@ -66,7 +66,7 @@ def test_from_files_to_figures(
         case = load_case(FileStorage(manifest.data), entry.files, convention=CONVENTIONS[entry.convention])
         assert case.images.shape[3] == depth
         stacks.append(preprocess(case, config.preprocess))
-        known[entry.case_id] = entry.known_regions
+        known[entry.case_id] = entry.labelled_regions
         assert stacks[-1][0].images.shape[1] == len(modalities)
         # A hand-made prediction that cuts one row off and takes ET for oedema.
         assert case.mask is not None

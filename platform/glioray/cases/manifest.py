@@ -66,7 +66,7 @@ class CaseEntry:
         return self.files.modalities
 
     @property
-    def known_regions(self) -> tuple[str, ...]:
+    def labelled_regions(self) -> tuple[str, ...]:
         """What of WT, TC and ET the mask tells; nothing without one."""
         return CONVENTIONS[self.convention].regions if self.convention is not None else ()
 

@@ -29,7 +29,7 @@ def collection_notes(entries: Sequence[CaseEntry]) -> list[str]:
         notes.append(
             f"{_cases(partial, entries)} a mask of a few slices: nothing else of them is used with it"
         )
-    whole = [entry for entry in entries if entry.has_mask and entry.known_regions != REGIONS]
+    whole = [entry for entry in entries if entry.has_mask and entry.labelled_regions != REGIONS]
     if whole:
         notes.append(
             f"{_cases(whole, entries)} a mask of the whole tumour alone: TC and ET are not reported of them, and in "

@@ -327,10 +327,10 @@ def test_the_manifest_knows_what_the_case_has(storage: FileStorage) -> None:
     manifest = build_manifest(storage.uri, [check_case(storage, files)])
     (entry,) = manifest.cases
     assert entry.modalities == ("t1", "t1c", "flair")
-    assert entry.known_regions == ("wt",)
+    assert entry.labelled_regions == ("wt",)
     assert entry.label_voxels == {"ncr": 0, "ed": int((masks() > 0).sum()), "et": 0, "rc": 0}
     assert entry.shape == (WIDTH, HEIGHT, DEPTH)
     assert len(entry.checksums) == 2 * DEPTH
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert from_dict(CaseFiles, to_dict(files)) == files
-    assert dataclasses.replace(entry, convention=None).known_regions == ()
+    assert dataclasses.replace(entry, convention=None).labelled_regions == ()

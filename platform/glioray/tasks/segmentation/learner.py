@@ -47,7 +47,7 @@ class Picture:
 class SegmentationLearner:
     """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices.
 
-    `known_regions` says for each validation case what of WT, TC and ET its mask tells: all of them where it is not
+    `labelled_regions` says for each validation case what of WT, TC and ET its mask tells: all of them where it is not
     named.
     """
 
@@ -58,10 +58,10 @@ class SegmentationLearner:
         judged: Sequence[tuple[SliceStack, ...]] | HeldOutSlices,
         ranks: Ranks,
         device: torch.device,
-        known_regions: Mapping[str, tuple[str, ...]] | None = None,
+        labelled_regions: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.config, self.spec, self.device = config, spec, device
-        self.known_regions = known_regions or {}
+        self.labelled_regions = labelled_regions or {}
         self.val_slices = judged if isinstance(judged, HeldOutSlices) else None
         self.val_cases = () if isinstance(judged, HeldOutSlices) else judged
         self.is_first = ranks.is_first
@@ -144,7 +144,7 @@ class SegmentationLearner:
         return mean_dice(list(tables.values()), told)
 
     def _known(self, case_id: str) -> tuple[str, ...]:
-        return self.known_regions.get(case_id, REGIONS)
+        return self.labelled_regions.get(case_id, REGIONS)
 
     def finish(self) -> dict[str, float]:
         """Figures under the thresholds that do best on the validation cases; empty where none are to be fitted."""

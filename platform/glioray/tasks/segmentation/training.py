@@ -37,7 +37,7 @@ def prepare_segmentation(
     train, val = _cases(plan)
     mine = val[ranks.rank :: ranks.world_size]
     feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
-    known = {entry.case_id: entry.known_regions for entry in plan.manifest.select("labelled")}
+    known = {entry.case_id: entry.labelled_regions for entry in plan.manifest.select("labelled")}
     judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
     if config.sample.slice_split is not None:
         judged = _held_out(feed, config, ranks)
@@ -96,7 +96,7 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
         spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
         train_patients=tuple(sorted({entry.patient_id for entry in seen})),
-        regions=tuple(name for name in REGIONS if any(name in entry.known_regions for entry in train)),
+        regions=tuple(name for name in REGIONS if any(name in entry.labelled_regions for entry in train)),
     )
 
 

@@ -93,7 +93,7 @@ def prepare_gan(
     )
     judge_use = None
     if config.use.segmenter is not None:
-        mine = [(by_case[entry.case_id], entry.known_regions) for entry in used]
+        mine = [(by_case[entry.case_id], entry.labelled_regions) for entry in used]
         judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, spec, device)
     learner = make(
         config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use
