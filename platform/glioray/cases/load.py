@@ -29,7 +29,7 @@ from glioray.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uncut:
+class FullVolume:
     """What a case was cut out of.
 
     Attributes:
@@ -74,7 +74,7 @@ class Case:
     reference: Header
     convention: LabelConvention | None
     modalities: tuple[str, ...] = MODALITIES
-    uncut: Uncut | None = None
+    uncut: FullVolume | None = None
 
 
 def load_case(
@@ -220,7 +220,7 @@ def _read_mask(files: CaseFiles, read: Callable[[str], bytes], limits: Limits) -
 
 def _segmented_slices(
     images: np.ndarray, mask: np.ndarray, reference: Header, file: str, case_id: str
-) -> tuple[Uncut, np.ndarray, Header]:
+) -> tuple[FullVolume, np.ndarray, Header]:
     """Which slices hold mask, that of them, and the header of a file of them, stored along RAS+."""
     axis = slice_axis(reference)
     kept = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -230,7 +230,7 @@ def _segmented_slices(
     affine[:3, 3] += affine[:3, axis] * kept[0]
     mask = np.asfortranarray(mask.take(kept, axis))
     header = make_header(mask.shape, reference.dtype, affine, name=reference.name)
-    return Uncut(images=images, axis=axis, kept=kept), mask, header
+    return FullVolume(images=images, axis=axis, kept=kept), mask, header
 
 
 class _Stack:

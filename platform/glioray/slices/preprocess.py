@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS
-from glioray.cases.load import Case, Uncut, brain_mask
+from glioray.cases.load import Case, FullVolume, brain_mask
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError
 from glioray.slices.enhance import bounding_box, equalize
@@ -143,7 +143,7 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
     return tuple(stacks)
 
 
-def _cut_late(case: Case, uncut: Uncut, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
+def _cut_late(case: Case, uncut: FullVolume, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
     """The case cut out of its whole volume when that is normalised, and the config of what is left to do.
 
     Resampling is left: it would tear the slices apart that were kept.
