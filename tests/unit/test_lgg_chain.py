@@ -100,10 +100,10 @@ def test_slices_are_trained_on_as_they_are_predicted(nifti_data: Manifest, setti
     config = PreprocessConfig(**{"modalities": NIFTI, "size": (48, 48), **settings})
     storage, files = FileStorage(nifti_data.data), nifti_data.cases[0].files
     case = load_case(storage, files)
-    assert case.uncut is not None
+    assert case.full_volume is not None
     (cut,) = preprocess(case, config)
     (whole,) = preprocess(load_case(storage, files, with_mask=False), config, whole=True)
-    there = whole.restore(whole.images.swapaxes(0, 1))[..., case.uncut.kept]
+    there = whole.restore(whole.images.swapaxes(0, 1))[..., case.full_volume.kept]
     np.testing.assert_array_equal(cut.restore(cut.images.swapaxes(0, 1)), there)
     assert cut.mask is not None
     np.testing.assert_array_equal(cut.restore(np.asarray(cut.mask)), case.mask)

@@ -63,7 +63,7 @@ class Case:
             what is left.
         convention: of the mask, or None without one.
         modalities: of the images, in their order.
-        uncut: the whole volume, where the case was cut to its segmented slices.
+        full_volume: the whole volume, where the case was cut to its segmented slices.
     """
 
     case_id: str
@@ -74,7 +74,7 @@ class Case:
     reference: Header
     convention: LabelConvention | None
     modalities: tuple[str, ...] = MODALITIES
-    uncut: FullVolume | None = None
+    full_volume: FullVolume | None = None
 
 
 def load_case(
@@ -166,15 +166,15 @@ def assemble_case(
     for modality, volume, array in _read_images(files, read, limits):
         stack.put(modality, volume, array)
     images, reference = stack.images, stack.reference
-    mask, uncut = None, None
+    mask, full_volume = None, None
     if with_mask and (files.mask is not None or files.mask_slices):
         volume = _read_mask(files, read, limits)
         _check_grid(reference, volume, files.case_id)
         internal, convention = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
         if files.layout == "lgg-1p19q":
-            uncut, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
-            images = uncut.cut(images)
+            full_volume, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
+            images = full_volume.cut(images)
     affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
     return Case(
@@ -186,7 +186,7 @@ def assemble_case(
         reference=reference,
         convention=convention if mask is not None else None,
         modalities=files.modalities,
-        uncut=uncut,
+        full_volume=full_volume,
     )
 
 

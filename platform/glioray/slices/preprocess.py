@@ -88,8 +88,8 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         CaseError: the images hold nothing but background; and as `prepare_volume`.
         UsageError: as `prepare_volume`.
     """
-    if case.uncut is not None:
-        case, config = _cut_late(case, case.uncut, config)
+    if case.full_volume is not None:
+        case, config = _cut_late(case, case.full_volume, config)
     case = prepare_volume(case, config)
     # In (Z, Y, X), the order of the file's bytes, for speed; each plane is a transposition of it.
     volumes = [image.T for image in case.images]
@@ -143,12 +143,12 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
     return tuple(stacks)
 
 
-def _cut_late(case: Case, uncut: FullVolume, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
+def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
     """The case cut out of its whole volume when that is normalised, and the config of what is left to do.
 
     Resampling is left: it would tear the slices apart that were kept.
     """
-    whole = replace(case, images=uncut.images, mask=None, uncut=None)
+    whole = replace(case, images=full_volume.images, mask=None, full_volume=None)
     whole = prepare_volume(whole, replace(config, spacing_mm=None))
     brain = brain_mask(whole.images).T
     box = bounding_box(brain)
@@ -162,7 +162,7 @@ def _cut_late(case: Case, uncut: FullVolume, config: PreprocessConfig) -> tuple[
         _normalize(values, inside, config, case.case_id)
         image[box] = values
     cut = replace(
-        case, images=uncut.cut(images.transpose(0, 3, 2, 1)), modalities=whole.modalities, uncut=None
+        case, images=full_volume.cut(images.transpose(0, 3, 2, 1)), modalities=whole.modalities, full_volume=None
     )
     return cut, replace(config, skull_strip=False, n4=False, percentiles=None, clahe=0.0, normalize="none")
 

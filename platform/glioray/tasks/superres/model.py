@@ -172,7 +172,7 @@ class SuperResolver:
         """
         plane = plane or plane_of(case)
         config = self._preparation(case)
-        case = prepare_volume(replace(case, uncut=None), config)
+        case = prepare_volume(replace(case, full_volume=None), config)
         brain = brain_mask(case.images)
         order = PLANE_AXES[plane]
         back = np.argsort(order)
