@@ -173,7 +173,9 @@ def assemble_case(
         internal, convention = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
         if files.layout == "lgg-1p19q":
-            full_volume, mask, reference = _segmented_slices(images, mask, reference, volume.name, files.case_id)
+            full_volume, mask, reference = _segmented_slices(
+                images, mask, reference, volume.name, files.case_id
+            )
             images = full_volume.cut(images)
     affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))

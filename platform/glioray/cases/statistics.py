@@ -59,7 +59,7 @@ class CaseStatistics:
     histograms: NDArray[np.int64]
     picture: CasePicture | None
 
-    def relabelled(self, convention: str | None) -> CaseStatistics:
+    def with_convention(self, convention: str | None) -> CaseStatistics:
         """The statistics under the convention that the whole collection shows the mask to be in."""
         if convention == self.convention or convention is None or self.convention is None:
             return self

@@ -191,7 +191,7 @@ def _agreed(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> list[Ca
     known = sorted(
         (case for case in statistics if case.case_id in conventions), key=lambda case: case.case_id
     )
-    return [case.relabelled(conventions[case.case_id]) for case in known]
+    return [case.with_convention(conventions[case.case_id]) for case in known]
 
 
 def _label_figures(labelled: Sequence[CaseStatistics]) -> CaptionedFigures:

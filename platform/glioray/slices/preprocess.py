@@ -162,7 +162,10 @@ def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> 
         _normalize(values, inside, config, case.case_id)
         image[box] = values
     cut = replace(
-        case, images=full_volume.cut(images.transpose(0, 3, 2, 1)), modalities=whole.modalities, full_volume=None
+        case,
+        images=full_volume.cut(images.transpose(0, 3, 2, 1)),
+        modalities=whole.modalities,
+        full_volume=None,
     )
     return cut, replace(config, skull_strip=False, n4=False, percentiles=None, clahe=0.0, normalize="none")
 

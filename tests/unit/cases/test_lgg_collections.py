@@ -188,7 +188,11 @@ def test_phantoms_in_that_form(tmp_path: Path) -> None:
         entry, found = check_case(storage, files)
         assert entry is not None
         assert not found
-        assert (entry.shape, entry.modalities, entry.labelled_regions) == ((48, 48, 3), ("t1c", "t2"), ("wt",))
+        assert (entry.shape, entry.modalities, entry.labelled_regions) == (
+            (48, 48, 3),
+            ("t1c", "t2"),
+            ("wt",),
+        )
 
 
 def test_a_request_to_a_model_of_fewer_modalities() -> None:

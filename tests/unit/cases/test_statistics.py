@@ -94,17 +94,17 @@ def test_without_a_mask_the_picture_is_where_the_brain_is_largest(case: Case):
 def test_a_collection_s_convention_renames_what_was_counted(case: Case):
     """4 in the file was taken for ET; in a collection of BraTS 2024 it is the resection cavity."""
     found = describe_case(case)
-    again = found.relabelled("brats2024")
+    again = found.with_convention("brats2024")
     assert again.convention == "brats2024"
     assert again.label_voxels[:, 4].tolist() == [0, 0, 1]
     assert not again.label_voxels[:, 3].any()
     assert again.label_voxels[:, :3].tolist() == found.label_voxels[:, :3].tolist()
     assert again.picture is not None
     assert again.picture.labels.tolist() == [[0, 0, 0], [4, 2, 2]]
-    assert found.relabelled("brats-et4") is found
-    assert found.relabelled(None) is found
+    assert found.with_convention("brats-et4") is found
+    assert found.with_convention(None) is found
     # MSD's 1 and 2 are the other way round.
-    assert describe_case(dataclasses.replace(case, convention=CONVENTIONS["brats-et3"])).relabelled(
+    assert describe_case(dataclasses.replace(case, convention=CONVENTIONS["brats-et3"])).with_convention(
         "msd"
     ).label_voxels.tolist() == [[20, 0, 0, 0, 0], [19, 0, 1, 0, 0], [17, 2, 0, 1, 0]]
 
