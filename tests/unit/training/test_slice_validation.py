@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from glioray.config import PreprocessConfig, SampleConfig
+from glioray.engine import splits
 from glioray.engine.run import RunPlan
 from glioray.engine.splits import split_store
 from glioray.slices.splits import deal_slices
 from glioray.slices.store import SliceStore
-from glioray.tasks.segmentation import slice_validation
 from glioray.tasks.segmentation.metrics import confusion, mean_dice
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slice_validation import predict_slices
@@ -79,10 +79,10 @@ def test_a_slice_lies_in_one_part_whatever_node_holds_it(
     parts = np.split(whole, ends, axis=1)
     nodes = [SliceStore(stacks[low::2], PreprocessConfig(size=(48, 48))) for low in (0, 1)]
     counts: list[Any] = []
-    monkeypatch.setattr(slice_validation, "gather", lambda mine: counts.append(mine) or [mine])
+    monkeypatch.setattr(splits, "gather", lambda mine: counts.append(mine) or [mine])
     for node in nodes:
         split_store(node, config, 3)
     assert len(counts) == 2
-    monkeypatch.setattr(slice_validation, "gather", lambda mine: counts)
+    monkeypatch.setattr(splits, "gather", lambda mine: counts)
     for low, node in enumerate(nodes):
         np.testing.assert_array_equal(split_store(node, config, 3), np.concatenate(parts[low::2], axis=1))
