@@ -21,7 +21,7 @@ from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig
 from glioray.tasks.superres.degrade import upsample
 
 _NEXT_TO_NOTHING = 0.05
-"""WorkerResources of the real detail's energy that counts as none: what interpolation leaves at the same outline of every head
+"""Share of the real detail's energy that counts as none: what interpolation leaves at the same outline of every head
 is about 0.03, and the same in all images of a small panel."""
 
 Degrade = Callable[[Tensor], Tensor]

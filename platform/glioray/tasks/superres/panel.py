@@ -20,7 +20,7 @@ from glioray.tasks.superres.pairs import fixed_images
 _log = logging.getLogger(__name__)
 
 _MIN_BRAIN = 0.1
-"""WorkerResources of an image that brain must fill; the ends of a head look alike, whatever a generator makes of them."""
+"""Share of an image that brain must fill; the ends of a head look alike, whatever a generator makes of them."""
 
 _THROUGH = {"axial": 2, "coronal": 1, "sagittal": 0}
 """The axis of a case, of X, Y, Z, along which slices of a plane follow one another."""
