@@ -11,8 +11,7 @@ import reference_http
 import reference_recipes
 import reference_settings
 
-from glioray.tasks.segmentation.recipes import RECIPES
-from glioray.tasks.superres.recipes import GAN_RECIPES
+from glioray.tasks import TASKS, load_task
 
 
 def test_every_setting_is_documented() -> None:
@@ -25,7 +24,9 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_recipe_is_listed_with_what_it_changes() -> None:
     text = reference_recipes.render_recipes()
-    assert all(f"### `{name}`" in text for name in (*RECIPES, *GAN_RECIPES))
+    for name in TASKS:
+        assert f"## {name}" in text
+        assert all(f"### `{recipe}`" in text for recipe in load_task(name).recipes)
     assert "| `optim.lr` | `0.005` | `0.001` |" in text
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from glioray.engine.task import Task
 from glioray.serialization import to_dict
-from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.recipes import RECIPES
-from glioray.tasks.superres.config import GanConfig
-from glioray.tasks.superres.recipes import GAN_RECIPES
+from glioray.tasks import TASKS, load_task
 
 _INTRODUCTION = """# Recipes
 
@@ -22,15 +20,13 @@ flags `--net`, `--loss` and `--optimizer` replace parts of it. The tables list w
 
 def render_recipes() -> str:
     """The page of all recipes, by task."""
-    parts = [_INTRODUCTION, "## Segmentation\n"]
-    parts += _render_task(RECIPES, to_dict(RunConfig(recipe="")))
-    parts += ["## Super-resolution\n"]
-    parts += _render_task(GAN_RECIPES, to_dict(GanConfig(recipe="")))
-    return "\n".join(parts)
+    return "\n".join([_INTRODUCTION, *(line for name in TASKS for line in _render_task(load_task(name)))])
 
 
-def _render_task(recipes: Mapping[str, Callable[[], Any]], defaults: dict[str, Any]) -> Iterator[str]:
-    for name, build in recipes.items():
+def _render_task(task: Task) -> Iterator[str]:
+    yield f"## {task.name}\n\n{task.purpose}.\n"
+    defaults = to_dict(task.config_type(recipe=""))
+    for name, build in task.recipes.items():
         yield f"### `{name}`\n\n{inspect.getdoc(build)}\n"
         yield "| setting | value | default |\n|---|---|---|"
         for path, value, default in _differences(to_dict(build()), defaults):
