@@ -21,11 +21,11 @@ from glioray import cli
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, build_manifest
 from glioray.engine.on_mlflow.client import connect as connect_tracking
+from glioray.engine.on_mlflow.data_report import publish_report
 from glioray.engine.on_ray.connect import connect, log_to_stderr
 from glioray.engine.on_ray.data import describe_cases
 from glioray.errors import DataError
 from glioray.reports.data_figures import choose_pictured
-from glioray.reports.data_report import publish_report
 from glioray.resolve import shown_preparation
 from glioray.storage import join_uri, open_storage
 

@@ -1,4 +1,4 @@
-"""What the pictures of runs have alike: how axes look, and which figures can be drawn."""
+"""The common look of axes, and the values that can be drawn on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 
 def finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = False, empty: str = "") -> None:
-    """Give axes their words and their grid, behind what is drawn; without a legend, `empty` stands in the middle."""
+    """Set title, labels and a grid behind the data; `empty` is written in the middle where there is no legend."""
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -25,16 +25,16 @@ def finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = False, empt
 
 
 def series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """The epochs that have a figure, and the figure at each."""
+    """The epochs that have a metric, and its value at each."""
     points = [(row.get("epoch", number), row[name]) for number, row in enumerate(history) if name in row]
     return [float(x) for x, _ in points], [float(y) for _, y in points]
 
 
 def is_finite(value: Any) -> bool:
-    """Whether there is a value, and one that can be drawn."""
+    """Whether there is a value, and it is finite."""
     return value is not None and math.isfinite(float(value))
 
 
 def dot(colour: str, marker: str, label: str) -> Line2D:
-    """A legend's entry for a marker."""
+    """A legend entry for a marker."""
     return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)

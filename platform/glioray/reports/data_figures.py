@@ -1,4 +1,4 @@
-"""The pictures of a data set and what they show, as matplotlib figures without pyplot's global state."""
+"""Figures of a data set, with captions: labels, tumour area, intensities and some of its cases."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from glioray.cases.manifest import Manifest
 from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES, CaseStatistics
 from glioray.config import MODALITIES
 from glioray.reports.axes import finish
-from glioray.tasks.segmentation.figures import LABEL_COLOURS, cases_figure
+from glioray.reports.case_figures import cases_figure
+from glioray.reports.images import LABEL_COLOURS
 
 MAX_NAMED = 40
-"""Cases that still have their names below their bars."""
+"""Up to this many cases, each bar is labelled with its case."""
 
 MAX_CURVES = 24
-"""Cases that have a curve of their own."""
+"""The largest number of cases drawn as curves of their own."""
 
 MAX_PICTURES = 24
-"""Cases that are shown; thousands would make a page that no browser opens."""
+"""The largest number of cases shown as images; thousands would make a page that no browser opens."""
 
 _CASES_A_FIGURE = 6
 
 CaptionedFigures = dict[str, tuple[Figure, str]]
-"""File name -> a picture and what it shows."""
+"""File name -> a figure and its caption."""
 
 
 def choose_pictured(case_ids: Sequence[str]) -> list[str]:
-    """The cases to be shown: all, or `MAX_PICTURES` of them, evenly chosen in their order."""
-    return [case_ids[index] for index in evenly_chosen(len(case_ids), MAX_PICTURES)] if case_ids else []
+    """Choose the cases to show: all, or `MAX_PICTURES` of them, evenly spaced in their order."""
+    return [case_ids[index] for index in evenly_spaced(len(case_ids), MAX_PICTURES)] if case_ids else []
 
 
 def data_figures(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> CaptionedFigures:
-    """A data set's labels, areas, intensities and some of its cases.
+    """Draw a data set's labels, tumour areas, intensities and some of its cases.
 
     Args:
         manifest: of the data set.
-        statistics: of its good cases, in any order; those of other cases are left out.
+        statistics: of its valid cases, in any order; statistics of other cases are ignored.
     """
-    described = _agreed(manifest, statistics)
+    described = _harmonize(manifest, statistics)
     labelled = [case for case in described if case.convention is not None]
     figures: CaptionedFigures = {}
     if labelled:
@@ -63,19 +64,19 @@ def data_figures(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> Ca
                 [case.modalities for case in part],
             ),
             f"Cases {start + 1} to {start + len(part)} of {len(pictured)} shown"
-            + (f", evenly chosen among {len(described)}" if len(pictured) < len(described) else "")
-            + ": the axial slice with the most tumour (without labels: the most brain); the front is on top and "
-            "the patient's right on the left.",
+            + (f", evenly spaced among {len(described)}" if len(pictured) < len(described) else "")
+            + ": the axial slice with the most tumour (without labels: the most brain), anterior at the top and the "
+            "patient's right on the left.",
         )
     return figures
 
 
 def label_volumes_figure(case_ids: Sequence[str], volumes_ml: Mapping[str, Sequence[float]]) -> Figure:
-    """Each case's labels, stacked: by name, or by size where there are too many names to read.
+    """Draw the label volumes of each case, stacked: by name, or by size where there are too many names to read.
 
     Args:
-        case_ids: in the order of the values.
-        volumes_ml: label ("ncr", ...) -> a volume a case.
+        case_ids: in the order of the volumes.
+        volumes_ml: label ("ncr", ...) -> one volume a case.
     """
     figure, axes = _one_panel(10, 4)
     total = np.sum([np.asarray(values, float) for values in volumes_ml.values()], axis=0)
@@ -89,19 +90,19 @@ def label_volumes_figure(case_ids: Sequence[str], volumes_ml: Mapping[str, Seque
         if named:
             axes.bar(range(len(order)), top - floor, width=0.85, bottom=floor, **look)
         else:
-            # One outline a label, for thousands of cases too.
+            # One outline a label stays fast with thousands of cases.
             axes.stairs(top, edges, baseline=floor, fill=True, **look)
         floor = top
     if named:
         axes.set_xticks(range(len(order)), [case_ids[i] for i in order], rotation=60, ha="right", fontsize=7)
     axes.set_ylim(0, 1.05 * max(float(total.max()), 1e-3))
-    finish(axes, "Labels by case", "" if named else "cases, from large to small tumours", "ml")
+    finish(axes, "Labels by case", "" if named else "cases, by decreasing tumour volume", "ml")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
 def absent_labels_figure(slice_shares: Mapping[str, float], case_shares: Mapping[str, float]) -> Figure:
-    """How often each label is absent: from axial slices through the brain, and from whole cases.
+    """Draw how often each label is absent from axial slices through the brain, and from whole cases.
 
     Args:
         slice_shares: label -> share of slices without it, in [0, 1].
@@ -120,32 +121,32 @@ def absent_labels_figure(slice_shares: Mapping[str, float], case_shares: Mapping
     axes.set_xlim(0, 1.1)
     finish(
         axes,
-        "WorkerResources without the label",
-        "of axial slices through the brain (thin and pale: of cases)",
+        "Shares without the label",
+        "share of axial slices through the brain (thin, pale bars: of cases)",
         "",
     )
     return figure
 
 
 def tumour_area_figure(areas_cm2: Sequence[NDArray[np.float64]]) -> Figure:
-    """Tumour area from the lowest slice of the brain to the highest.
+    """Draw the tumour area from the lowest slice of the brain to the highest.
 
-    A thin line a case (of at most `MAX_CURVES`, evenly chosen), the median of all cases at each height in
-    black, and between the grey band's edges four fifths of them.
+    One thin line a case (at most `MAX_CURVES`, evenly spaced); black: the median of all cases at each height; grey
+    band: the 10th to the 90th percentile.
 
     Args:
-        areas_cm2: (S,) a case: the tumour's area in each axial slice through the brain, from below.
+        areas_cm2: one (S,) a case: the tumour area in each axial slice through the brain, lowest first.
     """
     figure, axes = _one_panel(8, 4)
     heights = np.linspace(0, 1, 101)
     curves = np.array([np.interp(heights, np.linspace(0, 1, len(area)), area) for area in areas_cm2])
-    for index in evenly_chosen(len(curves), MAX_CURVES):
+    for index in evenly_spaced(len(curves), MAX_CURVES):
         axes.plot(100 * heights, curves[index], linewidth=0.8, alpha=0.6)
     low, middle, high = np.percentile(curves, (10, 50, 90), axis=0)
     axes.fill_between(100 * heights, low, high, color="black", alpha=0.1, linewidth=0)
     axes.plot(100 * heights, middle, color="black", linewidth=2, label="median")
     axes.set_ylim(bottom=0)
-    finish(axes, "Tumour area along the axis", "height in the brain, % from below", "cm²")
+    finish(axes, "Tumour area along the axis", "height in the brain, % from its lowest slice", "cm²")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -153,11 +154,11 @@ def tumour_area_figure(areas_cm2: Sequence[NDArray[np.float64]]) -> Figure:
 def intensities_figure(
     percentiles: Mapping[str, NDArray[np.float64]], histograms: Mapping[str, NDArray[np.int64]]
 ) -> Figure:
-    """A column a modality: raw percentiles inside the brain by case, and z-scores of all cases together.
+    """Draw a column a modality: raw percentiles within the brain by case, and the z-scores of all cases.
 
     Args:
-        percentiles: modality -> (N, 7) of each case, at `PERCENTILES`.
-        histograms: modality -> (100,) voxels in the bins of `ZSCORE_EDGES`.
+        percentiles: modality -> (N, 7), one row a case, at `PERCENTILES`.
+        histograms: modality -> (100,) number of voxels in the bins of `ZSCORE_EDGES`.
     """
     count = len(percentiles)
     figure = Figure(figsize=(2.6 * count + 1, 5.4), layout="constrained")
@@ -180,13 +181,13 @@ def intensities_figure(
     return figure
 
 
-def evenly_chosen(total: int, most: int) -> list[int]:
+def evenly_spaced(total: int, most: int) -> list[int]:
     """At most `most` of the indices below `total`, evenly spaced, the first and the last among them."""
     return sorted({round(index) for index in np.linspace(0, total - 1, min(total, most)).tolist()})
 
 
-def _agreed(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> list[CaseStatistics]:
-    """The statistics in the manifest's conventions, sorted by case."""
+def _harmonize(manifest: Manifest, statistics: Iterable[CaseStatistics]) -> list[CaseStatistics]:
+    """The statistics of the manifest's cases in its label conventions, sorted by case."""
     conventions = {entry.case_id: entry.convention for entry in manifest.cases}
     known = sorted(
         (case for case in statistics if case.case_id in conventions), key=lambda case: case.case_id
@@ -214,9 +215,9 @@ def _label_figures(labelled: Sequence[CaseStatistics]) -> CaptionedFigures:
         LABELS[label]: [c.case_id for c, total in zip(labelled, totals, strict=True) if not total[label]]
         for label in seen
     }
-    told = "".join(f" No {name.upper()} at all: {_some(ids)}." for name, ids in without.items() if ids)
+    notes = "".join(f" No {name.upper()} at all: {_list_some(ids)}." for name, ids in without.items() if ids)
     if any(CONVENTIONS[case.convention].regions == ("wt",) for case in labelled if case.convention):
-        told += " Where masks tell the whole tumour alone, it counts as ED."
+        notes += " Masks that hold only the whole tumour count as ED."
     no_tumour = float(np.mean(slices[:, 1:].sum(1) == 0))
     return {
         "label_volumes": (
@@ -230,12 +231,12 @@ def _label_figures(labelled: Sequence[CaseStatistics]) -> CaptionedFigures:
                 {name: len(ids) / len(labelled) for name, ids in without.items()},
             ),
             f"Of {len(slices)} axial slices through the brain, {100 * no_tumour:.1f} % hold no tumour."
-            + told,
+            + notes,
         ),
         "tumour_area": (
             tumour_area_figure(areas),
-            f"Area of all labels together; a thin line a case{_at_most(len(areas), MAX_CURVES)}, the median of all "
-            "in black, the grey band from the 10th to the 90th percentile.",
+            f"Area of all labels together. Thin lines: cases{_at_most(len(areas), MAX_CURVES)}; black: the median of all "
+            "cases; grey band: the 10th to the 90th percentile.",
         ),
     }
 
@@ -250,18 +251,19 @@ def _intensities(described: Sequence[CaseStatistics]) -> tuple[Figure, str]:
             histograms[name] += case.histograms[channel]
     figure = intensities_figure({name: np.array(values) for name, values in rows.items()}, histograms)
     return figure, (
-        "Voxels of the brain. Above: each case's raw intensities, black the median, the bands the 25th to 75th, 5th "
-        "to 95th and 1st to 99th percentile. Below: all cases together after z-scoring each in its own brain; what lies beyond ±5 counts in the outermost bins."
+        "Brain voxels. Top: raw intensities by case; black: the median; bands: the 25th to 75th, 5th to 95th and 1st to "
+        "99th percentiles. Bottom: all cases, each z-scored within its own brain; values beyond ±5 fall into the "
+        "outermost bins."
     )
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
-    told = ", ".join(names[:most])
-    return f"{told} and {len(names) - most} more" if len(names) > most else told
+def _list_some(names: Sequence[str], most: int = 10) -> str:
+    listed = ", ".join(names[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
 
 def _at_most(total: int, most: int) -> str:
-    return f" ({most} of {total}, evenly chosen)" if total > most else ""
+    return f" ({most} of {total}, evenly spaced)" if total > most else ""
 
 
 def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:

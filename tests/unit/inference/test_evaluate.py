@@ -13,9 +13,9 @@ import pytest
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case
 from glioray.errors import CaseError
-from glioray.metrics.intervals import bootstrap_interval
 from glioray.metrics.lesionwise import lesionwise_scores
 from glioray.metrics.surface import surface_metrics
+from glioray.reports.intervals import bootstrap_interval
 from glioray.tasks.segmentation.case_metrics import (
     case_figures,
     case_slice_sums,

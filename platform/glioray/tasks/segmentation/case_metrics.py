@@ -14,9 +14,9 @@ from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case, brain_mask
 from glioray.config import REGIONS
 from glioray.errors import CaseError
-from glioray.metrics.intervals import bootstrap_interval
 from glioray.metrics.lesionwise import lesionwise_scores
 from glioray.metrics.surface import surface_metrics
+from glioray.reports.intervals import bootstrap_interval
 from glioray.tasks.segmentation.metrics import confusion, overlap_metrics, reported_regions
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slicewise import SliceSums, slice_sums

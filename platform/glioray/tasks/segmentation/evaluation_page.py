@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from glioray.metrics.intervals import FEW_PATIENTS
+from glioray.reports.intervals import FEW_PATIENTS
 from glioray.tasks.segmentation.case_metrics import CaseFigures, figure_intervals, mean_figures
 from glioray.tasks.segmentation.slicewise import SLICE_FIGURES, SliceTable
 

@@ -32,9 +32,9 @@ from glioray.engine.on_ray.trials import (
 )
 from glioray.engine.run import RunPlan
 from glioray.errors import DataError, GliorayError, TrainingError
+from glioray.reports.trials import trials_figure
 from glioray.storage import join_uri
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.figures import trials_figure
 from glioray.tasks.segmentation.space import apply_point, recipe_point, unet_space
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from glioray.config import REGIONS
-from glioray.metrics.intervals import FEW_PATIENTS, bootstrap_interval
+from glioray.reports.intervals import FEW_PATIENTS, bootstrap_interval
 
 Play = Mapping[str, Any]
 """One run: `label`, `fold`, `seed`, `state` ("complete" or "failed"), `reason`, and of a complete one `cases`

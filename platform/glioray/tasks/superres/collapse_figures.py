@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from glioray.reports.images import show_image
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig
-from glioray.tasks.superres.figures import show_image, white_of
+from glioray.tasks.superres.figures import white_of
 from glioray.tasks.superres.planted import HEALTHY_LIMIT, Calibration, advise
 
 Images = NDArray[np.float32]

@@ -11,7 +11,8 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_gradient_magnitude, uniform_filter
 
 from glioray.reports.axes import finish, is_finite
-from glioray.tasks.superres.figures import error_top, show_image, white_of
+from glioray.reports.images import show_image
+from glioray.tasks.superres.figures import error_top, white_of
 
 History = Sequence[Mapping[str, float]]
 

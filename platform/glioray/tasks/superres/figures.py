@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
 from glioray.reports.axes import finish, is_finite, series
+from glioray.reports.images import show_image
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 
 COMPONENT_COLOURS = dict(
@@ -88,17 +88,6 @@ def panel_figure(rows: Sequence[PanelRow]) -> Figure:
             axes.add_patch(_nyquist(row))
         cells[0].set_ylabel(row.title, fontsize=7)
     return figure
-
-
-def show_image(
-    axes: Axes, image: np.ndarray, title: str, *, bottom: float = 0, top: float = 1, colours: str = "gray"
-) -> None:
-    """Draw one image without interpolation and axes; what is not finite is magenta."""
-    palette = colormaps[colours].with_extremes(bad="#ff00ff")
-    axes.imshow(np.ma.masked_invalid(image), vmin=bottom, vmax=top, cmap=palette, interpolation="nearest")
-    axes.set_title(title, fontsize=7.5, pad=3)
-    axes.set_xticks([])
-    axes.set_yticks([])
 
 
 def white_of(hr: np.ndarray) -> float:

@@ -36,8 +36,8 @@ from glioray.engine.on_ray.trials import (
 )
 from glioray.engine.run import RunPlan
 from glioray.errors import DataError, GliorayError, TrainingError
+from glioray.reports.trials import trials_figure
 from glioray.storage import join_uri, open_storage
-from glioray.tasks.segmentation.figures import trials_figure
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.population import (
     last_storage,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from glioray.metrics.intervals import bootstrap_interval
+from glioray.reports.intervals import bootstrap_interval
 
 
 def test_equals_scipys_percentile_bootstrap():
@@ -67,12 +67,12 @@ def test_covers_the_true_mean_about_as_often_as_it_says():
     [
         ([0.5], None, {}, "an interval needs at least 2 patients, found 1"),
         ([0.5, 0.6], ["a", "a"], {}, "an interval needs at least 2 patients, found 1"),
-        ([0.5, 0.6], ["a"], {}, "2 values but 1 patients; expected a patient a value"),
+        ([0.5, 0.6], ["a"], {}, "2 values but 1 patients; expected one patient for each value"),
         ([0.5, float("nan")], None, {}, "a value is not finite"),
-        ([0.5, 0.6], None, {"level": 95}, "level is 95; expected a share between 0 and 1"),
+        ([0.5, 0.6], None, {"level": 95}, "level is 95; expected a value between 0 and 1"),
     ],
 )
-def test_what_has_no_interval_is_refused(
+def test_invalid_input_is_refused(
     values: list[float], patients: list[str] | None, options: dict[str, float], message: str
 ):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The page about a data set, from statistics made by hand."""
+"""The report on a data set, from statistics written by hand."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ STATISTICS = [
 
 
 class _Page(HTMLParser):
-    """Every tag and attribute; fails on a tag that is not closed."""
+    """Collects tags and sources; fails on a tag that is not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_shares_of_slices_without_a_label(manifest: Manifest):
+def test_absent_labels_figure_shows_shares_of_slices_and_cases(manifest: Manifest):
     figure, caption = data_figures(manifest, STATISTICS)["absent_labels"]
     (axes,) = figure.axes
     # Of six slices through the brain, two hold NCR, three ED, one ET; one of two cases holds no ET.
@@ -115,7 +115,7 @@ def test_shares_of_slices_without_a_label(manifest: Manifest):
     assert caption == "Of 6 axial slices through the brain, 33.3 % hold no tumour. No ET at all: b."
 
 
-def test_volumes_and_areas_are_in_ml_and_cm2(manifest: Manifest):
+def test_volumes_are_in_ml_and_areas_in_cm2(manifest: Manifest):
     figures = data_figures(manifest, STATISTICS)
     (bars,) = figures["label_volumes"][0].axes
     heights = {box.get_label(): [bar.get_height() for bar in box] for box in bars.containers}
@@ -138,16 +138,16 @@ def test_thousands_of_cases_are_drawn_as_outlines():
     (bars,) = figures["label_volumes"][0].axes
     assert len(bars.containers) == 0
     assert len(bars.patches) == 3
-    assert bars.get_xlabel() == "cases, from large to small tumours"
+    assert bars.get_xlabel() == "cases, by decreasing tumour volume"
     outline = next(patch for patch in bars.patches if patch.get_label() == "ED").get_data()
     assert outline.values.tolist() == sorted(outline.values, reverse=True)
     (curves,) = figures["tumour_area"][0].axes
     assert len(curves.lines) == 24 + 1
-    assert "24 of 60, evenly chosen" in figures["tumour_area"][1]
+    assert "24 of 60, evenly spaced" in figures["tumour_area"][1]
 
 
-def test_the_conventions_are_the_manifest_s():
-    """A case that looks like an old year's turns out to have a cavity."""
+def test_labels_follow_the_manifests_conventions():
+    """The statistics of a case say 2021, the manifest 2024, whose label 4 is a cavity."""
     entries = [
         dataclasses.replace(entry("a"), convention="brats2024", label_voxels={**LABELS, "et": 0, "rc": 30})
     ]
@@ -157,7 +157,7 @@ def test_the_conventions_are_the_manifest_s():
     assert "No ET at all: a" in caption
 
 
-def test_the_page_stands_alone(manifest: Manifest):
+def test_page_loads_nothing_from_elsewhere(manifest: Manifest):
     cases = [described("a", picture=True, ed=[0, 1, 0, 0]), described("b", picture=True, ed=[0, 1, 0, 0])]
     page = _Page(text := report_page(manifest, data_figures(manifest, cases)))
     assert page.tags.count("img") == 5
@@ -176,7 +176,7 @@ def test_the_page_stands_alone(manifest: Manifest):
     assert manifest.hash in text
 
 
-def test_names_cannot_break_the_page():
+def test_names_are_escaped():
     evil = '<script>alert("x")</script>&'
     problem = Problem(case_id=evil, file="f", found="is <b>bad</b>", advice="drop it")
     manifest = manifest_of(entry(evil), problems=(problem,))
@@ -187,7 +187,7 @@ def test_names_cannot_break_the_page():
     assert "&lt;script&gt;" in text
 
 
-def test_many_problems_and_shapes_are_cut_short():
+def test_long_lists_are_shortened():
     problems = tuple(Problem(case_id=f"c{i:03d}", file="", found="bad", advice="drop") for i in range(250))
     entries = [dataclasses.replace(entry(f"e{i}"), shape=(8, 9, i + 1)) for i in range(12)]
     text = report_page(manifest_of(*entries, problems=problems), {})
@@ -196,7 +196,7 @@ def test_many_problems_and_shapes_are_cut_short():
     assert "and 2 others" in text
 
 
-def test_pictures_are_of_evenly_chosen_cases():
+def test_pictured_cases_are_evenly_spaced():
     names = [f"c{i}" for i in range(1000)]
     chosen = choose_pictured(names)
     assert len(chosen) == MAX_PICTURES
@@ -208,10 +208,10 @@ def test_pictures_are_of_evenly_chosen_cases():
     manifest = manifest_of(*(entry(f"c{i}") for i in range(9)))
     cases = [described(f"c{i}", picture=i % 2 == 0) for i in range(9)]
     figures = data_figures(manifest, cases)
-    assert figures["cases_1"][1].startswith("Cases 1 to 5 of 5 shown, evenly chosen among 9:")
+    assert figures["cases_1"][1].startswith("Cases 1 to 5 of 5 shown, evenly spaced among 9:")
 
 
-def test_a_data_set_without_masks_or_without_cases_has_a_page_too():
+def test_page_of_a_data_set_without_masks_or_without_cases():
     bare = dataclasses.replace(described("a"), convention=None)
     unlabelled = manifest_of(entry("a", convention=None))
     figures = data_figures(unlabelled, [bare])
@@ -222,7 +222,7 @@ def test_a_data_set_without_masks_or_without_cases_has_a_page_too():
     assert "0 of 0 patients" in report_page(nothing, {})
 
 
-def test_a_preparation_is_shown_on_the_first_labelled_case(tmp_path: Path):
+def test_preparation_is_shown_on_the_first_labelled_case(tmp_path: Path):
     storage = open_storage(tmp_path)
     write_phantoms(storage, num_cases=2, shape=(48, 48, 24))
     manifest = build_manifest(
@@ -233,8 +233,10 @@ def test_a_preparation_is_shown_on_the_first_labelled_case(tmp_path: Path):
     assert name == "preparation"
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["before", "after"]
     assert caption == (
-        "Case BraTS2021_90000 as its files have it, and as a network is fed it with size = (64, 64), "
+        "Case BraTS2021_90000 as stored in its files, and as the network's input, preprocessed with size = (64, 64), "
         "percentiles = (1, 80)."
     )
     default = PreprocessConfig()
-    assert preparation_figures(manifest, default)["preparation"][1].endswith("is fed it by default.")
+    assert preparation_figures(manifest, default)["preparation"][1].endswith(
+        "preprocessed with the default settings."
+    )

@@ -1,18 +1,12 @@
-"""The pictures of a run."""
+"""Figures of a training run."""
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from glioray.tasks.segmentation.figures import (
-    LABEL_COLOURS,
-    cases_figure,
-    learning_curves,
-    overlay_figure,
-    preparation_figure,
-    trials_figure,
-)
+from glioray.reports.images import LABEL_COLOURS
+from glioray.tasks.segmentation.figures import learning_curves, overlay_figure
 
 
 def _slices() -> tuple[np.ndarray, np.ndarray]:
@@ -89,61 +83,3 @@ def test_learning_curves_skip_the_epochs_without_validation():
 def test_learning_curves_of_nothing_say_so():
     left, right = learning_curves([]).axes
     assert [text.get_text() for text in left.texts + right.texts] == ["no loss yet", "no validation yet"]
-
-
-def test_trials_leave_failed_ones_out_of_the_best():
-    rows = [
-        {"trial": 0, "objective": 0.4, "lr": 1e-3, "state": "complete"},
-        {"trial": 1, "objective": 0.6, "lr": 1e-4, "state": "pruned"},
-        {"trial": 2, "objective": 9.0, "lr": 1e-2, "state": "failed"},
-        {"trial": 3, "objective": float("nan"), "lr": 1e-2, "state": "complete"},
-    ]
-    figure = trials_figure(rows)
-    assert figure.get_suptitle() == "Best: trial 1, 0.600"
-    assert _legend(figure) == ["complete", "pruned", "failed", "no value"]
-    heights = sorted(float(y) for points in figure.axes[0].collections for _, y in points.get_offsets())
-    assert heights[-2:] == [0.4, 0.6]
-    assert max(heights[:2]) < 0.4
-
-
-def test_trials_refuse_an_unknown_state():
-    with pytest.raises(ValueError, match="'PRUNED' is not a trial's state"):
-        trials_figure([{"trial": 0, "objective": 1.0, "lr": 1.0, "state": "PRUNED"}])
-
-
-def test_trials_of_nothing_say_so():
-    assert [text.get_text() for axes in trials_figure([]).axes for text in axes.texts] == [
-        "no trials yet"
-    ] * 2
-
-
-def test_preparation_shows_each_slice_before_and_after():
-    images, _ = _slices()
-    titles = ["t1", "flair"]
-    figure = preparation_figure(list(images), [images[0, :24, :20], images[1] * 0], titles)
-    figure.canvas.draw()
-    assert [axes.get_title() for axes in figure.axes[:2]] == titles
-    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["before", "after"]
-    shapes = [axes.images[0].get_array().shape[:2] for axes in figure.axes]
-    assert shapes == [(48, 40), (48, 40), (24, 20), (48, 40)]
-    assert not figure.axes[3].images[0].get_array().any()
-    with pytest.raises(ValueError, match=r"\[2, 1, 2\]; expected as many of each"):
-        preparation_figure(list(images), [images[0]], titles)
-
-
-def test_cases_show_every_modality_and_the_labels_over_the_last():
-    images, labels = _slices()
-    stacks = [np.stack([images[0], 2 * images[0]]), images[1:]]
-    figure = cases_figure(stacks, list(labels), ["case 1", "case 2"], [("t1", "flair"), ("t2",)])
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["t1", "flair", "labels on flair", "t2", "labels on t2", ""]
-    plain, over = (figure.axes[column].images[0].get_array() for column in (1, 2))
-    np.testing.assert_array_equal((plain != over).any(axis=-1), labels[0] > 0)
-    assert _legend(figure) == ["NCR (necrotic core)", "ED (oedema)", "ET (enhancing)"]
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["case 1", "case 2"]
-
-
-def test_cases_refuse_lists_of_different_lengths():
-    images, labels = _slices()
-    with pytest.raises(ValueError, match=r"are \[1, 2, 1, 1\]; expected as many of each"):
-        cases_figure([images], list(labels), ["a"], [("t1", "t2")])

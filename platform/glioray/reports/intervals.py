@@ -1,4 +1,4 @@
-"""How far a mean can be trusted: intervals by resampling patients."""
+"""Confidence intervals of means, by resampling patients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 _DRAWS_AT_ONCE = 500
 
 FEW_PATIENTS = 10
-"""Below so many, intervals by resampling are too narrow: of two that agree, every resample agrees."""
+"""With fewer patients than this, bootstrap intervals are too narrow: if two patients agree, every resample does."""
 
 
 def bootstrap_interval(
@@ -20,22 +20,21 @@ def bootstrap_interval(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """(low, high) of the mean of `values`, as percentiles of its means over resampled patients.
+    """(low, high) of the mean of `values`: percentiles of its means over resampled patients.
 
-    Patients are drawn with replacement, each with all of their cases: the cases of one patient are no
-    independent evidence. Differences of two models on the same cases give the interval of the paired
-    difference. With few patients such an interval is too narrow: below `FEW_PATIENTS`, read it as a hint.
+    Patients are drawn with replacement, each with all of their cases, since cases of one patient are not independent
+    evidence. Pass the differences of two models on the same cases for the interval of the paired difference. With
+    fewer than `FEW_PATIENTS` patients the interval is too narrow; treat it as a hint.
 
     Args:
         values: one a case.
-        patients: whose case each is; by default every case is another patient's.
-        level: of confidence.
-        num_resamples: means that are drawn.
-        seed: the same seed gives the same interval.
+        patients: the patient of each case; by default each case is of a patient of its own.
+        level: of confidence, in (0, 1).
+        num_resamples: number of resampled means.
+        seed: of the resampling.
 
     Raises:
-        ValueError: fewer than two patients, a value that is not finite, lengths that differ, or a level
-            that is no share.
+        ValueError: fewer than two patients, a non-finite value, different lengths, or a level outside (0, 1).
 
     Reference: Efron 1979 (doi 10.1214/aos/1176344552); Field and Welsh 2007 (doi
     10.1111/j.1467-9868.2007.00593.x) on resampling whole clusters.
@@ -43,11 +42,13 @@ def bootstrap_interval(
     array = np.asarray(values, np.float64)
     owners = list(range(len(array))) if patients is None else list(patients)
     if len(owners) != len(array):
-        raise ValueError(f"{len(array)} values but {len(owners)} patients; expected a patient a value")
+        raise ValueError(
+            f"{len(array)} values but {len(owners)} patients; expected one patient for each value"
+        )
     if not np.isfinite(array).all():
-        raise ValueError("a value is not finite; leave it out or define it before taking an interval")
+        raise ValueError("a value is not finite; leave it out or replace it before computing an interval")
     if not 0 < level < 1:
-        raise ValueError(f"level is {level:g}; expected a share between 0 and 1, such as 0.95")
+        raise ValueError(f"level is {level:g}; expected a value between 0 and 1, such as 0.95")
     numbers: dict[Hashable, int] = {}
     index = [numbers.setdefault(owner, len(numbers)) for owner in owners]
     if len(numbers) < 2:
@@ -56,7 +57,7 @@ def bootstrap_interval(
     counts = np.bincount(index)
     rng = np.random.default_rng(seed)
     means = np.empty(num_resamples)
-    # In parts: how often each patient is drawn is a table of resamples by patients.
+    # In chunks: the table of draws is as large as resamples times patients.
     for start in range(0, num_resamples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, num_resamples - start)
         drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=size)
