@@ -81,5 +81,5 @@ def test_the_name_of_a_tournament_with_other_settings_is_taken(plan: RunPlan):
     entrants = {"U-Net": override(plan.config, **{"train.max_epochs": 1, "sample.steps_per_epoch": 2})}
     run_tournament(tournament(plan, entrants))
     other = dataclasses.replace(plan, config=override(plan.config, **{"optim.lr": 0.5}))
-    with pytest.raises(UsageError, match="is there already with other settings"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         run_tournament(tournament(other, entrants))

@@ -1,13 +1,13 @@
-"""What a run leaves behind to go on from, and to be used.
+"""Checkpoints of a run: the model for inference, and the state to resume from.
 
     <run>/config.json                     the whole resolved config
     <run>/latest.json                     {"checkpoint": "checkpoints/step-…", ...}, written last
     <run>/checkpoints/step-0000000123/    model.safetensors, model.json   (inference)
                                           state.pt                        (training, of the latest alone)
 
-A checkpoint is published by its pointer, one atomic write, after all its objects are there: a crash in
-between leaves the ones before in force. The pointer also names those that are kept. `state.pt` holds tensors and plain values only and is read with
-`weights_only=True`.
+A checkpoint is published by its pointer, one atomic write, after all its objects are written: after a crash in
+between, the previous one is still the latest. The pointer also names the checkpoints that are kept. `state.pt` holds
+tensors and plain values only and is read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STATE_FILE = "state.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint: the network for inference, its description, and all that training goes on from."""
+    """One checkpoint: the weights for inference, their description, and the state to resume from."""
 
     step: int
     spec: ModelSpec | SuperResSpec
@@ -43,9 +43,9 @@ class Checkpoint:
 
 
 def save_checkpoint(storage: Storage, checkpoint: Checkpoint, keep: int = 1) -> str:
-    """Publish a checkpoint and drop what is older than the newest `keep`; returns its URI.
+    """Publish a checkpoint, delete all but the newest `keep`, and return its URI.
 
-    Of those before it the models are kept, for ensembles, and not what only training needs.
+    Older ones keep their model, for ensembles, but not the state that only training needs.
     """
     folder = f"checkpoints/step-{checkpoint.step:010d}"
     buffer = io.BytesIO()
@@ -53,7 +53,7 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, keep: int = 1) -> 
     storage.write(f"{folder}/{STATE_FILE}", buffer.getvalue())
     storage.write(f"{folder}/{WEIGHTS_FILE}", encode_weights(checkpoint.weights))
     storage.write(f"{folder}/{SPEC_FILE}", checkpoint.spec.to_json().encode())
-    # Only what a pointer named before counts as kept: a crash may have left anything else.
+    # Only folders that a pointer named count as kept: a crash may have left partial ones.
     kept = [*(before for before in kept_folders(storage) if before != folder), folder][-keep:]
     pointer = {
         "checkpoint": folder,
@@ -71,31 +71,31 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, keep: int = 1) -> 
 
 
 def load_state(storage: Storage) -> dict[str, Any] | None:
-    """The latest checkpoint's training state, on the CPU; None where the run has none.
+    """Load the training state of the latest checkpoint onto the CPU; None if the run has none.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the file is damaged.
     """
     folder = latest_folder(storage)
     if folder is None:
         return None
     data = storage.read(f"{folder}/{STATE_FILE}")
     try:
-        # What is no archive, torch would take for a format of old.
+        # torch would read anything but a zip archive as its legacy format.
         if not zipfile.is_zipfile(io.BytesIO(data)):
             raise ValueError("not an archive")
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        # Torch's own words run to a page, and advise to unpickle what should not be.
+        # torch's own message runs to a page and advises unsafe unpickling.
         raise ModelError(
-            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged or no checkpoint ({len(data)} bytes); delete "
+            f"'{join_uri(storage.uri, folder, STATE_FILE)}' is damaged or not a checkpoint ({len(data)} bytes); delete "
             "the run's latest.json to start over, or choose another --run-name"
         ) from error
     return state
 
 
 def latest_folder(storage: Storage) -> str | None:
-    """The key of the folder that `latest.json` names; None where the run has no checkpoint."""
+    """Return the key of the folder that `latest.json` names; None if the run has no checkpoint."""
     if not storage.exists(LATEST):
         return None
     folder: str = json.loads(storage.read(LATEST))["checkpoint"]
@@ -103,17 +103,17 @@ def latest_folder(storage: Storage) -> str | None:
 
 
 def kept_folders(storage: Storage) -> list[str]:
-    """The keys of the folders of the run's kept checkpoints, oldest first; none where it has no checkpoint."""
+    """Return the keys of the folders of the kept checkpoints, oldest first."""
     if not storage.exists(LATEST):
         return []
     pointer = json.loads(storage.read(LATEST))
-    # Before several could be kept, the pointer named one.
+    # Older pointers name a single checkpoint.
     kept: list[str] = pointer.get("kept", [pointer["checkpoint"]])
     return kept
 
 
 def fetch_model(storage: Storage, folder: Path) -> Path:
-    """Copy the model of the run's latest checkpoint into a local folder.
+    """Copy the model of the run's latest checkpoint into a local folder, and return the folder.
 
     Raises:
         ModelError: the run has no checkpoint.

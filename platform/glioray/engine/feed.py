@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def median_spacing(entries: Sequence[CaseEntry]) -> tuple[float, float, float]:
-    """The median voxel size of some cases along X, Y, Z in mm."""
+    """Compute the median voxel size of cases along X, Y, Z in mm."""
     x, y, z = np.median([entry.spacing_mm for entry in entries], axis=0).tolist()
     return x, y, z
 
@@ -36,13 +36,21 @@ def load_slices(
     train: Sequence[CaseEntry],
     mine: Sequence[CaseEntry],
 ) -> tuple[SliceFeed, list[tuple[SliceStack, ...]]]:
-    """This rank's batches, and the stacks of the cases that it judges by, `mine`.
+    """Build this rank's batches, and load the stacks of the cases it validates on.
 
-    Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes and keeps its
-    own part, once, and every rank draws from all of its node's slices.
+    Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes its own part once, and
+    every rank draws from all slices of its node.
+
+    Args:
+        plan: the run.
+        ranks: all ranks of the run, and which one this is.
+        fill: brings cases into this node's slice cache.
+        device: of this rank.
+        train: the cases to train on, the same on each rank.
+        mine: the cases whose stacks this rank needs for validation.
 
     Raises:
-        DataError: nothing to train on, or the cache cannot hold it.
+        DataError: there is nothing to train on, or the cache cannot hold it.
     """
     if not train:
         raise DataError(
@@ -52,7 +60,7 @@ def load_slices(
     pool = [entry for number, entry in enumerate(train) if number % ranks.world_size in node_ranks]
     if not pool:
         raise DataError(
-            f"{len(train)} training cases do not go round {ranks.world_size} workers; use fewer --workers"
+            f"{len(train)} training cases are too few for {ranks.world_size} workers; use fewer --workers"
         )
     config = plan.config
     preprocess = config.preprocess
@@ -95,7 +103,7 @@ def _cached(plan: RunPlan, fill: Fill, entries: Sequence[CaseEntry]) -> list[tup
 
 
 def _warn_of_cut_tumour(cases: Sequence[tuple[SliceStack, ...]], preprocess: PreprocessConfig) -> None:
-    """Say what of the tumours lies outside the slices' window: it is not learned from."""
+    """Warn of tumour outside the slices' window, which training never sees."""
     whole = [sum(stacks[0].label_voxels[1:]) for stacks in cases]
     inside = [int(np.count_nonzero(stacks[0].mask)) for stacks in cases if stacks[0].mask is not None]
     num_cut = sum(a > b for a, b in zip(whole, inside, strict=True))

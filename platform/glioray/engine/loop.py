@@ -1,4 +1,4 @@
-"""The one visible loop. What a step does is the learner's business; when, how long and from where is here."""
+"""The training loop: when to step, validate, save and stop. What a step does is up to the learner."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from glioray.slices.store import Batch
 from glioray.storage import Storage
 
 _log = logging.getLogger(__name__)
-_SAY_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 
 Report = Callable[[dict[str, float]], None]
 """Called by every rank, equally often: after each epoch that was validated and saved."""
 
 
 class Learner(Protocol):
-    """What the loop drives: one network and its optimiser, or two of each.
+    """What the loop drives: the networks of a task, their optimisers and their validation.
 
     Attributes:
-        stopped: why the run is to end before its time, alike on each rank, from a validation on; empty as a rule.
-        tags: what the run is to be found by, as it stands now.
+        stopped: the reason to end the run early, set by a validation and equal on all ranks; usually empty.
+        tags: of the run in MLflow, as they are now.
     """
 
     @property
@@ -41,50 +41,57 @@ class Learner(Protocol):
     def tags(self) -> dict[str, str]: ...
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-        """One step at `progress` in [0, 1] of the run; this rank's figures, of which not each step has all.
+        """Take one optimiser step and return this rank's metrics.
+
+        Args:
+            batch: this rank's part of the global batch.
+            epoch: from 1.
+            progress: of the run, in [0, 1].
+
+        Returns: scalars by name. Keys may be absent on some steps.
 
         Raises:
-            DivergenceError: a figure that all ranks share is not finite.
+            DivergenceError: a metric that all ranks share is not finite.
         """
 
     def validate(self) -> dict[str, float]:
-        """Figures over all ranks, alike on each; empty where there is nothing to validate on."""
+        """Compute the validation metrics over all ranks, equal on each; empty without validation data."""
 
     def finish(self) -> dict[str, float]:
-        """What is left to do after the last validation; figures, alike on each rank, in place of that one's.
+        """Do what remains after the last validation; the metrics returned replace its own, equal on each rank.
 
-        The time that this takes comes on top of a run's minutes.
+        Its time is not part of `train.minutes`.
         """
 
     def state(self) -> dict[str, Any]:
-        """All that training goes on from: tensors and plain values."""
+        """Return everything needed to resume: tensors and plain values."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from the result of `state`."""
 
     def checkpoint(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> Checkpoint:
-        """The present model for inference, with its description."""
+        """Pack the current model for inference, with the state to resume from."""
 
 
 class Feed(Protocol):
-    """Batches of this rank."""
+    """The batches of one rank."""
 
     num_steps: int
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch: a function of the epoch alone."""
+        """Yield the batches of an epoch; they depend on the epoch alone."""
 
 
 def fit(
     learner: Learner, feed: Feed, config: TrainConfig, storage: Storage, ranks: Ranks, report: Report
 ) -> dict[str, float]:
-    """Train until the epochs or the minutes are over; goes on from the storage's latest checkpoint.
+    """Train until the epochs or the minutes are over, resuming from the storage's latest checkpoint.
 
-    With `minutes`, the schedule follows the clock where that ends first, and all that happens in here counts:
-    steps, validation and saving. Such a run also tries how many threads a step should use. Without, every step is a function of its number: a resumed run equals an
-    uninterrupted one.
+    With `minutes`, the schedule follows the clock if time runs out before the epochs do. Steps, validation and saving
+    all count, and the run measures how many threads a step should use. Without `minutes`, every step depends on its
+    number alone: a resumed run equals an uninterrupted one bitwise.
 
-    Returns: the figures of the last epoch.
+    Returns: the metrics of the last epoch.
 
     Raises:
         DivergenceError: the loss or a gradient is no longer finite.
@@ -101,22 +108,22 @@ def fit(
         validation_s = saved.get("validation_s", 0.0)
         _restore_rng(saved["rng"][ranks.rank] if ranks.rank < len(saved["rng"]) else saved["rng"][0])
         if ranks.is_first:
-            _log.info("going on after epoch %d, step %d", epoch, step)
+            _log.info("resuming after epoch %d, step %d", epoch, step)
     began = time.monotonic() - spent_s
-    said = time.monotonic()
+    logged = time.monotonic()
 
     def progress() -> float:
         by_step = step / num_steps
         if config.minutes is None:
             return by_step
-        # Time is kept for the last validation, as long as the one before took.
+        # Reserve time for the last validation: as long as the previous one took.
         budget_s = 60 * config.minutes - min(validation_s, 30 * config.minutes)
         return max(by_step, from_first((time.monotonic() - began) / budget_s))
 
     threads = ThreadChoice(torch.get_num_threads()) if config.minutes is not None else None
-    judged = done = progress()
-    # However short the time: one step, so that there is a model, and one more where a run was cut shorter after it
-    # was saved, so that it is finished.
+    validated = done = progress()
+    # At least one step, however short the time, so that there is a model. A run whose time was cut below what it has
+    # already used takes one more, so that it is finished.
     while not learner.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
         epoch += 1
         epoch_began, rows = time.monotonic(), []
@@ -130,17 +137,17 @@ def fit(
             step += 1
             num_slices += config.batch_size
             done = progress()
-            if ranks.is_first and time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                _say(epoch, config, len(rows), feed.num_steps, rows[-1], said - began, done)
+            if ranks.is_first and time.monotonic() - logged > _LOG_EVERY_S:
+                logged = time.monotonic()
+                _log_progress(epoch, config, len(rows), feed.num_steps, rows[-1], logged - began, done)
             if done >= 1:
                 break
         seconds = time.monotonic() - epoch_began
         train = {f"train_{name}": value for name, value in _mean_over_ranks(rows).items()}
         train["slices_per_s"] = len(rows) * config.batch_size / seconds
-        if done < 1 and int(done * config.num_validations) == int(judged * config.num_validations):
+        if done < 1 and int(done * config.num_validations) == int(validated * config.num_validations):
             continue
-        judged, validation_began = done, time.monotonic()
+        validated, validation_began = done, time.monotonic()
         metrics = {**train, **learner.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
         validation_s = time.monotonic() - validation_began
         done = progress()
@@ -161,17 +168,17 @@ def fit(
                 "rng": rng,
             }
             save_checkpoint(storage, learner.checkpoint(step, state, metrics), config.num_kept)
-            _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _shown(metrics))
-        barrier()  # no rank reports a checkpoint that is not there yet
+            _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _format(metrics))
+        barrier()  # no rank reports a checkpoint before it is written
         report(metrics)
     return metrics
 
 
 def check_finite(name: str, value: float) -> float:
-    """The value, if it is finite.
+    """Return the value if it is finite.
 
     Raises:
-        DivergenceError: it is not; says what diverged and what usually helps.
+        DivergenceError: names what diverged and what usually helps.
     """
     if not math.isfinite(value):
         raise DivergenceError(
@@ -181,7 +188,7 @@ def check_finite(name: str, value: float) -> float:
 
 
 def _mean_over_ranks(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Each figure's mean over ranks and the steps that have it; ranks have equally many of equally many slices."""
+    """Average each metric over the steps that have it, then over ranks, which have equally many slices."""
     names = dict.fromkeys(name for row in rows for name in row)
     means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     tables = gather(means)
@@ -201,21 +208,21 @@ def _restore_rng(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _say(
+def _log_progress(
     epoch: int,
     config: TrainConfig,
     row: int,
     num_rows: int,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     spent_s: float,
     done: float,
 ) -> None:
     left = spent_s * (1 - done) / max(done, 1e-6) / 60
     _log.info(
         "epoch %d/%d, step %d/%d, %s; %.0f %% done, %.1f minutes left",
-        epoch, config.max_epochs, row, num_rows, _shown(figures), 100 * done, left,
+        epoch, config.max_epochs, row, num_rows, _format(metrics), 100 * done, left,
     )  # fmt: skip
 
 
-def _shown(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+def _format(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

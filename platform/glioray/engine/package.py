@@ -23,15 +23,17 @@ Spec = TypeVar("Spec")
 
 
 def parse_format(text: str | bytes, name: str, expected: str) -> dict[str, Any]:
-    """The settings in a `model.json` of a format.
+    """Parse a `model.json`, checking its format.
 
     Args:
         text: of the file.
-        name: of the format.
-        expected: what is said of another one.
+        name: the expected format.
+        expected: end of the error message for another format.
+
+    Returns: its values, without the format.
 
     Raises:
-        ModelError: it is not JSON, or of another format.
+        ModelError: not JSON, or another format.
     """
     try:
         values: dict[str, Any] = json.loads(text)
@@ -46,14 +48,14 @@ def parse_format(text: str | bytes, name: str, expected: str) -> dict[str, Any]:
 
 
 def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:
-    """Tensors as safetensors bytes."""
+    """Encode tensors as safetensors bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     data: bytes = safetensors.torch.save(plain)
     return data
 
 
 def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict[str, torch.Tensor]]:
-    """What a model's two files hold: its description, by `parse`, and its weights.
+    """Read a model's two files: its description, by `parse`, and its weights by name.
 
     Raises:
         ModelError: a file is missing or damaged.

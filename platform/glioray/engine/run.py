@@ -34,27 +34,27 @@ _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
 
 Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], None]
-"""Brings cases of a data URI into this node's cache: see `engine.on_ray.data.fill_cache`."""
+"""Brings cases of a data URI into this node's slice cache; see `engine.on_ray.data.fill_cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """Everything that a run needs to know, picklable and without secrets.
+    """Everything a run needs to know; picklable, and without secrets.
 
     Attributes:
         task: what is trained.
         config: the resolved config of that task.
-        manifest: the data; its "train" and "val" are what is trained and validated on.
-        storage: the run's own URI, `<storage>/<run name>`.
-        run_name: and its name, by which it is resumed.
+        manifest: the data, with the splits "train" and "val".
+        storage: URI of this run, `<storage>/<run name>`.
+        run_name: the name by which it is resumed.
         tracking_uri: MLflow's address.
         experiment: in MLflow.
         kind: of the MLflow run.
-        parent_run_id: the sweep's, for a trial.
+        parent_run_id: of the sweep or comparison that this run belongs to.
         tags: further tags of the MLflow run.
         cache: of slices, on each node.
-        num_threads: torch's threads in this process; 0 leaves torch's own choice.
-        log_model: whether the model goes to MLflow at the end; it lies in the storage in any case.
+        num_threads: torch's threads in this process; 0 keeps torch's default.
+        log_model: whether to log the model to MLflow at the end; it is in the storage either way.
     """
 
     task: Task
@@ -130,13 +130,13 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
 
 
 def claim_run(storage: Storage, plan: RunPlan) -> None:
-    """Leave the run's config in its storage, or check that the run there is this one.
+    """Write the run's config to its storage, or check that the run stored there is this one.
 
     Raises:
         UsageError: a run of that name has other settings or other data.
     """
     config = to_dict(plan.config)
-    # How long and on how many ranks may change when a run goes on; what is learned from what may not.
+    # Length and world size may change on resume; model, loss and data may not.
     for name in ("max_epochs", "minutes", "num_workers"):
         config["train"].pop(name)
     identity = {"settings": fingerprint(config), "data": plan.manifest.hash}
@@ -145,8 +145,8 @@ def claim_run(storage: Storage, plan: RunPlan) -> None:
         changed = [name for name, value in identity.items() if there.get(name) != value]
         if changed:
             raise UsageError(
-                f"the run '{plan.run_name}' is there already with other {' and other '.join(changed)}; choose "
-                "another --run-name, or repeat its flags to go on with it"
+                f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
+                "--run-name, or repeat its flags to resume it"
             )
         return
     text = json.dumps({"identity": identity, "config": to_dict(plan.config)}, indent=1)
@@ -189,7 +189,7 @@ class _Tracked:
 
 
 def load_history(storage: Storage) -> list[dict[str, float]]:
-    """The figures of each validation of a run so far, in order."""
+    """Load the metrics of each validation of a run so far, in order."""
     if not storage.exists(HISTORY_FILE):
         return []
     history: list[dict[str, float]] = json.loads(storage.read(HISTORY_FILE))

@@ -336,9 +336,7 @@ def test_a_name_is_not_taken_over_by_other_settings(make_plan: Plans, settings: 
     claim_run(storage, plan)
     claim_run(storage, plan)
     other = dataclasses.replace(plan, config=override(plan.config, **settings))
-    with pytest.raises(
-        UsageError, match=f"the run 'run' is there already with other {changed}; choose another"
-    ):
+    with pytest.raises(UsageError, match=f"the run 'run' exists with other {changed}; choose another"):
         claim_run(storage, other)
 
 
@@ -346,7 +344,7 @@ def test_a_name_is_not_taken_over_by_other_data(make_plan: Plans):
     plan = make_plan()
     storage = open_storage(plan.storage)
     claim_run(storage, plan)
-    with pytest.raises(UsageError, match="is there already with other data;"):
+    with pytest.raises(UsageError, match="exists with other data;"):
         claim_run(storage, dataclasses.replace(plan, manifest=plan.manifest.with_fold(1)))
     both = dataclasses.replace(plan, config=override(plan.config, **{"optim.lr": 1.0}))
     with pytest.raises(UsageError, match="with other settings and other data;"):
