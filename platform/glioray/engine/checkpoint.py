@@ -23,10 +23,9 @@ from typing import Any
 import torch
 
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE, encode_weights
+from glioray.engine.task import Spec
 from glioray.errors import ModelError
 from glioray.storage import Storage, join_uri
-from glioray.tasks.segmentation.package import ModelSpec
-from glioray.tasks.superres.package import SuperResSpec
 
 LATEST = "latest.json"
 STATE_FILE = "state.pt"
@@ -37,7 +36,7 @@ class Checkpoint:
     """One checkpoint: the weights for inference, their description, and the state to resume from."""
 
     step: int
-    spec: ModelSpec | SuperResSpec
+    spec: Spec
     weights: dict[str, torch.Tensor]
     state: dict[str, Any]
 
