@@ -19,18 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.config import with_settings
+from glioray.engine.entrants import budget_settings, budget_text, split_names
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_config
 from glioray.sources import plan_run
-from glioray.studies import (
-    STUDIES,
-    budget_settings,
-    budget_text,
-    entrant_config,
-    product_entrants,
-    split_names,
-)
 from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
+from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
 from glioray.tasks.segmentation.task import check_buildable
 
 FLAGS = "data storage recipe run-name workers concurrent seed experiment set dry-run"

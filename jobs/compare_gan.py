@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.config import with_settings
+from glioray.engine.entrants import budget_settings, budget_text, split_names
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_gan_config, resolve_gan_entrants
 from glioray.sources import plan_run
-from glioray.studies import budget_settings, budget_text, split_names
 from glioray.tasks.superres.comparison import GanComparisonPlan, compare_gans
 
 FLAGS = "data storage out run-name workers concurrent seed experiment fold set dry-run"

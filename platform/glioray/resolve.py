@@ -11,11 +11,12 @@ from typing import Any
 from glioray.cli import absolute_uri
 from glioray.config import PreprocessConfig, with_settings
 from glioray.errors import UsageError
-from glioray.studies import entrant_config, gan_entrant_config, product_entrants
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.entrants import entrant_config, product_entrants
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.entrants import gan_entrant_config
 from glioray.tasks.superres.recipes import build_gan_recipe
 
 

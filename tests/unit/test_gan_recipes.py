@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from glioray.config import with_settings
+from glioray.engine.entrants import budget_settings
 from glioray.engine.optim import build_optimizer
 from glioray.errors import UsageError
 from glioray.nets.gan import build_discriminator, build_generator
-from glioray.studies import budget_settings, gan_entrant_config
+from glioray.tasks.superres.entrants import gan_entrant_config
 from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
 
 OWN = {"recipe", "generator", "discriminator", "loss", "pretrain", "optim_g", "optim_d", "d_steps"}
@@ -66,7 +67,7 @@ def test_an_entrant_brings_its_networks_and_losses_and_the_ground_all_else():
     for field in dataclasses.fields(made):
         if field.name not in OWN:
             assert getattr(made, field.name) == getattr(ground, field.name), field.name
-    with pytest.raises(UsageError, match=r"sets degrade.lr_size, which is alike for all; set it by --set"):
+    with pytest.raises(UsageError, match=r"sets degrade.lr_size, which all entrants share; set it by --set"):
         gan_entrant_config(ground, "srgan_small:degrade.lr_size=16")
     with pytest.raises(UsageError, match=r"entrant 'srgan_small:optim_g\.rate=1': "):
         gan_entrant_config(ground, "srgan_small:optim_g.rate=1")

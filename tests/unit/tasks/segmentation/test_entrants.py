@@ -1,0 +1,69 @@
+"""Entrants of a comparison of segmentation models."""
+
+from __future__ import annotations
+
+import pytest
+
+from glioray.errors import UsageError
+from glioray.losses import build_loss
+from glioray.nets import build_net
+from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
+from glioray.tasks.segmentation.recipes import build_recipe
+
+
+def test_every_network_is_combined_with_every_loss_and_optimiser():
+    rows = product_entrants(
+        ["recipe", "unet:width=8"], ["region_dice_bce", "region_dice_bce:ce_weight=2"], ["adam"]
+    )
+    assert [row.label for row in rows] == [
+        "recipe / region_dice_bce / adam",
+        "recipe / region_dice_bce:ce_weight=2 / adam",
+        "unet:width=8 / region_dice_bce / adam",
+        "unet:width=8 / region_dice_bce:ce_weight=2 / adam",
+    ]
+    config = entrant_config(build_recipe("unet_small"), rows[-1])
+    # Options that every network has are the recipe's; the network's own options are not.
+    assert config.net.options == {"stem_stride": 2, "prior": 0.12, "width": 8}
+    assert config.loss.options == {"ce_weight": 2}
+    assert config.optim.name == "adam"
+    assert config.optim.lr == build_recipe("unet_small").optim.lr
+
+
+def test_the_recipe_alone_is_an_entrant():
+    (row,) = product_entrants([], [], [])
+    assert entrant_config(build_recipe("unet_small"), row) == build_recipe("unet_small")
+
+
+def test_schedule_free_optimiser_has_no_schedule():
+    (row,) = product_entrants([], [], ["schedulefree:lr=0.01"])
+    optim = entrant_config(build_recipe("unet_small"), row).optim
+    assert (optim.name, optim.lr, optim.schedule, optim.ema) == ("schedulefree", 0.01, "constant", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("nets", "sentence"),
+    [
+        (["unet:width"], "'unet:width' is not an entrant; write NAME or NAME:OPTION=VALUE"),
+        (["unet", "unet"], "entrant 'unet' is given twice; name each entrant once"),
+    ],
+)
+def test_invalid_entrants_are_refused(nets: list[str], sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        product_entrants(nets, [], [])
+
+
+def test_invalid_setting_names_the_entrant():
+    (row,) = product_entrants([], [], ["adam:lr=-1"])
+    with pytest.raises(UsageError, match=r"entrant 'adam:lr=-1': optim.lr is -1"):
+        entrant_config(build_recipe("unet_small"), row)
+
+
+def test_keras_study_has_22_entrants_that_can_be_built():
+    rows = STUDIES["keras_study"]()
+    assert len(rows) == len({row.label for row in rows}) == 22
+    configs = [entrant_config(build_recipe("keras_study"), row, width=4) for row in rows]
+    assert len(set(map(str, configs))) == 22
+    for config in configs:
+        channels = config.preprocess.num_channels
+        build_net(config.net.name, in_channels=channels, out_channels=4, **config.net.options)
+        build_loss(config.loss.name, **config.loss.options)
