@@ -152,7 +152,7 @@ def test_a_deleted_run_is_made_anew(experiment: str, client: MlflowClient):
 
 def test_an_experiment_in_the_trash_is_told(experiment: str, client: MlflowClient):
     client.delete_experiment(client.create_experiment(experiment))
-    with pytest.raises(UsageError, match="lies in MLflow's trash"):
+    with pytest.raises(UsageError, match="is in MLflow's trash"):
         RunLogger.open_run(experiment, "one", kind="train")
 
 
@@ -348,7 +348,7 @@ def test_models_that_are_not_there_are_told(experiment: str, tmp_path: Path):
         with pytest.raises(ModelError, match=message):
             fetch_package(uri, tmp_path)
     for uri in ("models:/m", "models:/m/latest", "models:/m@a/b"):
-        with pytest.raises(UsageError, match="is no model's URI"):
+        with pytest.raises(UsageError, match="is not a model URI"):
             resolve_version(uri)
     with pytest.raises(ModelError):
         set_champion("nowhere", 1)

@@ -217,7 +217,7 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path: Path, save: Any):
     buffer = io.BytesIO()
     save({"step": 7, "t": _Hostile(trace)}, buffer)
     storage.write(f"{latest_folder(storage)}/{STATE_FILE}", buffer.getvalue())
-    with pytest.raises(ModelError, match=r"is damaged or no checkpoint .*; delete") as caught:
+    with pytest.raises(ModelError, match=r"is damaged or not a checkpoint .*; delete") as caught:
         load_state(storage)
     assert "weights_only" not in str(caught.value)  # torch's advice would run it
     assert not trace.exists()

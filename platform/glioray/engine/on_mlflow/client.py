@@ -1,4 +1,4 @@
-"""The connection to an MLflow server, and its failures in one sentence each."""
+"""The connection to an MLflow server, with failures as one-sentence errors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ANSWER_TIMEOUT_S = 15.0
 
 
 def tracking_uri() -> str:
-    """The server's address from MLFLOW_TRACKING_URI.
+    """Return the server's address from MLFLOW_TRACKING_URI.
 
     Raises:
-        UsageError: it is not set, or is neither an http address nor a SQLite file.
+        UsageError: the variable is unset, or neither an http address nor a SQLite file.
     """
     return _checked(os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
 def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
-    """A client of the server at `uri` (by default MLFLOW_TRACKING_URI) after it has answered once.
+    """Connect to the server at `uri` (default: MLFLOW_TRACKING_URI) and wait for its first answer.
 
-    `sqlite:///path` stands for a file of this machine, which needs no server.
+    `sqlite:///path` is a file on this machine and needs no server.
 
     Raises:
         UsageError: no address, or neither http nor sqlite.
@@ -55,14 +55,14 @@ def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
 
 
 def artifact_location(address: str) -> str | None:
-    """Where a new experiment keeps its files: beside a SQLite file; a server knows by itself (None)."""
+    """Return where a new experiment stores its files: beside a SQLite file, or None to let the server decide."""
     if not address.startswith(_SQLITE):
         return None
     return (Path(address.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
 
 
 def unreachable(address: str) -> str | None:
-    """Why nothing that could be MLflow answers at an address, in a few words; None where something does."""
+    """Return why no MLflow server answers at an address, in a few words; None if one does."""
     try:
         answer = requests.get(
             f"{address.rstrip('/')}/health", timeout=(_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S)
@@ -77,7 +77,7 @@ def unreachable(address: str) -> str | None:
 
 
 def is_outage(error: MlflowException | requests.RequestException) -> bool:
-    """Whether the same call may succeed later: the server is away, overloaded or wants other credentials."""
+    """Return whether a retry may succeed: the server is down, overloaded or rejects our credentials."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
     else:
@@ -87,7 +87,7 @@ def is_outage(error: MlflowException | requests.RequestException) -> bool:
 
 @contextmanager
 def wrap_errors(what: str, client: MlflowClient) -> Iterator[None]:
-    """Turns what MLflow raises while `what` is done into a StorageError of one sentence."""
+    """Turn MLflow's exceptions inside the block into a StorageError: "could not {what}"."""
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
@@ -98,12 +98,12 @@ def wrap_errors(what: str, client: MlflowClient) -> Iterator[None]:
 
 
 def shown(address: str) -> str:
-    """An address as a message may show it: without user and password."""
+    """Strip user and password from an address, for messages."""
     return re.sub(r"//[^/@]*@", "//", address)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, at most 300 characters."""
+    """Return the first line of an exception's message, at most 300 characters."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .;")
     return text if len(text) <= 300 else f"{text[:300]}…"
 

@@ -1,4 +1,4 @@
-"""A network as an MLflow model folder that plain MLflow loads, without pickle and without glioray."""
+"""An MLflow model folder that plain MLflow loads, without pickle and without glioray."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ _DYNAMIC = (0, 2, 3)
 
 
 def save_export(net: torch.nn.Module, example: torch.Tensor, folder: Path, *, run_id: str) -> tuple[str, ...]:
-    """Write the MLflow model folder of a network; the names of the axes that its inputs may vary in.
+    """Write the MLflow model folder of a network; return the names of its free input axes.
 
-    The format is `torch.export`'s (pt2): a graph and its weights. Batch, height and width are left free
-    where the network's graph allows it; what it needs of them (a multiple of 16, say) stays in the graph
-    as a guard, so that another size fails loudly. Where the graph fixes height or width, the signature
-    says so, the model's metadata too, and the log carries a warning.
+    The format is that of `torch.export` (pt2): a graph and its weights. Batch, height and width stay free where the
+    graph allows it; its constraints (such as multiples of 16) become guards, so that another size fails loudly. If
+    the graph fixes height or width, the signature and the model's metadata say so, and a warning is logged.
 
     Args:
         net: takes (B, C, H, W) and returns (B, K, H, W); is copied to the CPU and set to `eval`.
-        example: an input (B, C, H, W), whose values do not matter, of the size that the network is for: what it makes
-            of that size (whether it pads) may become a guard. Its zeros lie in the folder as JSON.
-        folder: is made.
-        run_id: the run that the model comes from.
+        example: an input (B, C, H, W) of the size that the network is for, whose values do not matter: how the network
+            treats that size (such as padding) may become a guard. Zeros of its shape are stored as JSON.
+        folder: is created.
+        run_id: the run that trained the model.
 
     Raises:
         ModelError: the network cannot be exported, only for a fixed batch, or the export's output differs.
     """
-    # A size of 1 would be taken for a constant.
+    # torch.export would treat a size of 1 as a constant.
     rows = torch.zeros((max(2, len(example)), *example.shape[1:]), dtype=torch.float32)
     frozen = copy.deepcopy(net).cpu().eval()
     name = type(net).__name__
@@ -51,15 +50,13 @@ def save_export(net: torch.nn.Module, example: torch.Tensor, folder: Path, *, ru
         if free != _DYNAMIC and 0 in free:
             shutil.rmtree(folder)
             program = _save(frozen, rows, folder, free, run_id)
-    except Exception as error:  # torch.export raises whatever its tracing met
+    except Exception as error:  # torch.export raises whatever its tracing hits
         raise ModelError(
             f"{name} cannot be exported by torch.export ({_first_words(error)}); "
             "keep control flow that depends on the data out of its forward"
         ) from error
     if 0 not in free:
-        raise ModelError(
-            f"{name} can be exported for batches of {len(rows)} alone; leave the batch axis free"
-        )
+        raise ModelError(f"{name} can only be exported for batches of {len(rows)}; leave the batch axis free")
     names = _names(free)
     if free != _DYNAMIC:
         fixed = ", ".join(f"{_AXES[axis]} {rows.shape[axis]}" for axis in _DYNAMIC if axis not in free)
@@ -71,7 +68,7 @@ def save_export(net: torch.nn.Module, example: torch.Tensor, folder: Path, *, ru
 def _save(
     net: torch.nn.Module, rows: torch.Tensor, folder: Path, free: tuple[int, ...], run_id: str
 ) -> torch.export.ExportedProgram:
-    """Write the folder with the axes `free` in the signature; the exported program as read back."""
+    """Write the folder with the axes `free` in the signature; return the program as read back."""
     with torch.no_grad():
         output = net(rows)
     signature = ModelSignature(
@@ -80,7 +77,7 @@ def _save(
     )
     versions = [f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}", "numpy"]
     with warnings.catch_warnings():
-        # MLflow imports its pyfunc room here, which warns of its own type hints.
+        # MLflow imports its pyfunc module here, which warns about its own type hints.
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
         mlflow.pytorch.save_model(
             net,

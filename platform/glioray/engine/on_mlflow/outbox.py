@@ -1,4 +1,4 @@
-"""What a run has to say, kept in order while the server is away."""
+"""An ordered queue of a run's entries for the time that the MLflow server is down."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Entities:
         return _METRIC_BYTES * len(self.metrics) + sum(len(key) + len(value) for key, value in texts)
 
     def takes(self, other: Entities) -> bool:
-        """Whether both are metrics alone and few enough for one request."""
+        """Return whether both hold only metrics and fit one request."""
         alone = not (self.params or self.tags or other.params or other.tags)
         return alone and len(self.metrics) + len(other.metrics) <= MAX_METRICS
 
@@ -58,7 +58,7 @@ class Entities:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file of a run, by its content: the file itself may be gone when the server is back."""
+    """One file of a run, with its content: the file itself may be gone when the server is back."""
 
     path: str
     data: bytes
@@ -77,7 +77,7 @@ class Artifact:
             except (MlflowException, requests.RequestException):
                 raise
             except Exception as error:
-                # A server that does not proxy its artifacts has us write to its store, with that store's errors.
+                # Without an artifact proxy we write to the server's store directly and get that store's errors.
                 raise MlflowException(f"{type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
@@ -85,15 +85,15 @@ class Artifact:
 
 
 class Outbox:
-    """Sends to one run at once, or keeps what cannot be sent and sends it, first, at a later call.
+    """Sends entries to one run immediately, or queues them during an outage and sends them with a later call.
 
-    An outage costs a warning, never an exception: a training that is hours old goes on. What is kept is
-    bounded; beyond it the oldest entries are dropped and counted. Safe for several threads.
+    An outage logs a warning and never raises, so that a long training survives it. The queue is bounded: beyond
+    `max_bytes` the oldest entries are dropped and counted. Thread-safe.
 
     Args:
         client: the server's client.
         run_id: the run.
-        max_bytes: bound of what is kept, about.
+        max_bytes: approximate limit of the queue.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, *, max_bytes: int = 64 * 2**20) -> None:
@@ -108,20 +108,20 @@ class Outbox:
         return len(self._kept)
 
     def put(self, entries: Sequence[Entities | Artifact]) -> None:
-        """Send entries after what is still kept, or keep them; what the server refuses is lost, with a warning."""
+        """Send the queue and then these entries, or queue them; entries the server rejects are dropped with a warning."""
         with self._lock:
             for entry in entries:
                 self._keep(entry)
             self._send_all()
 
     def flush(self) -> bool:
-        """Try again to send what is kept; whether nothing is left."""
+        """Retry the queue; return whether it is empty."""
         with self._lock:
             self._send_all()
             return not self._kept
 
     def forget(self) -> list[str]:
-        """Give up on what is kept; everything that was lost on the way, in words."""
+        """Drop the queue; describe everything that was lost over time."""
         with self._lock:
             self.lost += [str(entry) for entry in self._kept]
             self._kept.clear()
@@ -129,7 +129,7 @@ class Outbox:
 
     def _keep(self, entry: Entities | Artifact) -> None:
         last = self._kept[-1] if self._kept else None
-        # Metrics of many steps go in one request: after a long outage there are thousands.
+        # Batch the metrics of many steps: after a long outage there are thousands.
         if isinstance(entry, Entities) and isinstance(last, Entities) and last.takes(entry):
             last.metrics.extend(entry.metrics)
         else:
@@ -169,7 +169,7 @@ class Outbox:
         self._away = True
 
     def _is_back(self) -> bool:
-        # A server that swallows packets costs seconds to ask: ask so seldom that a tenth of the time goes into it.
+        # A server that swallows packets costs seconds per attempt: spend at most a tenth of the time on attempts.
         start = time.monotonic()
         if start < self._ask_again_at:
             return False

@@ -1,4 +1,4 @@
-"""The MLflow run that the trials of a search, or the runs of a comparison, hang below."""
+"""The parent MLflow run of a sweep's trials or a comparison's runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from glioray.storage import open_storage
 
 @contextmanager
 def parent_run(base: RunPlan, kind: Kind, **facts: Any) -> Iterator[RunLogger]:
-    """Claims the name of `base` and opens its run, which ends with the block, or fails as it does.
+    """Claim the run name of `base` and open its MLflow run; it ends, or fails, with the block.
 
     Args:
-        base: whose name, storage and data are those of the whole.
+        base: the plan with the name, storage and data of the whole.
         kind: of the run.
-        facts: further params, beside recipe and data.
+        facts: params beside recipe and data.
 
     Raises:
         UsageError: the name is taken by a run with other settings or other data.

@@ -1,4 +1,4 @@
-"""Which code a run was made by."""
+"""Which code produced a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def git_commit(file: Path = Path(__file__)) -> str:
-    """The commit of a file of this package: GLIORAY_GIT_COMMIT, else its checkout's, else "unknown".
+    """Return this package's commit: from GLIORAY_GIT_COMMIT, else from its checkout, else "unknown".
 
-    A checkout with changed files that git knows gets "-dirty" behind its commit. Jobs set the variable for their
-    workers, where the package arrives without its history. A package that merely lies inside someone
-    else's checkout, in a virtual environment, is not taken for part of it.
+    A checkout with modified tracked files gets the suffix "-dirty". Jobs set the variable for their workers, which
+    receive the package without its history. A package installed inside another project's checkout, such as in a
+    virtual environment, does not count as part of it.
     """
     if given := os.environ.get("GLIORAY_GIT_COMMIT", "").strip():
         return given

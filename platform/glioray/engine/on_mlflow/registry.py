@@ -1,8 +1,8 @@
 """Models in MLflow: logged with a run, registered under a name, promoted by an alias, fetched again.
 
-The truth of a model is a package of two files, `model.safetensors` (weights) and `model.json` (what they
-are; see `glioray.inference`). In MLflow it lies under `glioray/` inside a model folder whose other files are
-the export that plain MLflow loads.
+The source of truth is a package of two files, `model.safetensors` (weights) and `model.json` (their description;
+see `engine.package`). In MLflow it is the subfolder `glioray/` of a model folder whose other files are the export
+that plain MLflow loads.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _FORMS = "models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model or a chec
 
 
 def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: torch.Tensor) -> str:
-    """Log a model with its run, as its package and as an export (see `save_export`); its URI.
+    """Log a model with its run, as a package and as an export (see `save_export`); return its URI.
 
-    The first model of a run is `runs:/RUN_ID/model`. The same package again changes nothing. Another one, of
-    a run that was resumed, gets a path of its own, since a registered version may point at the first.
+    The first model of a run is `runs:/RUN_ID/model`. Logging the same package again changes nothing. A different
+    one, of a resumed run, gets its own path, since a registered version may point at the first.
 
     Args:
         logger: the run.
@@ -56,8 +56,8 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
         example: an input (B, C, H, W) of the size that the model is for; its values do not matter.
 
     Raises:
-        ModelError: the package is no package, or the network cannot be exported.
-        StorageError: MLflow cannot be written to; a model is never kept for later as metrics are.
+        ModelError: the package is incomplete, or the network cannot be exported.
+        StorageError: MLflow cannot be written to; models are not queued as metrics are.
     """
     _check_package(package, str(package))
     digest = _digest(package)
@@ -74,7 +74,7 @@ def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: t
             shutil.copyfile(package / name, folder / _SUBFOLDER / name)
         with wrap_errors(f"store the model of run {logger.run_id}", logger.client):
             logger.client.log_artifacts(logger.run_id, str(folder), path)
-            # Last, so that a half-sent model is never taken for one.
+            # Last, so that an incomplete upload never counts as a model.
             for name, value in {_AXES_TAG: ", ".join(axes), _PATH_TAG: path, _DIGEST_TAG: digest}.items():
                 logger.client.set_tag(logger.run_id, name, value)
     return f"runs:/{logger.run_id}/{path}"
@@ -89,17 +89,17 @@ def register_model(
     purpose: str = "Brain-tumour segmentation",
     tracking_uri: str | None = None,
 ) -> str:
-    """Register the model that a run logged last; `models:/NAME/VERSION`.
+    """Register the model that a run logged last; return `models:/NAME/VERSION`.
 
-    The same model of the same run keeps its version; tags and description are then brought up to date.
+    The same model of the same run keeps its version, with updated tags and description.
 
     Args:
-        name: the registered model; made where there is none.
+        name: the registered model; created if missing.
         run_id: a run with a model by `log_model`.
         tags: of the version, such as recipe, manifest hash and Dice; the run's id, the commit and the
             package's digest are added.
         description: of the version; by default the tags in a sentence.
-        purpose: what a registered model that is made now says of itself, such as `Task.purpose`.
+        purpose: description of a registered model that is created now, such as `Task.purpose`.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
     Raises:
@@ -108,11 +108,11 @@ def register_model(
         StorageError: MLflow cannot be reached or refuses.
     """
     if re.fullmatch(r"[\w\-. ]+", name) is None:
-        raise UsageError(f"'{name}' is no name for a model; use letters, digits, spaces and . _ -")
+        raise UsageError(f"'{name}' is not a valid model name; use letters, digits, spaces and . _ -")
     client = connect(tracking_uri)
     run = _found(client, f"the run {run_id}", lambda: client.get_run(run_id))
     if _PATH_TAG not in run.data.tags:
-        raise ModelError(f"the run {run_id} has logged no model; register a run that ended with one")
+        raise ModelError(f"the run {run_id} has logged no model; register a run that finished")
     digest = run.data.tags[_DIGEST_TAG]
     all_tags = {
         **{key: str(value) for key, value in tags.items()},
@@ -142,18 +142,18 @@ def register_model(
 
 
 def fetch_package(uri: str, folder: Path, *, tracking_uri: str | None = None) -> Path:
-    """Bring a model's package into a local folder, which is returned; nothing else is downloaded.
+    """Download a model's package into a local folder and return the folder.
 
     Args:
         uri: `models:/NAME@alias`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, or a folder or `s3://` URI
-            that holds a package, or a `latest.json` that names the checkpoint that does.
-        folder: is made where there is none; a package that lies there is replaced.
+            that holds a package, or a `latest.json` that names the checkpoint with it.
+        folder: created if missing; a package in it is replaced.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
     Raises:
-        ModelError: there is no such model, or it is not a whole package.
+        ModelError: no such model, or an incomplete package.
         StorageError: the server or the storage cannot be read.
-        UsageError: the URI is none of these.
+        UsageError: the URI has another form.
     """
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)
@@ -171,10 +171,10 @@ def fetch_package(uri: str, folder: Path, *, tracking_uri: str | None = None) ->
 
 
 def resolve_version(uri: str, *, tracking_uri: str | None = None) -> str:
-    """The `models:/NAME/VERSION` that a `models:/` URI stands for now; other URIs as they are.
+    """Resolve a `models:/` URI to `models:/NAME/VERSION`; return other URIs unchanged.
 
     Raises:
-        ModelError: there is no such model, version or alias.
+        ModelError: no such model, version or alias.
         UsageError: a malformed `models:/` URI.
     """
     if not uri.startswith("models:"):
@@ -184,7 +184,7 @@ def resolve_version(uri: str, *, tracking_uri: str | None = None) -> str:
 
 
 def champion(name: str, *, tracking_uri: str | None = None) -> str | None:
-    """The version that the alias `champion` stands on; None where there is none, or no such model."""
+    """Return the version with the alias `champion`; None without one, or without such a model."""
     client = connect(tracking_uri)
     try:
         version = client.get_registered_model(name).aliases.get(CHAMPION)
@@ -201,7 +201,7 @@ def set_champion(name: str, version: str | int, *, tracking_uri: str | None = No
     """Move the alias `champion` to a version.
 
     Raises:
-        ModelError: there is no such version.
+        ModelError: no such version.
     """
     client = connect(tracking_uri)
     _version(client, f"models:/{name}/{version}")
@@ -212,7 +212,7 @@ def set_champion(name: str, version: str | int, *, tracking_uri: str | None = No
 def _version(client: MlflowClient, uri: str) -> ModelVersion:
     match = re.fullmatch(r"models:/+([^/@]+)(?:@([\w\-]+)|/(\d+))", uri)
     if match is None:
-        raise UsageError(f"'{uri}' is no model's URI; use {_FORMS}")
+        raise UsageError(f"'{uri}' is not a model URI; use {_FORMS}")
     name, alias, number = match.groups()
     if alias is not None:
         return _found(client, f"'{uri}'", lambda: client.get_model_version_by_alias(name, alias))
@@ -247,7 +247,7 @@ def _download(client: MlflowClient, uri: str, folder: Path) -> None:
     else:
         match = re.fullmatch(r"runs:/+([^/]+)/(.+?)/*", uri)
         if match is None:
-            raise UsageError(f"'{uri}' is no model's URI; use {_FORMS}")
+            raise UsageError(f"'{uri}' is not a model URI; use {_FORMS}")
         run_id, path = match.groups()
         run = _found(client, f"the run {run_id}", lambda: client.get_run(run_id))
         source = f"{run.info.artifact_uri}/{path}"
@@ -256,7 +256,7 @@ def _download(client: MlflowClient, uri: str, folder: Path) -> None:
         there = {PurePosixPath(item.path).name for item in repository.list_artifacts(_SUBFOLDER)}
         if not there.issuperset(PACKAGE_FILES):
             raise ModelError(
-                f"'{uri}' holds no {' and '.join(PACKAGE_FILES)} under {_SUBFOLDER}/; use a model that glioray logged"
+                f"'{uri}' holds no {' and '.join(PACKAGE_FILES)} under {_SUBFOLDER}/; use a model logged by glioray"
             )
         for name in PACKAGE_FILES:
             repository.download_artifacts(f"{_SUBFOLDER}/{name}", str(folder))

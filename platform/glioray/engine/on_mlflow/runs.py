@@ -1,4 +1,4 @@
-"""One run in MLflow: found again by its name, written to by its id, patient with a server that is away."""
+"""One run in MLflow: found by its name, written by its id, tolerant of server outages."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _MAX_ENTITIES = 100  # params, or tags, of one request, by MLflow's rule
 
 
 class RunLogger:
-    """Writes to one run. Made by `open_run`; one process of a run writes, rank 0 where there are several.
+    """Writes to one MLflow run; created by `open_run`. Only rank 0 of a run writes.
 
-    While the server is away every `log_*` and `set_tags` keeps what it was given and the next call sends it
-    first; see `Outbox`. Nothing here raises for an outage but `open_run`.
+    During an outage every `log_*` and `set_tags` queues its values, and the next call sends them first; see
+    `Outbox`. Only `open_run` raises on an outage.
 
     Attributes:
         run_id: MLflow's id of the run.
-        experiment_id: and of its experiment.
-        resumed: whether the run was there before.
+        experiment_id: MLflow's id of its experiment.
+        resumed: whether the run existed before.
     """
 
     def __init__(self, client: MlflowClient, run: Run, *, resumed: bool) -> None:
@@ -73,24 +73,24 @@ class RunLogger:
         tags: Mapping[str, str] | None = None,
         tracking_uri: str | None = None,
     ) -> RunLogger:
-        """The run of that kind and name in the experiment, set to RUNNING again, or a new one.
+        """Reopen the run of that kind and name in the experiment, or create it.
 
-        A run is known by the tag `glioray.key` = kind/run_name (percent-encoded), together with its parent:
-        a retried trial and a resumed training go on in their own run, however it ended; a run that was
-        deleted in MLflow's UI is not found and made anew. Of two processes that open a key at once, the one
-        whose run is younger deletes it and takes the other's. MLflow has no lock: within the milliseconds
-        of one request both may keep their own, and whoever opens the key next gets the older.
+        A run is identified by the tag `glioray.key` = kind/run_name (percent-encoded) and its parent: a retried trial
+        or a resumed training continues its own run, however it ended. A run deleted in MLflow's UI is created anew.
+        If two processes open a key at once, the one with the younger run deletes it and uses the other. MLflow has no
+        lock: within the milliseconds of one request both may keep their own, and the next to open the key gets the
+        older one.
 
         Args:
-            experiment: the experiment's name; made where there is none.
+            experiment: the experiment's name; created if missing.
             run_name: as the UI shows it.
-            kind: what the run is of.
+            kind: of the run, such as "train" or "trial".
             parent_run_id: the sweep's run, for a trial.
-            tags: further tags; the commit and glioray's version are always there.
+            tags: beside the commit and glioray's version, which are always set.
             tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
         Raises:
-            UsageError: no server is named, or the experiment lies in MLflow's trash.
+            UsageError: no server is configured, or the experiment is in MLflow's trash.
             StorageError: the server does not answer within seconds, or refuses.
         """
         client = connect(tracking_uri)
@@ -123,12 +123,12 @@ class RunLogger:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings, nested ones under dotted names.
 
-        Values longer than MLflow takes are shortened, with their length said. MLflow never changes a param:
-        where a resumed run has another value now, the first stays and the new one becomes the tag
-        `glioray.changed.NAME`, with a warning.
+        Values too long for MLflow are truncated and end with their length. MLflow params are immutable: if a resumed
+        run has a new value, the first one stays and the new one becomes the tag `glioray.changed.NAME`, with a
+        warning.
 
         Raises:
-            UsageError: a name that MLflow cannot store.
+            UsageError: MLflow cannot store a name.
         """
         flat = {name: _shortened(value, _MAX_PARAM_LENGTH) for name, value in _flatten(params)}
         changed = {name: value for name, value in flat.items() if self._params.get(name, value) != value}
@@ -144,12 +144,12 @@ class RunLogger:
         self.set_tags({f"glioray.changed.{name}": value for name, value in changed.items()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log values of one step, in one request.
+        """Log the metrics of one step, in one request.
 
         NaN stays NaN; MLflow stores an infinity as the largest float.
 
         Raises:
-            UsageError: a name that MLflow cannot store.
+            UsageError: MLflow cannot store a name.
         """
         now = time.time_ns() // 1_000_000
         values = [
@@ -158,18 +158,18 @@ class RunLogger:
         self._outbox.put([Entities(metrics=chunk) for chunk in _chunks(values, MAX_METRICS)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; a tag that is there is replaced."""
+        """Set tags, replacing existing ones."""
         items = [RunTag(_checked_name(name), value) for name, value in _cut_tags(tags).items()]
         self._outbox.put([Entities(tags=chunk) for chunk in _chunks(items, _MAX_ENTITIES)])
 
     def log_figure(self, figure: Figure, path: str) -> None:
-        """Log a picture as `path`, whose ending (.png, .svg, .pdf) says the format."""
+        """Log a figure as `path`; its extension (.png, .svg, .pdf) sets the format."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=110, bbox_inches="tight")
         self._put_file(path, buffer.getvalue())
 
     def log_text(self, text: str, path: str) -> None:
-        """Log a text as a file of the run."""
+        """Log text as a file of the run."""
         self._put_file(path, text.encode())
 
     def log_json(self, value: Any, path: str) -> None:
@@ -185,19 +185,17 @@ class RunLogger:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise StorageError(
-                f"'{file}' cannot be read: {error.strerror}; log a file that is there"
-            ) from error
+            raise StorageError(f"'{file}' cannot be read: {error.strerror}; log an existing file") from error
         self._put_file(path, data)
 
     def log_folder(self, folder: Path, path: str) -> None:
         """Log every file below a local folder, under `path`.
 
         Raises:
-            StorageError: it is no folder.
+            StorageError: it is not a folder.
         """
         if not folder.is_dir():
-            raise StorageError(f"'{folder}' is not a folder; log a folder that is there")
+            raise StorageError(f"'{folder}' is not a folder; log an existing folder")
         for file in sorted(item for item in folder.rglob("*") if item.is_file()):
             self.log_file(file, f"{path}/{file.relative_to(folder).as_posix()}".lstrip("/"))
 
@@ -214,7 +212,7 @@ class RunLogger:
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", reason: str = "") -> None:
         """End the run, with the reason as the tag `glioray.reason`.
 
-        What could not be sent by then is given up after a few seconds and listed in the log.
+        Entries that still cannot be sent after a few seconds are dropped and listed in the log.
         """
         if reason:
             self.set_tags({"glioray.reason": reason})
@@ -234,7 +232,7 @@ class RunLogger:
     def _put_file(self, path: str, data: bytes) -> None:
         if path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
             raise UsageError(
-                f"'{path}' is no path inside a run; use a relative one such as figures/overlay.png"
+                f"'{path}' is not a path inside a run; use a relative one such as figures/overlay.png"
             )
         self._outbox.put([Artifact(path, data)])
 
@@ -245,7 +243,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         try:
             return str(client.create_experiment(name, artifact_location(client.tracking_uri)))
         except MlflowException as error:
-            # Another process may have made it in between.
+            # Another process may have created it in the meantime.
             found = (
                 client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
             )
@@ -253,7 +251,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise UsageError(
-            f"the experiment '{name}' lies in MLflow's trash; restore it there or choose another name"
+            f"the experiment '{name}' is in MLflow's trash; restore it there or choose another name"
         )
     return str(found.experiment_id)
 
@@ -281,10 +279,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _checked_name(name: str) -> str:
-    # Checked here, since one such name makes the server refuse everything it comes with.
+    # Checked here: the server rejects a whole request for one bad name.
     if re.fullmatch(r"[\w\-. :/]{1,250}", name) is None:
         raise UsageError(
-            f"'{name}' is no name for MLflow; use letters, digits, spaces and . _ - : / up to 250"
+            f"'{name}' is not a valid MLflow name; use up to 250 letters, digits, spaces and . _ - : /"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""CPU, memory, disk, network and GPU of the machine, sampled beside a run."""
+"""CPU, memory, disk, network and GPU use, sampled while a run is open."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """Samples in a thread of its own, from `start` to `stop`.
+    """Samples in a thread, from `start` to `stop`.
 
-    MLflow's monitors do the measuring. Its own thread does not do: it ends for good the first time the
-    server is away.
+    We reuse MLflow's monitors but not its thread, which dies on the first outage.
 
     Args:
-        send: takes metrics, named as MLflow's UI expects them (`system/…`), and their step.
+        send: called with metrics, named as MLflow's UI expects them (`system/…`), and their step.
         interval_s: seconds between two samples.
-        first_step: step of the first sample; a resumed run goes on where it was.
+        first_step: step of the first sample; a resumed run continues its numbering.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class SystemMetrics:
         self._thread.start()
 
     def stop(self) -> int:
-        """End the thread after a last sample; the step that comes next."""
+        """Stop the thread after a last sample and return the next step."""
         self._stop.set()
         self._thread.join()
         return self._step

@@ -1,4 +1,4 @@
-"""The one place that starts or joins Ray, and puts training and batch prediction together on it."""
+"""Joining or starting Ray, and the resources of its workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from glioray.storage import is_local
 
 _log = logging.getLogger(__name__)
 
-# Torch on small machines spends much of its time in page faults until glibc keeps what it was given.
+# Without these, torch on small machines spends much of its time in page faults: glibc returns memory too eagerly.
 WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
@@ -33,22 +33,22 @@ WORKER_ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """What one of several equal workers may take."""
+    """The resources of one of several equal workers."""
 
     num_cpus: float
     num_gpus: float
     num_threads: int
 
     def resources(self) -> dict[str, float]:
-        """As Ray spells it."""
+        """Return them as Ray names them."""
         return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
 
 
 def connect(*modules: Path) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray in this process's own name.
+    """Join the cluster of RAY_ADDRESS, or start a local Ray.
 
-    The package travels with the job, with further folders of Python files, so that a cluster need not have it
-    installed. Credentials do not: nodes have their own, and a job's environment can be read on Ray's dashboard.
+    The package and `modules` (further folders of Python files) are uploaded with the job, so that a cluster need not
+    have them installed. Credentials are not: nodes have their own, and Ray's dashboard shows a job's environment.
 
     Raises:
         UsageError: no cluster answers at the address.
@@ -57,7 +57,7 @@ def connect(*modules: Path) -> None:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_cluster = address != "local"
-    # What `ray job submit --runtime-env-json` set stays as it is: Ray refuses a second value.
+    # Keep what `ray job submit --runtime-env-json` set: Ray refuses a second value.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     variables = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()}
     given = job.get("env_vars") or {}
@@ -74,7 +74,7 @@ def connect(*modules: Path) -> None:
         ) from error
     token = Path("~/.ray/auth_token").expanduser()
     if not on_cluster and token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)  # Ray leaves it readable to all
+        token.chmod(0o600)  # Ray leaves it readable by everyone
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = ray.cluster_resources()
     _log.info(
@@ -87,15 +87,15 @@ def connect(*modules: Path) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster, or end the local Ray; nothing of the workers is heard after it."""
+    """Leave the cluster, or stop the local Ray."""
     ray.shutdown()
 
 
 def check_shared(uri: str, flag: str) -> None:
-    """Refuse a folder that only one of several nodes sees.
+    """Refuse a local folder that other nodes cannot see.
 
     Raises:
-        UsageError: the cluster has several nodes and the URI is a local folder that is no mount.
+        UsageError: the cluster has several nodes and the URI is a local folder that is not declared as shared.
     """
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if num_nodes > 1 and is_local(uri) and not os.environ.get("GLIORAY_SHARED_FILESYSTEM"):
@@ -106,13 +106,13 @@ def check_shared(uri: str, flag: str) -> None:
 
 
 def worker_resources(num_workers: int) -> WorkerResources:
-    """An equal share of what is free on the cluster for each of `num_workers`: with GPUs, one each.
+    """Divide the free resources of the cluster equally among `num_workers`; with GPUs, one each.
 
-    Half a CPU a node is kept for Ray Data, which decodes beside the workers. Where others hold so much that the
-    workers find no room now, the share is one of the whole cluster, and Ray waits for them.
+    Half a CPU per node stays free for Ray Data, which decodes beside the workers. If other jobs leave no room now, the
+    whole cluster is divided instead, and Ray waits for them to end.
 
     Raises:
-        UsageError: the cluster is too small; Ray itself would wait for ever.
+        UsageError: the cluster is too small; Ray itself would wait forever.
     """
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     cpus = sum(node.get("CPU", 0.0) for node in nodes.values())
@@ -130,7 +130,7 @@ def worker_resources(num_workers: int) -> WorkerResources:
     num_cpus = _largest_share(num_workers, list(now.values()))
     if num_cpus is None:
         num_cpus = _largest_share(num_workers, list(nodes.values()))
-        _log.info("others hold the cluster's CPUs: %d worker(s) wait for %s each", num_workers, num_cpus)
+        _log.info("Waiting for %d x %s CPU; all CPUs are in use by other jobs.", num_workers, num_cpus)
     if num_cpus is None:
         raise UsageError(f"{num_workers} workers do not fit the cluster's {cpus:g} CPUs; ask for fewer")
     most = max(node.get("CPU", 0.0) for node in nodes.values())
@@ -139,8 +139,8 @@ def worker_resources(num_workers: int) -> WorkerResources:
 
 
 def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> float | None:
-    """The most CPUs, in quarters, that each worker can have on these nodes; None where they do not fit."""
-    # The epsilon: what is free is a sum of fractions.
+    """Return the most CPUs, in quarters, that each worker can have on these nodes; None if they do not fit."""
+    # The epsilon absorbs rounding: free CPUs are sums of fractions.
     rooms = [
         (node.get("CPU", 0.0) - 2 * TASK_CPUS + 1e-6, int(node.get("GPU", num_workers))) for node in nodes
     ]
@@ -151,7 +151,7 @@ def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> fl
 
 
 def log_to_stderr() -> None:
-    """Lines of progress on stderr; Ray brings a worker's to the driver."""
+    """Log progress to stderr; Ray forwards a worker's lines to the driver."""
     logger = logging.getLogger("glioray")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -159,7 +159,7 @@ def log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    # Ray names the logger that repeats every report, figure by figure, after its file.
+    # The logger that repeats every reported metric is named after its file.
     files = [
         name
         for name in logging.root.manager.loggerDict
@@ -170,6 +170,6 @@ def log_to_stderr() -> None:
 
 
 def default_concurrency(num_workers: int) -> int:
-    """Trials of `num_workers` that the cluster can run at once: a GPU each, or a CPU each where there are none."""
+    """Return how many trials of `num_workers` fit the cluster at once, one GPU per worker, or one CPU without GPUs."""
     found = ray.cluster_resources()
     return max(1, int(found.get("GPU", 0) or found.get("CPU", 1)) // num_workers)

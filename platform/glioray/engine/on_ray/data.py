@@ -1,4 +1,4 @@
-"""Ray Data: cases streamed out of storage and prepared all over the cluster. The one module here with Ray."""
+"""Ray Data: cases streamed from storage and preprocessed across the cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from glioray.storage import join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
-# A share of a CPU, so that decoding goes on beside workers that hold nearly all of them.
+# A fraction of a CPU, so that decoding runs beside workers that hold nearly all of them.
 TASK_CPUS = 0.25
 
 # What the network that finds a brain in a head takes beside a case: more, by that share, than nodes have a CPU.
@@ -36,7 +36,7 @@ _STRIP_BYTES = 5 << 28
 
 
 def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
-    """`check_case` of every case, spread over the cluster, in the order in which they end."""
+    """Run `check_case` on every case across the cluster, in order of completion."""
     for entry, problems, _ in describe_cases(data, cases, None):
         yield entry, problems
 
@@ -44,12 +44,12 @@ def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEnt
 def describe_cases(
     data: str, cases: Sequence[CaseFiles], pictured: Collection[str] | None
 ) -> Iterator[tuple[CaseEntry | None, list[Problem], CaseStatistics | None]]:
-    """`check_cases` with the statistics of each good case; each is read once.
+    """Run `check_cases` and compute the statistics of each good case; each case is read once.
 
     Args:
-        data: the URI below which the cases lie.
-        cases: their objects.
-        pictured: the ids of the cases of which a picture is wanted too; None for no statistics at all.
+        data: the URI that contains the cases.
+        cases: their files.
+        pictured: ids of the cases to draw too; None to skip all statistics.
     """
     if not cases:
         return
@@ -79,15 +79,15 @@ def describe_cases(
 
 
 def index_data(data: str, manifests: str, *, seed: int = 0) -> Manifest:
-    """The manifest of a data set that has none: every case found, checked and counted.
+    """Build the manifest of a data set without one: find, check and count every case.
 
     Args:
-        data: the URI below which the cases lie.
-        manifests: a URI for manifests made before; one is used again while names and sizes are the same.
+        data: the URI that contains the cases.
+        manifests: URI of earlier manifests; one is reused while object names and sizes are unchanged.
         seed: of the folds.
 
     Raises:
-        DataError: nothing there is named like a case.
+        DataError: no object is named like a case.
     """
     storage = open_storage(data)
     listing = [(item.key, item.size_bytes) for item in storage.list()]
@@ -104,12 +104,12 @@ def index_data(data: str, manifests: str, *, seed: int = 0) -> Manifest:
 
 
 def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
-    """Bring the cases that this node's cache does not hold yet into it; they are decoded all over the cluster.
+    """Fill this node's cache with the cases it lacks, decoding them across the cluster.
 
-    A case decoded on this node is in its cache at once; one decoded elsewhere comes through the object store.
+    A case decoded on this node goes straight into its cache; others arrive through the object store.
 
     Raises:
-        CaseError: a case cannot be decoded any more.
+        CaseError: a case can no longer be decoded.
     """
     here = SliceCache(cache, config)
     missing = [entry for entry in entries if not here.has(entry)]
@@ -123,12 +123,12 @@ def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig
 def stream_cases(
     data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
 ) -> Iterator[tuple[SliceStack, ...]]:
-    """The stacks of each case, decoded all over the cluster, in the order in which they end.
+    """Yield the stacks of each case, decoded across the cluster, in order of completion.
 
-    Each case comes out of the cache of the node that decodes it, and goes into it.
+    The node that decodes a case reads it from its cache, or adds it.
 
     Raises:
-        CaseError: a case cannot be decoded any more.
+        CaseError: a case can no longer be decoded.
     """
 
     def decode(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -163,16 +163,16 @@ def stream_cases(
 
 
 def quiet_data() -> None:
-    """Turn Ray Data's own progress off in this process: it redraws lines, and ours say what is left."""
+    """Turn off Ray Data's progress bars in this process; our own log lines say what is left."""
     logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
-    logger.setLevel(logging.ERROR)  # it warns of being turned off
+    logger.setLevel(logging.ERROR)  # it warns about being turned off
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger.setLevel(logging.WARNING)
 
 
 def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
-    """One case from storage to slices, in this process."""
+    """Load and preprocess one case in this process."""
     convention = None if entry.convention is None else CONVENTIONS[entry.convention]
     return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
 

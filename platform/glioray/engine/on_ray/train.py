@@ -26,33 +26,35 @@ _MAX_FAILURES = 2
 def run_training(
     plan: RunPlan,
     *,
-    share: WorkerResources | None = None,
+    resources: WorkerResources | None = None,
     callbacks: Sequence[Any] = (),
-    told: Callable[[dict[str, float]], dict[str, Any]] = dict,
+    to_report: Callable[[dict[str, float]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Train on `plan.config.train.num_workers` ranks; survives workers that die, from the latest checkpoint.
+    """Train on `plan.config.train.num_workers` ranks; dead workers restart from the latest checkpoint.
 
     Args:
         plan: the run.
-        share: what each rank may take; by default an equal part of the whole cluster.
+        resources: of each rank; by default an equal part of the whole cluster.
         callbacks: of Ray Train.
-        told: makes what Ray is told out of a validation's figures.
+        to_report: maps the metrics of a validation to what Ray receives.
 
-    Returns: what `session.train_tracked` returns on the first rank.
+    Returns: the result of `engine.run.train_run` on the first rank.
 
     Raises:
-        GliorayError: what went wrong on a worker.
+        GliorayError: the error of a worker.
     """
     num_workers = plan.config.train.num_workers
-    share = share or worker_resources(num_workers)
+    resources = resources or worker_resources(num_workers)
     name = Path(plan.storage).name
-    # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
+    # In a dict because mypy sees the signature of an older RunConfig.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"plan": plan, "num_threads": share.num_threads, "told": told},
+        train_loop_config={"plan": plan, "num_threads": resources.num_threads, "to_report": to_report},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=share.num_gpus > 0, resources_per_worker=share.resources()
+            num_workers=num_workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=resources.resources(),
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -83,14 +85,14 @@ def _train_worker(settings: dict[str, Any]) -> None:
         node_rank=context.get_node_rank(),
     )
     plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
-    told = settings["told"]
-    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(told(metrics)))
+    to_report = settings["to_report"]
+    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(to_report(metrics)))
     if ranks.is_first:
         open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
 
 
 def _cause(error: BaseException) -> GliorayError:
-    """The glioray error at the root of what Ray raised, or one that says what Ray said."""
+    """Find the glioray error at the root of Ray's exception, or wrap Ray's message in one."""
     seen: list[BaseException] = [error]
     for item in seen:
         if isinstance(item, GliorayError):

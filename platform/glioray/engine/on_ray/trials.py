@@ -104,7 +104,7 @@ def train_trial(
         told: makes what Tune is told out of a validation's figures.
     """
     if trial.config.train.num_workers > 1:
-        run_training(trial, share=share, callbacks=[TuneReportCallback()], told=told)
+        run_training(trial, resources=share, callbacks=[TuneReportCallback()], to_report=told)
     else:
         alone = dataclasses.replace(trial, num_threads=share.num_threads)
         train_run(alone, Ranks(), fill_cache, lambda metrics: tune.report(told(metrics)))

@@ -162,7 +162,7 @@ def _play(run: Run, share: WorkerResources) -> dict[str, Any]:
     storage = open_storage(plan.storage)
     try:
         if plan.config.train.num_workers > 1:
-            metrics: Any = run_training(plan, share=share)["metrics"]
+            metrics: Any = run_training(plan, resources=share)["metrics"]
         else:
             metrics = train_run(plan, Ranks(), fill_cache)["metrics"]
         play = {

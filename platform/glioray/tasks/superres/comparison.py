@@ -164,7 +164,7 @@ def _play(run: Run, share: WorkerResources) -> Play:
     storage = open_storage(plan.storage)
     try:
         if plan.config.train.num_workers > 1:
-            result: Mapping[str, Any] = run_training(plan, share=share)
+            result: Mapping[str, Any] = run_training(plan, resources=share)
         else:
             result = train_run(plan, Ranks(), fill_cache)
         history = load_history(storage)

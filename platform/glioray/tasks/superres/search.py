@@ -246,7 +246,7 @@ def _pretrain(plan: GanSweepPlan, parent_run_id: str) -> None:
             log_model=False,
         )
         _log.info("pretraining to %.0f %% of a trial's budget", 100 * end)
-        run_training(run, share=share)
+        run_training(run, resources=share)
 
 
 def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
