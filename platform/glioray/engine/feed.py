@@ -13,7 +13,7 @@ from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
 from glioray.engine.collectives import Ranks, barrier, gather, reduce_max
 from glioray.engine.run import Fill, RunPlan
-from glioray.engine.splits import FLATTERS, split_store
+from glioray.engine.splits import INFLATED, split_store
 from glioray.errors import DataError
 from glioray.slices.cache import SliceCache
 from glioray.slices.preprocess import SliceStack
@@ -82,7 +82,7 @@ def load_slices(
     if config.sample.slice_split is not None:
         allowed, _, _ = split_store(store, config.sample, config.train.seed)
         if ranks.is_first:
-            _log.warning(FLATTERS)
+            _log.warning(INFLATED)
     tumour_px, case_numbers = store.tumour_px(), store.case_numbers()
     sampler = EpochSampler(tumour_px, case_numbers, config.sample, node_batch, seed, allowed)
     num_steps = int(reduce_max(sampler.num_steps))

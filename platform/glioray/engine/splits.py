@@ -10,16 +10,16 @@ from glioray.engine.collectives import gather
 from glioray.slices.splits import deal_slices
 from glioray.slices.store import SliceStore
 
-FLATTERS = (
-    "sample.slice_split deals slices and not patients: slices of the same tumour lie on both sides, so that the "
-    "figures of this run flatter; on patients it has not seen they typically come out well below"
+INFLATED = (
+    "sample.slice_split deals slices, not patients: slices of one tumour are on both sides, which inflates this run's "
+    "scores; expect clearly lower ones on new patients"
 )
 
 
 def split_store(store: SliceStore, config: SampleConfig, seed: int) -> NDArray[np.bool_]:
-    """(3, len(store)) which of the store's slices are for training, for validation and for test.
+    """Return which of the store's slices are for training, validation and test: (3, len(store)).
 
-    All ranks' slices are dealt together, so that a slice's part does not depend on where it lies.
+    The slices of all ranks are dealt together, so that a slice's part does not depend on its node.
     """
     ends = np.cumsum([len(stack.images) for stack in store.stacks])[:-1]
     names = [(stack.case_id, stack.plane) for stack in store.stacks]

@@ -1,4 +1,4 @@
-"""Class weights from what the training cases' masks hold."""
+"""Class weights from the label counts of the training cases."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from glioray.tasks.segmentation.config import LossConfig, RunConfig
 
 
 def check_balance(config: LossConfig) -> None:
-    """Nothing, if the loss has class weights or none are asked for.
+    """Check that the loss takes class weights, if `loss.balance` asks for some.
 
     Raises:
-        UsageError: it has none; names those that do.
+        UsageError: it takes none; names the losses that do.
     """
     if config.balance != "none" and not takes_class_weights(config.name):
         weighted = ", ".join(sorted(name for name in SEGMENTATION_LOSSES if takes_class_weights(name)))
@@ -27,15 +27,15 @@ def check_balance(config: LossConfig) -> None:
 
 
 def balance_classes(config: RunConfig, train: Sequence[CaseEntry], num_classes: int) -> RunConfig:
-    """The config with `loss.options.class_weights` where `loss.balance` asks for some.
+    """Return the config with `loss.options.class_weights` computed, if `loss.balance` asks for it.
 
     Args:
         config: of the run.
-        train: the cases to train on: their voxels are counted.
-        num_classes: of the network, background and labels, or regions.
+        train: the training cases, whose voxels are counted.
+        num_classes: outputs of the network: background and labels, or regions.
 
     Raises:
-        UsageError: the loss has no class weights, or has been given others.
+        UsageError: the loss takes no class weights, or has others set.
     """
     check_balance(config.loss)
     if config.loss.balance == "none":
@@ -55,9 +55,9 @@ def balance_classes(config: RunConfig, train: Sequence[CaseEntry], num_classes: 
 
 
 def _label_weights(counts: dict[str, int], num_voxels: int, power: float) -> list[float]:
-    """Of background and labels: frequencies in the brain to the power -`power`, their mean 1.
+    """Compute weights of background and labels: frequency in the brain to the power -`power`, scaled to mean 1.
 
-    A label that is in no case is never met, and weighs 1.
+    A label in no case weighs 1.
     """
     numbers = [num_voxels - sum(counts.values()), *counts.values()]
     raw = [(num_voxels / number) ** power if number else 0.0 for number in numbers]
@@ -66,9 +66,9 @@ def _label_weights(counts: dict[str, int], num_voxels: int, power: float) -> lis
 
 
 def _region_weights(counts: dict[str, int], num_voxels: int, power: float) -> list[float]:
-    """Of the voxels inside WT, TC and ET: (voxels outside / inside) ^ `power`; 1 for a region in no case.
+    """Compute weights of voxels inside WT, TC and ET: (voxels outside / inside) ^ `power`; 1 for a region in no case.
 
-    With 1, inside and outside weigh alike in all. No mean is 1: the voxels outside are what weighs 1.
+    Voxels outside weigh 1 each. With a power of 1, inside and outside have equal total weight.
     """
     inside = [sum(counts[LABELS[label]] for label in labels) for labels in REGION_LABELS.values()]
     return [(max(num_voxels - n, 1) / n) ** power if n else 1.0 for n in inside]

@@ -1,4 +1,4 @@
-"""The segmentation task: one network, one optimiser, patient-level validation."""
+"""The segmentation learner: one network, one optimiser, patient-level validation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NUM_PICTURES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One slice of a validation case, the same at every validation: (H, W) arrays, labels internal."""
+    """One slice of a validation case, the same at every validation: (H, W) arrays, internal labels."""
 
     title: str
     image: NDArray[np.float32]
@@ -47,8 +47,7 @@ class Picture:
 class SegmentationLearner:
     """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices.
 
-    `labelled_regions` says for each validation case what of WT, TC and ET its mask tells: all of them where it is not
-    named.
+    `labelled_regions` maps a validation case to the regions that its mask labels; all of them if it is absent.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class SegmentationLearner:
                 "training, so that validation may come out too low; prefer a network with net.options.norm=instance"
             )
         self.average = MovingAverage(self.net, config.optim.ema) if config.optim.ema else None
-        # Positions are a node's own: its samples vary by draws of their own too.
+        # Positions are numbered per node, so the augmentation seed must differ per node too.
         self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
         self.pictures: list[Picture] = []
         self.stopped = ""
@@ -93,7 +92,7 @@ class SegmentationLearner:
         self._histograms: list[dict[str, Histogram]] = []
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-        """One optimiser step; `loss`, `lr` and the gradient's norm before clipping."""
+        """Take one step; return `loss`, `lr` and the gradient's norm before clipping."""
         config = self.config.optim
         lr = learning_rate(config, progress)
         for group in self.optimizer.param_groups:
@@ -106,7 +105,7 @@ class SegmentationLearner:
         loss = self.loss(outputs, masks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        # DDP has averaged the gradients, so this norm, and what is decided by it, is alike on every rank.
+        # DDP has averaged the gradients, so this norm, and every decision based on it, is equal on all ranks.
         limit = config.grad_clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), limit))
         check_finite("the gradient's norm", norm)
@@ -116,7 +115,7 @@ class SegmentationLearner:
         return {"loss": float(loss.detach()), "lr": lr, "grad_norm": norm}
 
     def validate(self) -> dict[str, float]:
-        """Patient-level 3-D Dice of the averaged weights, with the rules that the model will be served with."""
+        """Compute the patient-level 3-D Dice of the averaged weights, postprocessed as when served."""
         predictor = Predictor(self.spec, self._inference_net(), str(self.device))
         if self.val_slices is not None:
             return self._validate_slices(predictor, self.val_slices)
@@ -147,7 +146,7 @@ class SegmentationLearner:
         return self.labelled_regions.get(case_id, REGIONS)
 
     def finish(self) -> dict[str, float]:
-        """Figures under the thresholds that do best on the validation cases; empty where none are to be fitted."""
+        """Fit thresholds on the validation cases and return the metrics under them; empty if none are fitted."""
         config = self.spec.config
         if not config.postprocess.fit_thresholds:
             return {}
@@ -167,7 +166,7 @@ class SegmentationLearner:
         return {**self.validate(), **fitted}
 
     def _validate_slices(self, predictor: Predictor, held_out: HeldOutSlices) -> dict[str, float]:
-        """The mean over slices of each slice's Dice, not over patients; see `slice_validation.FLATTERS`."""
+        """Average Dice over slices, not patients; see `engine.splits.INFLATED`."""
         tables: list[tuple[Counts, tuple[str, ...]]] = []
         self.pictures = []
         shown = held_out.indices[:: max(len(held_out.indices) // _NUM_PICTURES, 1)][:_NUM_PICTURES]
@@ -183,7 +182,7 @@ class SegmentationLearner:
         return mean_dice(*zip(*tables, strict=True)) if tables else {}
 
     def state(self) -> dict[str, Any]:
-        """Network, optimiser and average, and what they were made under."""
+        """Return network, optimiser and weight average, with the settings they depend on."""
         to_evaluation(self.optimizer)
         average = self.average
         return {
@@ -195,7 +194,7 @@ class SegmentationLearner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Resume from the result of `state`."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None and state["average"] is not None:
@@ -204,7 +203,7 @@ class SegmentationLearner:
             self.average.num_updates = state["average"]["num_updates"]
 
     def checkpoint(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> Checkpoint:
-        """The model that validation judged."""
+        """Pack the model that validation evaluated."""
         self.spec = dataclasses.replace(self.spec, metrics=metrics)
         return Checkpoint(step=step, spec=self.spec, weights=self._weights(), state=state)
 
@@ -223,7 +222,7 @@ def _has_batch_norm(net: nn.Module) -> bool:
 
 
 def counts_in_case(stack: SliceStack, labels: NDArray[np.uint8]) -> Counts:
-    """The confusion matrix over a whole case, (X, Y, Z); what lies outside the stack's window counts as missed."""
+    """Count the confusion matrix over a whole case (X, Y, Z); tumour outside the stack's window counts as missed."""
     assert stack.mask is not None, "validation cases are labelled"
     table = confusion(stack.restore(np.asarray(stack.mask)), labels)
     table[:, 0] += np.asarray(stack.label_voxels) - table.sum(axis=1)
@@ -255,9 +254,9 @@ def _slice_picture(
     stack: SliceStack, number: int, prediction: NDArray[np.uint8], num_modalities: int
 ) -> Picture:
     assert stack.mask is not None
-    # FLAIR as a rule, the last modality: where the whole tumour shows best.
+    # The last modality, usually FLAIR, shows the whole tumour best.
     image = np.asarray(stack.images[number, num_modalities - 1], np.float32)
     title = f"{stack.case_id}, {stack.plane} {number + stack.origin[0]}"
-    # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
+    # RAS+ indices grow to the front, top and right; figures start at the top, with the patient's right first.
     shown = (slice(None, None, -1), slice(None, None, -1))
     return Picture(title, image[shown], np.asarray(stack.mask[number])[shown], prediction[shown])

@@ -1,7 +1,7 @@
-"""Overlap metrics from one table of counts.
+"""Overlap metrics from confusion matrices.
 
-The table of a case is its confusion matrix over the internal labels: it adds up over slices, ranks and
-cases, and every ratio of every region comes out of it at the end. An average of averages never arises.
+A case's confusion matrix over the internal labels adds up over slices, ranks and cases, and every ratio of every
+region is computed from it at the end, so that averages are never averaged.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Counts = NDArray[np.int64]
 
 
 def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Counts:
-    """(5, 5) voxels by true label (rows) and predicted label (columns), of two masks of one shape."""
+    """Count voxels by true label (rows) and predicted label (columns) of two masks of equal shape: (5, 5)."""
     if truth.shape != prediction.shape:
         raise ValueError(
-            f"truth is {truth.shape} but prediction is {prediction.shape}; they must be of one shape"
+            f"truth is {truth.shape} but prediction is {prediction.shape}; expected equal shapes"
         )
     joint = truth.ravel().astype(np.uint8) * np.uint8(NUM_LABELS) + prediction.ravel()
     return np.bincount(joint, minlength=NUM_LABELS**2).reshape(NUM_LABELS, NUM_LABELS)
@@ -31,9 +31,9 @@ def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Counts
 def reported_regions(
     tables: Iterable[Counts], known: Collection[str] = REGIONS
 ) -> dict[str, tuple[int, ...]]:
-    """What is reported for these cases, each as the labels it joins: WT, TC, ET and the single labels.
+    """List the regions to report for these cases, with their labels: WT, TC, ET and the single labels.
 
-    The resection cavity is among them only where a truth or a prediction holds one.
+    The resection cavity is reported only if a truth or a prediction contains it.
 
     Args:
         tables: of the cases.
@@ -49,7 +49,7 @@ def reported_regions(
 
 
 def region_counts(counts: Counts, labels: Iterable[int]) -> tuple[int, int, int, int]:
-    """(true positives, false positives, false negatives, true negatives) of a region of a confusion matrix."""
+    """Count true positives, false positives, false negatives and true negatives of a region."""
     inside = np.zeros(NUM_LABELS, bool)
     inside[list(labels)] = True
     tp = int(counts[np.ix_(inside, inside)].sum())
@@ -59,13 +59,13 @@ def region_counts(counts: Counts, labels: Iterable[int]) -> tuple[int, int, int,
 
 
 def overlap_metrics(counts: Counts, labels: Iterable[int]) -> dict[str, float]:
-    """Dice, sensitivity, specificity, precision and IoU of a region, each in [0, 1].
+    """Compute Dice, sensitivity, specificity, precision and IoU of a region, each in [0, 1].
 
-    Of voxels, Dice is the F1 score, sensitivity the recall, and IoU (Jaccard) is Dice / (2 - Dice).
+    On voxels, Dice is the F1 score, sensitivity the recall, and IoU (Jaccard) is Dice / (2 - Dice).
 
-    A region that is empty in truth and in prediction scores 1; one that is empty in truth alone scores a
-    Dice, an IoU and a precision of 0, and one that is empty in the prediction alone a Dice, an IoU and a
-    sensitivity of 0. Sensitivity with nothing to find, and precision with nothing claimed, follow the Dice.
+    A region empty in truth and prediction scores 1. Empty in truth only: Dice, IoU and precision are 0. Empty in the
+    prediction only: Dice, IoU and sensitivity are 0. Sensitivity without truth and precision without prediction
+    equal the Dice.
     """
     tp, fp, fn, tn = region_counts(counts, labels)
     empty = float(tp + fp + fn == 0)
@@ -99,7 +99,7 @@ def dice_by_region(
 
 
 def mean_dice(tables: Sequence[Counts], known: Sequence[Collection[str]] | None = None) -> dict[str, float]:
-    """Patient-level Dice: `dice_wt`, `dice_tc`, ... as means over the cases, `dice_mean` over WT, TC and ET.
+    """Compute patient-level Dice: `dice_wt`, `dice_tc`, ... as means over cases, `dice_mean` over WT, TC and ET.
 
     Args:
         tables: of the cases.

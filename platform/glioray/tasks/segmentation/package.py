@@ -1,4 +1,4 @@
-"""A model as two files: `model.safetensors` and `model.json`. No pickle, so nothing runs on loading."""
+"""The package of a segmentation model, and ensembles of several."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ FORMAT = "glioray-segmentation-2"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What a model is, beside its weights.
+    """Everything about a model but its weights.
 
     Attributes:
-        config: the run's whole config: network, preprocessing and postprocessing among it.
-        out_channels: of the network: 3 for regions, classes with background else.
-        spacing_mm: median voxel size of the cases it was trained on, along X, Y, Z.
+        config: of the run, including network, preprocessing and postprocessing.
+        out_channels: of the network: 3 for regions, else the number of classes with background.
+        spacing_mm: median voxel size of the training cases, along X, Y, Z.
         manifest_hash: of the data it was trained on.
-        train_patients: whose cases it has seen, be it to fit thresholds; none of them may judge it.
-        metrics: figures of its last validation.
-        val_cases: per case id, the Dice of each region at that validation.
-        regions: of WT, TC and ET, those that some mask it was trained on tells; of the others it says nothing.
-        num_members: networks whose probabilities are averaged (`Ensemble`); they are alike but for their weights.
+        train_patients: patients used for training or to fit thresholds; they must not evaluate the model.
+        metrics: of its last validation.
+        val_cases: Dice of each region at that validation, by case id.
+        regions: those of WT, TC and ET that some training mask labels; the model predicts no others.
+        num_members: networks whose probabilities are averaged (`Ensemble`), equal but for their weights.
     """
 
     config: RunConfig
@@ -50,16 +50,16 @@ class ModelSpec:
     num_members: int = 1
 
     def to_json(self) -> str:
-        """The text of `model.json`."""
+        """Return the text of `model.json`."""
         return json.dumps(
             {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}, indent=1, sort_keys=True
         )
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
-        """The network, or the ensemble of networks, untrained.
+        """Build the untrained network, or ensemble of networks.
 
-        `pretrained` reads the file of weights that the network's option `weights` names, where it does: what
-        a training begins with. A trained model has its own and needs no such file.
+        With `pretrained`, weights are read from the file that the network's option `weights` names, if set, to start
+        a training. A trained model has its own weights and does not need that file.
         """
         if self.num_members > 1:
             return Ensemble(
@@ -75,10 +75,10 @@ class ModelSpec:
 
 
 def parse_spec(text: str | bytes) -> ModelSpec:
-    """The spec of `to_json`'s text.
+    """Parse the text of `to_json`.
 
     Raises:
-        ModelError: it is not JSON, not of this format, or lacks or adds a setting.
+        ModelError: not JSON, another format, or a missing or unknown setting.
     """
     values = parse_format(text, FORMAT, f"this version of glioray reads '{FORMAT}'")
     try:
@@ -98,7 +98,7 @@ def write_package(folder: Path, spec: ModelSpec, weights: dict[str, torch.Tensor
 
 
 def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
-    """The spec and the network with its weights, in evaluation mode.
+    """Read the spec and the network with its weights, in evaluation mode.
 
     Raises:
         ModelError: a file is missing or damaged, or the weights do not fit the network.
@@ -121,19 +121,19 @@ def read_package(folder: Path) -> tuple[ModelSpec, nn.Module]:
 
 
 def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
-    """Write the ensemble of several models into a folder; its spec.
+    """Write the ensemble of several models into a folder, and return its spec.
 
-    Members of a model that is an ensemble itself join one by one. What the model was trained on is the union
-    over members, so that no patient that any of them has seen judges it; it has no figures of its own, as
-    each member was judged by itself. Where regions' thresholds differ (`fit_thresholds`), it takes their mean.
+    Members of an ensemble join individually. Its training patients are the union over members, so that none of them
+    evaluates it. It has no metrics, since members were validated separately. If region thresholds differ
+    (`fit_thresholds`), it uses their mean.
 
     Args:
-        folders: the models' packages.
-        folder: is made where there is none.
+        folders: packages of the models.
+        folder: created if missing.
 
     Raises:
         UsageError: fewer than two networks.
-        ModelError: a package cannot be read, or they differ in what an ensemble has once.
+        ModelError: a package cannot be read, or the models differ in a setting that an ensemble shares.
     """
     specs: list[ModelSpec] = []
     nets: list[nn.Module] = []
@@ -169,7 +169,7 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
 
 
 def _shared_settings(spec: ModelSpec) -> dict[str, Any]:
-    """What the members of an ensemble must have alike, by its name in the config."""
+    """Collect the settings that members of an ensemble must share, by name."""
     config = spec.config
     rules = to_dict(config.postprocess)
     return {
@@ -178,7 +178,7 @@ def _shared_settings(spec: ModelSpec) -> dict[str, Any]:
         "regions": spec.regions,
         "loss.target": config.loss.target,
         **{f"preprocess.{name}": value for name, value in to_dict(config.preprocess).items()},
-        # How thresholds were come by is each member's own.
+        # Members may have fitted their thresholds or not.
         **{f"postprocess.{name}": value for name, value in rules.items() if "thresholds" not in name},
     }
 

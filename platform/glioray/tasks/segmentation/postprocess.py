@@ -1,4 +1,4 @@
-"""From probabilities to labels, by rules that are kept with the model."""
+"""From probabilities to labels, by rules stored with the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from glioray.tasks.segmentation.config import PostprocessConfig
 def decode_labels(
     probs: NDArray[np.float32], target: str, thresholds: tuple[float, float, float]
 ) -> NDArray[np.uint8]:
-    """(C, X, Y, Z) probabilities to (X, Y, Z) internal labels.
+    """Turn (C, X, Y, Z) probabilities into (X, Y, Z) internal labels.
 
-    Under "classes" the likeliest class. Under "regions" WT is painted first, TC over it, ET over both, each by
-    its threshold: the inner region is believed where they disagree (as in nnU-Net's region-based training).
+    For "classes", the most likely class. For "regions", WT is painted first, TC over it and ET over both, each by its
+    threshold: the inner region wins where they disagree (as in nnU-Net's region-based training).
     """
     if target == "classes":
         return probs.argmax(0).astype(np.uint8)
@@ -26,11 +26,11 @@ def decode_labels(
 
 
 def postprocess(labels: NDArray[np.uint8], config: PostprocessConfig, voxel_ml: float) -> NDArray[np.uint8]:
-    """Labels (X, Y, Z) of one whole case after the model's rules; a new array.
+    """Apply the model's rules to the labels (X, Y, Z) of one whole case; returns a new array.
 
-    The rules, in their order: small components go, holes are filled, little enhancement becomes core. A small
-    enhancing tumour is more often a false alarm than a find, and BraTS scores it 0 against an empty truth:
-    below `min_et_ml` in all it becomes necrotic core (Isensee et al. 2020, arXiv 2011.00848).
+    In order: remove small components, fill holes, relabel little enhancement as core. A small enhancing tumour is
+    more often a false positive than a true one, and BraTS scores it 0 against an empty truth: below `min_et_ml` in
+    total it becomes necrotic core (Isensee et al. 2020, arXiv 2011.00848).
     """
     labels = labels.copy()
     if config.min_component_ml:
@@ -38,7 +38,7 @@ def postprocess(labels: NDArray[np.uint8], config: PostprocessConfig, voxel_ml: 
         sizes = np.bincount(parts.ravel(), minlength=count + 1) * voxel_ml
         small = sizes < config.min_component_ml
         small[0] = False
-        # The largest stays whatever its size: a small tumour is still a tumour.
+        # Keep the largest whatever its size: a small tumour is still a tumour.
         if count:
             small[1 + int(sizes[1:].argmax())] = False
         labels[small[parts]] = 0
@@ -53,16 +53,16 @@ def postprocess(labels: NDArray[np.uint8], config: PostprocessConfig, voxel_ml: 
 def _fill_holes(labels: NDArray[np.uint8]) -> None:
     """Make holes part of the region around them, in place.
 
-    A hole is what a region encloses in 3-D, without a way out over the faces of voxels. The inner region goes
-    first: a hole in the core becomes NCR, be it background or oedema, then one in the whole tumour becomes ED.
-    Enhancement is not filled, since what a ring of it encloses is core, and a resection cavity is no hole.
+    A hole is enclosed by a region in 3-D, with no path out across voxel faces. The inner region is filled first: a
+    hole in the core becomes NCR, whether background or oedema; then a hole in the whole tumour becomes ED. Enhancement
+    is not filled, since a ring of it encloses core, and a resection cavity is not a hole.
     """
     for region, label in (((1, 3), 1), ((1, 2, 3), 2)):
         inside = np.isin(labels, region)
         box = ndimage.find_objects(inside.astype(np.uint8))
         if not box:
             continue
-        # With a rim of one voxel, all that is outside hangs together and comes first.
+        # With a one-voxel rim, everything outside is one component, and the first.
         outside, _ = ndimage.label(~np.pad(inside[box[0]], 1))
         hole = outside[1:-1, 1:-1, 1:-1] > 1
         part = labels[box[0]]

@@ -1,4 +1,4 @@
-"""A model that turns cases into masks."""
+"""A segmentation model in memory."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Predictor:
-        """The model of a package folder, on the GPU where there is one unless told otherwise."""
+        """Load the model of a package folder; on a GPU by default, if there is one."""
         spec, net = read_package(folder)
         return cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def predict(self, case: Case) -> NDArray[np.uint8]:
-        """The mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
+        """Predict the mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
 
         Raises:
-            ModelError: the case's voxels are far from those the model was trained on.
-            CaseError: the case holds no brain.
+            ModelError: the case's voxel size is far from that of training.
+            CaseError: the case contains no brain.
         """
         return self.decode(self.probs(case), float(np.prod(case.spacing_mm)) / 1000)
 
     def probs(self, case: Case) -> NDArray[np.float32]:
-        """(C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.
+        """Predict (C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.
 
-        C are the regions WT, TC, ET or the classes, the mean over planes, mirrored copies and members.
+        C are the regions WT, TC, ET or the classes; averaged over planes, mirrored copies and ensemble members.
 
         Raises:
             ModelError, CaseError: as `predict`.
@@ -60,11 +60,11 @@ class Predictor:
         return probs_on_grid(self.probs_of_stacks(preprocess(case, config, whole=True)), (x, y, z))
 
     def predict_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.uint8]:
-        """(X, Y, Z) labels of a case's preprocessed slices, on the grid that they were cut from."""
+        """Predict the (X, Y, Z) labels of a case's preprocessed slices, on the grid they were cut from."""
         return self.decode(self.probs_of_stacks(stacks), stacks[0].voxel_ml)
 
     def probs_of_stacks(self, stacks: Sequence[SliceStack]) -> NDArray[np.float32]:
-        """(C, X, Y, Z) probabilities of a case's preprocessed slices, on the grid that they were cut from."""
+        """Predict (C, X, Y, Z) probabilities of a case's preprocessed slices, on the grid they were cut from."""
         probs = np.zeros((self.spec.out_channels, *stacks[0].shape), np.float32)
         for stack in stacks:
             probs += stack.restore(self._probs(stack))
@@ -72,7 +72,7 @@ class Predictor:
         return probs
 
     def decode(self, probs: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
-        """(X, Y, Z) labels of a case's probabilities, (C, X, Y, Z), by the rules kept with the model, in 3-D."""
+        """Turn (C, X, Y, Z) probabilities into (X, Y, Z) labels by the model's rules, in 3-D."""
         config = self.spec.config
         labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
         return postprocess(labels, config.postprocess, voxel_ml)
@@ -86,10 +86,10 @@ class Predictor:
                 )
 
     def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
-        """(C, S, H, W) probabilities of one plane, averaged over the mirrored copies that the model's rules name."""
+        """Predict (C, S, H, W) probabilities of one plane, averaged over the model's mirrored copies."""
         config = self.spec.config
         rows, columns = config.postprocess.mirror
-        columns = columns and stack.plane != "sagittal"  # whose columns run from bottom to top
+        columns = columns and stack.plane != "sagittal"  # its columns run from bottom to top
         flips = [(*r, *c) for r in ([(), (2,)] if rows else [()]) for c in ([(), (3,)] if columns else [()])]
         parts = []
         with torch.inference_mode(), autocast(self.device, config.train.precision):
@@ -105,17 +105,16 @@ class Predictor:
 def uncertainty(
     probs: NDArray[np.float32], target: str, regions: Sequence[str] = REGIONS
 ) -> NDArray[np.float32]:
-    """(X, Y, Z) float32 in [0, 1] from (C, X, Y, Z) probabilities: their entropy, over its largest value.
+    """Compute (X, Y, Z) float32 uncertainty in [0, 1] from (C, X, Y, Z) probabilities: normalised entropy.
 
-    Under "classes" the entropy of the voxel's class, over log C. Under "regions" the mean of the regions' binary
-    entropies, over log 2: the regions are three questions of a voxel, and each counts alike. With several planes,
-    mirrored copies or members it is that of their mean prediction, so that where they contradict each other
-    it is high. It knows nothing of what they all have wrong.
+    For "classes", the entropy over classes divided by log C. For "regions", the mean of the regions' binary entropies
+    divided by log 2: each region is a separate question about a voxel. With several planes, mirrored copies or members
+    it is the entropy of their mean, so it is high where they disagree. It cannot show errors that all of them share.
 
     Args:
         probs: as `Predictor.probs` gives them.
         target: "classes" or "regions".
-        regions: of WT, TC and ET, those that the model knows; where that is WT alone, all tumour is one class.
+        regions: those of WT, TC and ET that the model was trained on; with WT alone, all tumour is one class.
 
     Reference: predictive entropy as in Lakshminarayanan et al. 2017 (arXiv 1612.01474) for ensembles and Wang et
     al. 2019 (arXiv 1807.07356) for mirrored copies; QU-BraTS (Mehta et al. 2022, arXiv 2112.10074) judges such
@@ -126,13 +125,13 @@ def uncertainty(
         total = sum(_entropy(region) + _entropy(1 - region) for region in known)
         return np.asarray(total / (len(known) * math.log(2)), np.float32).clip(0, 1)
     tumour = probs[1:] if set(REGIONS) <= set(regions) else probs[1:].sum(0, keepdims=True)
-    # Where a plane's window ended, what it did not see is background.
+    # Outside its window, a plane votes for background.
     total = sum(map(_entropy, tumour), _entropy(1 - tumour.sum(0)))
     return np.asarray(total / math.log(len(tumour) + 1), np.float32).clip(0, 1)
 
 
 def _entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """-p log p, which is 0 at 0; rounding may have led past either end."""
+    """Compute -p log p, with 0 at 0; rounding may have moved p outside [0, 1]."""
     entropy: NDArray[np.float32] = special.entr(probs.clip(0, 1))
     return entropy
 

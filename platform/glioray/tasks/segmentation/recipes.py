@@ -1,4 +1,4 @@
-"""Named functions that return a run's config. A recipe is where defaults are argued; flags override it."""
+"""Recipes: functions that return a run's config and explain its defaults. Flags override them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REGION_LOSS = LossConfig(name="region_dice_bce", options={"dice_weight": 1.0, "
 
 
 def unet_tiny() -> RunConfig:
-    """Seconds on two cores, for the demo's phantoms and for tests: no model to use."""
+    """Seconds on two cores, for the demo's phantoms and tests; not a useful model."""
     return RunConfig(
         recipe="unet_tiny",
         preprocess=PreprocessConfig(size=(96, 96)),
@@ -26,7 +26,7 @@ def unet_tiny() -> RunConfig:
 
 
 def unet_small() -> RunConfig:
-    """Minutes on two cores: half-resolution arithmetic, all three planes, one network."""
+    """Minutes on two cores: half resolution, all three planes, one network."""
     return RunConfig(
         recipe="unet_small",
         preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
@@ -59,14 +59,14 @@ def unet_small() -> RunConfig:
 
 
 def attention_small() -> RunConfig:
-    """`unet_small` with MONAI's attention U-Net, which led it in both tournaments of `infra/decisions/0005`."""
+    """`unet_small` with MONAI's attention U-Net, which beat it in both tournaments of `infra/decisions/0005`."""
     options = {"width": 16, "stem_stride": 2, "prior": 0.12}
     net = NetConfig(name="attention_unet", options=options)
     return dataclasses.replace(unet_small(), recipe="attention_small", net=net)
 
 
 def unet_brats() -> RunConfig:
-    """A GPU or several: the paper's width and depth at full resolution, on whole BraTS collections."""
+    """One or more GPUs: the paper's width and depth at full resolution, on whole BraTS collections."""
     return RunConfig(
         recipe="unet_brats",
         preprocess=PreprocessConfig(planes=("axial", "coronal", "sagittal")),
@@ -109,10 +109,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def build_recipe(name: str) -> RunConfig:
-    """The config of a recipe.
+    """Build the config of a recipe.
 
     Raises:
-        UsageError: a name that is not a recipe.
+        UsageError: no such recipe.
     """
     if name not in RECIPES:
         raise UsageError(f"'{name}' is not a recipe; the recipes are {', '.join(RECIPES)}")

@@ -1,4 +1,4 @@
-"""Validation on slices of patients whose other slices are trained on, to repeat studies that did so."""
+"""Validation on slices of patients whose other slices are trained on, to reproduce studies that did so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glioray.tasks.segmentation.predictor import Predictor
 
 @dataclass(frozen=True)
 class HeldOutSlices:
-    """This rank's share of the slices that are validated on: `indices` into `store`."""
+    """This rank's share of the validation slices: `indices` into `store`."""
 
     store: SliceStore
     indices: NDArray[np.int64]
@@ -26,9 +26,9 @@ class HeldOutSlices:
 def predict_slices(
     predictor: Predictor, held_out: HeldOutSlices
 ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Each slice's (index, truth, prediction), both (H, W) internal labels.
+    """Yield (index, truth, prediction) of each slice, both (H, W) internal labels.
 
-    In 2-D alone, as those studies have it: without mirrored copies, other planes and the rules for whole cases.
+    Purely 2-D, as in those studies: without mirrored copies, other planes or the rules for whole cases.
     """
     config = predictor.spec.config
     for low in range(0, len(held_out.indices), predictor.batch_size):

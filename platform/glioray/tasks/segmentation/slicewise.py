@@ -1,6 +1,6 @@
-"""Slice-level figures, for comparison with studies that report them; they flatter.
+"""Slice-level metrics, for comparison with studies that report them; they inflate scores.
 
-Most slices of a case do not hold most classes, and a class that is rightly not found in a slice scores 1.
+Most slices of a case lack most classes, and a class correctly absent from a slice scores 1.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SliceTable = dict[str, dict[str, float]]
 
 
 def slice_sums(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> SliceSums:
-    """The sums over the slices of a case of each class's figures; sums of several cases add up.
+    """Sum the metrics of each class over the slices of a case; sums of several cases can be added.
 
     Args:
         truth: (S, H, W) internal labels.
         prediction: (S, H, W) internal labels.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the shapes differ.
     """
     if truth.shape != prediction.shape:
         raise ValueError(
-            f"truth is {truth.shape} but prediction is {prediction.shape}; they must be of one shape"
+            f"truth is {truth.shape} but prediction is {prediction.shape}; expected equal shapes"
         )
     tables = [confusion(*pair) for pair in zip(truth, prediction, strict=True)]
     sums: SliceSums = {}
@@ -52,10 +52,9 @@ def slice_sums(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Slice
 
 
 def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
-    """Each class's figures as means over all slices of all cases, and their plain mean over the classes.
+    """Average each class's metrics over all slices of all cases, and over the classes.
 
-    Dice is the F1 score, sensitivity the recall. The resection cavity is among the classes only where a
-    slice holds one.
+    Dice is the F1 score, sensitivity the recall. The resection cavity is a class only if some slice has one.
 
     Raises:
         ValueError: no slices.
@@ -67,7 +66,7 @@ def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
             for figure, value in sums.items():
                 total[figure] = total.get(figure, 0.0) + value
     if not totals.get("background", {}).get("num_slices"):
-        raise ValueError("there is no slice to take a mean over; give at least one case")
+        raise ValueError("no slices to average; give at least one case")
     table = {
         name: _means(sums) for name, sums in totals.items() if name != "rc" or sums["num_with_class"] > 0
     }

@@ -1,4 +1,4 @@
-"""Segmentation as a task: the answers to what the engine asks."""
+"""The segmentation task: what the engine calls."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class SegmentationTask:
 
     def export(self, folder: Path) -> Export:
         spec, net = read_package(folder)
-        # Of the slices' own size: an export keeps as guards what the network makes of the example's size, such as
-        # whether it is padded, so that one made from smaller images may refuse the slices that the model is for.
+        # The example has the slices' size: the export keeps guards about it (such as whether the network pads), so one
+        # made from smaller images may refuse the model's own slices.
         preprocess = spec.config.preprocess
         example = torch.zeros(1, preprocess.num_channels, *preprocess.size)
         return Export(net, example, {"validation_cases.json": spec.val_cases})
@@ -60,7 +60,11 @@ class SegmentationTask:
 
 
 def check_buildable(config: RunConfig) -> None:
-    """Raises: UsageError for a network or a loss that only a worker would find not to be there."""
+    """Fail fast on a network or loss that cannot be built.
+
+    Raises:
+        UsageError: names the setting.
+    """
     try:
         with torch.device("meta"):
             build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)

@@ -1,4 +1,4 @@
-"""The regions' thresholds that do best on some cases, from histograms that are small enough to gather."""
+"""Region thresholds fitted on cases, from histograms small enough to gather over ranks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ probability p lies: bin k holds those with (k - 1) / NUM_BINS < p <= k / NUM_BIN
 
 
 def region_histogram(probs: NDArray[np.float32], truth: NDArray[np.bool_], num_unseen: int = 0) -> Histogram:
-    """The histogram of one region of one case.
+    """Compute the histogram of one region of one case.
 
     Args:
         probs: (X, Y, Z) in [0, 1].
         truth: (X, Y, Z).
-        num_unseen: voxels of the region that are not in `truth`; they count as of probability 0.
+        num_unseen: voxels of the region outside `truth`; they count with probability 0.
     """
     bins = np.ceil(probs * NUM_BINS).astype(np.uint8).ravel()
     of_region = np.bincount(bins[truth.ravel()], minlength=NUM_BINS + 1)
@@ -35,10 +35,10 @@ def region_histogram(probs: NDArray[np.float32], truth: NDArray[np.bool_], num_u
 
 
 def fit_threshold(histograms: Sequence[Histogram]) -> float | None:
-    """The threshold from 0.1 to 0.9 with the best mean Dice over cases; None where no case holds the region.
+    """Find the threshold from 0.1 to 0.9 with the best mean Dice over cases; None if no case has the region.
 
-    Ties go to the one nearest 0.5. A case without the region scores 1 or 0, as in `overlap_metrics`. Each region
-    is fitted by itself: that an inner region is painted over the outer ones, and the rules of size, are left out.
+    Ties go to the value nearest 0.5. A case without the region scores 1 or 0, as in `overlap_metrics`. Each region is
+    fitted alone: painting inner regions over outer ones and the rules on size are ignored.
     """
     if not histograms:
         return None
@@ -46,7 +46,7 @@ def fit_threshold(histograms: Sequence[Histogram]) -> float | None:
     total = table[:, 1].sum(axis=1, keepdims=True)
     if not total.any():
         return None
-    # Voxels above the threshold k / NUM_BINS are those of the bins from k + 1 on.
+    # Voxels above the threshold k / NUM_BINS are in the bins from k + 1 on.
     above = table[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]
     true_positives, found = above[:, 1], above.sum(axis=1)
     marked = found + total
@@ -60,11 +60,11 @@ def fit_threshold(histograms: Sequence[Histogram]) -> float | None:
 def fit_thresholds(
     cases: Sequence[Mapping[str, Histogram]], defaults: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """The thresholds of WT, TC and ET, each fitted on the cases whose masks tell the region.
+    """Fit the thresholds of WT, TC and ET, each on the cases whose masks label the region.
 
     Args:
-        cases: for each its histograms by region.
-        defaults: what a region that no case holds keeps.
+        cases: histograms by region, per case.
+        defaults: thresholds of regions that no case has.
     """
     wt, tc, et = (
         _fitted([case[region] for case in cases if region in case], default)

@@ -59,26 +59,26 @@ def prepare_segmentation(
 
 
 def balanced(plan: RunPlan) -> RunPlan:
-    """The plan with the class weights that `loss.balance` makes of its training cases.
+    """Return the plan with the class weights that `loss.balance` computes from its training cases.
 
     Raises:
-        UsageError: the loss has no class weights, or has been given others.
+        UsageError: the loss takes no class weights, or has others set.
     """
     train, _ = _cases(plan)
-    # Without cases there is nothing to count; loading them says so.
+    # Without cases there is nothing to count; loading them raises the error.
     if not train:
         return plan
     return replace(plan, config=balance_classes(plan.config, train, _out_channels(plan)))
 
 
 def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
-    """The cases to train on and those to validate on; where slices are split, all are trained on, in part."""
+    """Return the training and validation cases; with split slices, all cases are partly trained on."""
     train, val = (plan.manifest.select(name) for name in ("train", "val"))
     return (train, val) if plan.config.sample.slice_split is None else ([*train, *val], [])
 
 
 def _out_channels(plan: RunPlan) -> int:
-    """Regions, or background and labels: the resection cavity only where the training cases have one."""
+    """Count the output channels: regions, or background and labels (the cavity only if some training case has one)."""
     if plan.config.loss.target == "regions":
         return len(REGIONS)
     train, _ = _cases(plan)
@@ -88,7 +88,7 @@ def _out_channels(plan: RunPlan) -> int:
 def _first_spec(plan: RunPlan) -> ModelSpec:
     train, val = _cases(plan)
     config = plan.config
-    # Nor may those judge a model whom its thresholds were fitted on.
+    # Patients used to fit thresholds must not evaluate the model.
     seen = [*train, *val] if config.postprocess.fit_thresholds else train
     return ModelSpec(
         config=config,
@@ -101,6 +101,6 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
 
 
 def _held_out(feed: SliceFeed, config: RunConfig, ranks: Ranks) -> HeldOutSlices:
-    """This rank's share of the slices that are validated on, where slices are split."""
+    """Return this rank's share of the validation slices, if slices are split."""
     _, held_out, _ = split_store(feed.store, config.sample, config.train.seed)
     return HeldOutSlices(feed.store, np.flatnonzero(held_out)[ranks.local_rank :: ranks.local_world_size])
