@@ -47,7 +47,7 @@ def test_networks_are_compared_joined_judged_and_used(run_job: RunJob, collectio
         "--slices-each", "32", "--folds", "2",
     ]  # fmt: skip
     ranked, log = run(*contest)
-    assert "4 of 4 cases have a mask of the whole tumour alone" in log
+    assert "4 of 4 cases have a mask of the whole tumour only" in log
     assert ranked["failed"] == []
     assert sorted(row["label"] for row in ranked["standings"]) == ["fcn:width=4,fc=false", "recipe"]
     for row in ranked["standings"]:

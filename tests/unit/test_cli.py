@@ -374,7 +374,7 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
     every = sources.open_data(str(tmp_path), "", fold="all")
     assert every.splits == {"train": ("a1", "a2", "b1", "c1"), "val": (), "test": ()}
     for fold, sentence in (
-        ("2", "there is no fold 2; the manifest has 2"),
+        ("2", "No fold 2 in the manifest; it has 2, numbered from 0"),
         ("x", "--fold is 'x'; use a number"),
     ):
         with pytest.raises(UsageError, match=sentence):

@@ -156,7 +156,7 @@ def test_what_the_files_do_not_tell_is_said(tif_data: Manifest, nifti_data: Mani
         "3 of 4 cases have fewer than four modalities",
         "2 of 4 cases have no voxel size",
         "1 of 4 cases has a mask of a few slices",
-        "3 of 4 cases have a mask of the whole tumour alone",
+        "3 of 4 cases have a mask of the whole tumour only",
     ]
     assert said[0].endswith("t1, t1c, flair and t1c, t2")
 
@@ -173,4 +173,4 @@ def test_masks_that_nobody_corrected_are_counted(nifti_data: Manifest) -> None:
         for name in names
     ]
     (note,) = [note for note in collection_notes(entries) if "GlistrBoost" in note]
-    assert note.startswith("1 of 3 cases has a mask by the program GlistrBoost that nobody corrected")
+    assert note.startswith("1 of 3 cases has a mask made by the program GlistrBoost and corrected by nobody")

@@ -1,1 +1,1 @@
-"""What lies in the bucket: layouts, label conventions, NIfTI, the manifest, splits and phantoms."""
+"""Data sets and their cases: layouts, label conventions, NIfTI, the manifest, splits and phantoms."""

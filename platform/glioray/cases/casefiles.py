@@ -1,4 +1,4 @@
-"""A case by its objects, what a file's name means, and what is wrong with either."""
+"""The objects that make up a case, the meaning of file names, and problems with either."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROLES = {
 ROLE_OF = {token: role for role, tokens in _ROLES.items() for token in tokens}
 STUDY = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
 TCGA = re.compile(r"TCGA[-_]([A-Z0-9]{2})[-_]([A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
-"""A patient of The Cancer Genome Atlas, at the beginning of a name."""
+"""Matches a name that begins with a patient of The Cancer Genome Atlas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,15 @@ class CaseFiles:
 
     Attributes:
         case_id: one study of one patient.
-        patient_id: the patient; studies of one patient share it.
+        patient_id: the patient; shared by all studies of the patient.
         layout: "brats2021", "brats2023", "msd", "nnunet", "lgg-1p19q" or "lgg-tif".
-        images: modality -> key; empty where `image` or `slices` is set.
+        images: modality -> key of a 3-D file; empty if `image` or `slices` is set.
         image: the key of one 4-D file, or None.
-        slices: the keys of 2-D files, from below upwards; () otherwise.
-        channels: the modalities in the order of the 4-D file's or the slices' channels; () otherwise.
+        channels: the modalities of the channels of `image` or `slices`, in order; () otherwise.
         mask: the key of the mask, or None.
+        declared: the label convention stated by dataset.json or implied by the layout, or None.
+        slices: the keys of 2-D files, ordered from the lowest slice to the highest; () otherwise.
         mask_slices: the keys of the masks of `slices`, or ().
-        declared: the label convention that the data set's dataset.json states or that its layout always has,
-            or None.
     """
 
     case_id: str
@@ -52,11 +51,11 @@ class CaseFiles:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the case has, in the order of `config.MODALITIES`."""
+        """The case's modalities, in the order of `config.MODALITIES`."""
         return tuple(m for m in MODALITIES if m in self.images or m in self.channels)
 
     def keys(self) -> tuple[str, ...]:
-        """Every object of the case: images in the fixed order of the modalities, then the mask."""
+        """The keys of all objects: images in the order of `config.MODALITIES`, then the mask."""
         images = tuple(self.images[m] for m in MODALITIES if m in self.images)
         masks = (self.mask,) if self.mask else ()
         return ((self.image,) if self.image else images) + self.slices + masks + self.mask_slices
@@ -64,7 +63,7 @@ class CaseFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something about a case or a file that the data set's owner should know; `str` is one line."""
+    """A problem with a case or a file, to report to the owner of the data set; `str` is one line."""
 
     case_id: str
     file: str
@@ -75,14 +74,14 @@ class Problem:
         return str(CaseError(self.case_id, self.file, self.found, self.advice))
 
     @classmethod
-    def of(cls, error: CaseError) -> Problem:
-        """The problem that an error describes."""
+    def from_error(cls, error: CaseError) -> Problem:
+        """The problem described by an error."""
         return cls(case_id=error.case_id, file=error.file, found=error.found, advice=error.advice)
 
 
 @dataclass(frozen=True)
 class File:
-    """One image file by its name: `folder/stem` and an extension."""
+    """An image file's key, split into `folder/stem` and an extension."""
 
     key: str
     folder: str
@@ -90,10 +89,10 @@ class File:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012; other ids are the patient's.
+    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012; other ids name the patient.
 
-    Patients of The Cancer Genome Atlas are TCGA-CS-4941 however a collection writes it, so that a patient who is
-    in two collections stays on one side of a split.
+    Patients of The Cancer Genome Atlas are written as TCGA-CS-4941 whatever the collection's spelling, so that
+    a patient who is in two collections stays on one side of a split.
     """
     match = STUDY.fullmatch(case_id)
     if match:
@@ -103,13 +102,13 @@ def patient_of(case_id: str) -> str:
 
 
 def modality_of(name: str) -> str | None:
-    """The modality that a channel's or file's name means (`T1Gd`, `t1ce`, `T2-FLAIR`), or None."""
+    """The modality named by a channel or a file (`T1Gd`, `t1ce`, `T2-FLAIR`), or None."""
     token = re.sub(r"[^a-z0-9]", "", name.lower())
     role = "flair" if token.endswith("flair") else ROLE_OF.get(token)
     return role if role in MODALITIES else None
 
 
-def checked_case(
+def build_case(
     case_id: str,
     layout: str,
     images: dict[str, str],
@@ -118,12 +117,22 @@ def checked_case(
     problems: list[Problem],
     expected: tuple[str, ...] = MODALITIES,
 ) -> list[CaseFiles]:
-    """The case, if the modalities expected are there; otherwise a problem that names what is missing."""
+    """The case, if it has the expected modalities; otherwise nothing, and a problem is added.
+
+    Args:
+        case_id: one study of one patient.
+        layout: of the case, as in `CaseFiles`.
+        images: modality -> key; modalities beyond `expected` are ignored.
+        mask: the key of the mask, or None.
+        declared: the label convention, if it is known.
+        problems: extended in place.
+        expected: the modalities that the case must have.
+    """
     missing = [m for m in expected if m not in images]
     if missing:
-        there = ", ".join(m for m in MODALITIES if m in images)
-        found = f"has no {' and no '.join(missing)} ({f'only {there}' if there else 'only a mask'})"
-        advice = "add what is missing or leave the case out"
+        present = ", ".join(m for m in MODALITIES if m in images)
+        found = f"has no {' and no '.join(missing)} ({f'only {present}' if present else 'only a mask'})"
+        advice = "add the missing files or remove the case"
         file = next(iter(images.values()), mask or "")
         problems.append(Problem(case_id=case_id, file=file.rpartition("/")[0], found=found, advice=advice))
         return []

@@ -1,4 +1,4 @@
-"""Folders with a dataset.json: the Medical Segmentation Decathlon's Task01, and nnU-Net's raw data."""
+"""Data sets with a dataset.json: Task01 of the Medical Segmentation Decathlon, and raw nnU-Net data."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glioray.cases.casefiles import CaseFiles, File, Problem, checked_case, modality_of, patient_of
+from glioray.cases.casefiles import CaseFiles, File, Problem, build_case, modality_of, patient_of
 from glioray.config import MODALITIES
 from glioray.storage import Storage
 
 NNUNET_CHANNELS = ("t1", "t1c", "t2", "flair")
-"""Order of the channels of an nnU-Net folder without a dataset.json."""
+"""The order of the channels in an nnU-Net folder without a dataset.json."""
 
 MSD_CHANNELS = ("flair", "t1", "t1c", "t2")
-"""Order of the channels in the 4-D files of the Medical Segmentation Decathlon's Task01."""
+"""The order of the channels in the 4-D files of Task01 of the Medical Segmentation Decathlon."""
 
 DATA_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
 
@@ -26,7 +26,14 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 def dataset_cases(
     files: Sequence[File], root: str, meta: Mapping[str, Any], problems: list[Problem]
 ) -> list[CaseFiles]:
-    """Cases of an imagesTr/labelsTr folder: 4-D files, or a file a channel where names end in _0000."""
+    """The cases of imagesTr and labelsTr: 4-D files, or one file per channel if names end in _0000.
+
+    Args:
+        files: the image files below `root`.
+        root: the folder that holds imagesTr and labelsTr.
+        meta: contents of its dataset.json, or {}.
+        problems: extended in place.
+    """
     masks = {f.stem: f.key for f in files if f.folder.rpartition("/")[2].startswith("labels")}
     images = [f for f in files if f.folder.rpartition("/")[2].startswith("images")]
     channelled = [(m["case"], int(m["channel"]), f) for f in images if (m := _CHANNEL.match(f.stem))]
@@ -39,8 +46,8 @@ def dataset_cases(
     if is_nnunet:
         numbered = {file for _, _, file in channelled}
         for other in (file for file in images if file not in numbered):
-            found = "has no number of a channel, while the files beside it have one"
-            advice = "name it CASE_0000 and so on, or take it away"
+            found = "has no channel number in its name, unlike the other files in its folder"
+            advice = "name it CASE_0000 (or another channel), or remove it"
             problems.append(Problem(case_id="", file=other.key, found=found, advice=advice))
         by_case: dict[str, dict[str, str]] = defaultdict(dict)
         for case_id, channel, file in channelled:
@@ -48,7 +55,7 @@ def dataset_cases(
                 by_case[case_id][order[channel]] = file.key
         for case_id in sorted(set(by_case) | set(masks)):
             channels = by_case.get(case_id, {})
-            cases += checked_case(case_id, "nnunet", channels, masks.get(case_id), declared, problems)
+            cases += build_case(case_id, "nnunet", channels, masks.get(case_id), declared, problems)
         return cases
     for file in images:
         cases.append(
@@ -64,23 +71,23 @@ def dataset_cases(
             )
         )
     for case_id, mask in sorted(masks.items()):
-        cases += checked_case(case_id, "msd", {}, mask, declared, problems)
+        cases += build_case(case_id, "msd", {}, mask, declared, problems)
     return cases
 
 
 def read_dataset_json(
     storage: Storage, root: str, keys: set[str], problems: list[Problem]
 ) -> Mapping[str, Any]:
-    """What a folder's dataset.json holds; empty where there is none, or, with a problem, where it is no JSON."""
+    """The contents of a folder's dataset.json; {} if it is missing or, with a problem added, not valid."""
     key = f"{root}/dataset.json".lstrip("/")
     if key not in keys:
         return {}
     try:
         meta = json.loads(storage.read(key))
         if not isinstance(meta, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("not a JSON object")
     except ValueError as error:
-        found = f"is not the JSON of a data set ({error})"
+        found = f"is not a valid dataset.json ({error})"
         problems.append(Problem(case_id="", file=key, found=found, advice="restore it or delete it"))
         return {}
     return meta
@@ -89,13 +96,13 @@ def read_dataset_json(
 def _channel_order(
     meta: Mapping[str, Any], root: str, default: tuple[str, ...] | None, problems: list[Problem]
 ) -> tuple[str, ...] | None:
-    """The modalities by channel number, from `channel_names` (nnU-Net) or `modality` (Decathlon)."""
+    """The modality of each channel, from `channel_names` (nnU-Net) or `modality` (Decathlon)."""
     stated = meta.get("channel_names") or meta.get("modality")
     file = f"{root}/dataset.json".lstrip("/")
     advice = 'state them as "channel_names": {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"}'
     if not isinstance(stated, dict):
         if default is None:
-            found = "does not say which modality each channel of the 4-D files is"
+            found = "does not name the modality of each channel of the 4-D files"
             problems.append(Problem(case_id="", file=file, found=found, advice=advice))
         return default
     names = [
@@ -110,7 +117,7 @@ def _channel_order(
 
 
 def _declared_convention(meta: Mapping[str, Any]) -> str | None:
-    """The convention that dataset.json's `labels` spell out: number -> name, or name -> number or numbers."""
+    """The convention stated by `labels` in dataset.json: number -> name, or name -> number or numbers."""
     labels = meta.get("labels")
     if not isinstance(labels, dict):
         return None

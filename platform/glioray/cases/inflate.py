@@ -1,4 +1,8 @@
-"""gzip at the speed of libdeflate, within a size that is known before."""
+"""Fast and bounded gzip decompression.
+
+libdeflate inflates a volume about three times as fast as Python's gzip (zlib), and takes the output size
+beforehand, so that a bomb costs no memory. Only files of several members need isal's streaming decoder.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from isal import isal_zlib
 
 GZIP_MAGIC = b"\x1f\x8b"
 
-_MAX_RATIO = 1032  # No deflate stream inflates further.
+_MAX_RATIO = 1032  # the largest compression ratio of a deflate stream
 
 
 def peek(data: bytes, size: int) -> bytes:
-    """The first bytes of a file after inflating, at most `size`; those of the file itself where it is not gzip.
+    """At most `size` bytes from the start of a file, after decompression if it is gzip.
 
     Raises:
-        ValueError: the stream is damaged; in words that go on after the file's name.
+        ValueError: the stream is damaged; the message continues a sentence that begins with the file's name.
     """
     if data[:2] != GZIP_MAGIC:
         return data[:size]
@@ -27,18 +31,21 @@ def peek(data: bytes, size: int) -> bytes:
 
 
 def inflate(data: bytes, size: int) -> bytes | bytearray:
-    """A gzip file that should hold `size` bytes, inflated; one byte more where it holds more.
+    """Decompress a gzip file of `size` bytes; returns one byte more if the file holds more than that.
 
-    No more memory is taken than that, whatever the stream does. Reference: RFC 1952.
+    Never allocates more than the returned size, whatever the stream claims.
 
     Raises:
-        ValueError: the stream is truncated, damaged or followed by something else.
+        ValueError: the stream is truncated, damaged or followed by other data; the message continues a
+            sentence that begins with the file's name.
+
+    Reference: RFC 1952.
     """
     if size > _MAX_RATIO * len(data) + 1024:
         raise ValueError(
             f"is truncated: {len(data)} compressed bytes cannot hold the {size} bytes that its header claims"
         )
-    # libdeflate reads one member only. Where the last four bytes, its size, are right, there is no other.
+    # libdeflate reads one member only. If the last four bytes, the member's size, match, there is only one.
     if int.from_bytes(data[-4:], "little") == size:
         try:
             raw = deflate.gzip_decompress(data, size)
@@ -50,12 +57,12 @@ def inflate(data: bytes, size: int) -> bytes | bytearray:
 
 
 def _inflate_members(data: bytes, size: int) -> bytes:
-    """Member after member, slower, until the data end or are too many."""
+    """Decompress member by member, which is slower, until the data end or exceed `size`."""
     parts: list[bytes] = []
     room, rest = size + 1, data
     while room and rest.strip(b"\0"):
         if rest[:2] != GZIP_MAGIC:
-            raise ValueError(f"is followed by {len(rest)} bytes that are not gzip")
+            raise ValueError(f"has {len(rest)} bytes after its gzip stream that are not gzip")
         member = isal_zlib.decompressobj(31)
         while room and not member.eof:
             try:
@@ -64,9 +71,9 @@ def _inflate_members(data: bytes, size: int) -> bytes:
                 raise ValueError(f"is a damaged gzip stream ({error})") from error
             rest = member.unconsumed_tail
             if not part and not member.eof:
-                there = size + 1 - room
+                num_read = size + 1 - room
                 raise ValueError(
-                    f"is truncated: its gzip stream ends after {there} of the {size} bytes that its header claims"
+                    f"is truncated: its gzip stream ends after {num_read} of the {size} bytes that its header claims"
                 )
             parts.append(part)
             room -= len(part)

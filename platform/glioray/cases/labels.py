@@ -1,8 +1,8 @@
-"""Label conventions of the public collections, mapped to one internal scheme.
+"""Label conventions of the public collections, and their mapping to internal labels.
 
-Internal: 0 background, 1 necrotic core (NCR), 2 oedema (ED), 3 enhancing tumour (ET), 4 resection
-cavity (RC). A 4 in a file means ET in BraTS 2017 to 2021 and RC in BraTS 2024, so that a convention
-is detected for a data set, stated in its manifest, and used from there.
+Internal labels: 0 background, 1 necrotic core (NCR), 2 oedema (ED), 3 enhancing tumour (ET), 4 resection
+cavity (RC). A 4 in a file means ET in BraTS 2017 to 2021 but RC in BraTS 2024, so the convention is
+detected once per data set and then read from its manifest.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from glioray.config import REGIONS
 from glioray.errors import CaseError
 
 LABELS = ("background", "ncr", "ed", "et", "rc")
-"""The internal labels' names, by number."""
+"""The names of the internal labels; the index is the label."""
 
 REGION_LABELS: dict[str, tuple[int, ...]] = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
-"""The internal labels that make up each of the nested regions of BraTS; RC is in none."""
+"""The internal labels in each of the nested regions of BraTS; RC is in none."""
 
-_ROUNDING = 1e-3  # Masks stored as floats hold 0.99999997 for 1.
+_ROUNDING = 1e-3  # masks stored as floats may hold 0.99999997 for 1
 
 
 @dataclass(frozen=True)
 class LabelConvention:
-    """How a collection writes its labels.
+    """The label numbers of a collection.
 
     Attributes:
-        name: as the manifest states it.
+        name: in the manifest.
         to_internal: number in the file -> internal label.
-        regions: what a mask in it tells. One that knows the whole tumour alone is held as oedema, so that
-            WT is right; nothing is reported of TC and ET, and a model's outputs for them learn "empty".
+        regions: the regions that its masks define. A mask of the whole tumour only is stored as oedema, so
+            that WT is right; TC and ET are not reported, and a model learns to predict them as empty.
     """
 
     name: str
@@ -53,7 +53,7 @@ CONVENTIONS: dict[str, LabelConvention] = {
     )
 }
 """BraTS 2017 to 2021; BraTS 2023 and re-labelled copies; BraTS 2024; Medical Segmentation Decathlon Task01
-(and data that nnU-Net's BraTS converter wrote); whole tumour alone, as 1 (LGG-1p19qDeletion) or as 255 (tif slices)."""
+(and output of nnU-Net's BraTS converter); whole tumour only, as 1 (LGG-1p19qDeletion) or as 255 (tif slices)."""
 
 
 def detect_convention(
@@ -61,13 +61,13 @@ def detect_convention(
 ) -> LabelConvention:
     """The convention of a mask.
 
+    A mask with neither 3 nor 4 gets the convention of the rest of its collection, or else its layout's usual
+    one; 1 and 2 mean the same in every BraTS.
+
     Args:
         labels_seen: the numbers in the mask.
-        layout: of the case, as `layouts.discover_cases` names it.
-        collection_labels: the numbers seen anywhere in the data set, where that is known.
-
-    A mask with neither 3 nor 4 takes what the rest of its collection says, or its layout's usual one;
-    1 and 2 mean the same in all of BraTS.
+        layout: of the case, as in `CaseFiles`.
+        collection_labels: the numbers in all masks of the data set, if known.
     """
     if layout == "msd":
         return CONVENTIONS["msd"]
@@ -83,16 +83,16 @@ def detect_convention(
 
 
 def labels_in(mask: np.ndarray, *, case_id: str = "", file: str = "") -> set[int]:
-    """The numbers in a mask.
+    """The set of numbers in a mask.
 
     Raises:
-        CaseError: values that are not whole numbers, NaN included, or more than 16 different ones.
+        CaseError: a value is NaN or not a whole number, or there are more than 16 different values.
     """
     numbers = _whole_numbers(mask, case_id, file)
     where, foreground = _foreground(numbers)
     values = np.unique(foreground)
     if values.size > 16:
-        found = f"holds {values.size} different values; expected the few labels of a mask"
+        found = f"holds {values.size} different values; expected at most 16 labels"
         raise CaseError(case_id, file, found, "check that it is a mask and not an image")
     background = set() if where.all() else {0}
     return {int(value) for value in values} | background
@@ -101,12 +101,12 @@ def labels_in(mask: np.ndarray, *, case_id: str = "", file: str = "") -> set[int
 def to_internal(
     mask: np.ndarray, convention: LabelConvention, *, case_id: str = "", file: str = ""
 ) -> np.ndarray:
-    """The mask in internal labels, uint8, of the same shape; 0.99999997 counts as 1.
+    """Convert a mask to internal labels, uint8 of the same shape; 0.99999997 counts as 1.
 
     Raises:
-        CaseError: a number that the convention does not know, or that is not whole.
+        CaseError: a number is not whole or not in the convention.
     """
-    return _mapped(
+    return _map_labels(
         _whole_numbers(mask, case_id, file), convention.to_internal, convention.name, case_id, file
     )
 
@@ -114,17 +114,17 @@ def to_internal(
 def from_internal(
     mask: np.ndarray, convention: LabelConvention, *, case_id: str = "", file: str = ""
 ) -> np.ndarray:
-    """The mask in the convention's own numbers, uint8.
+    """Convert internal labels to the numbers of a convention, uint8.
 
-    A convention that knows the whole tumour alone has one number for all its labels, and none for a cavity.
+    A convention of the whole tumour only has one number for all tumour labels; a cavity becomes background.
 
     Raises:
-        CaseError: a label for which the convention has no number.
+        CaseError: the convention has no number for a label.
     """
     back = {internal: number for number, internal in convention.to_internal.items()}
     if convention.regions == ("wt",):
         back |= dict.fromkeys(REGION_LABELS["wt"], back[2]) | {4: 0}
-    return _mapped(np.asarray(mask), back, convention.name, case_id, file)
+    return _map_labels(np.asarray(mask), back, convention.name, case_id, file)
 
 
 def _whole_numbers(mask: np.ndarray, case_id: str, file: str) -> np.ndarray:
@@ -135,26 +135,28 @@ def _whole_numbers(mask: np.ndarray, case_id: str, file: str) -> np.ndarray:
         rounded = np.rint(array)
         off = ~(np.abs(array - rounded) <= _ROUNDING)
     if off.any():
-        found = f"holds {array[off].flat[0]:g} where labels are whole numbers ({np.count_nonzero(off)} such voxels)"
-        raise CaseError(case_id, file, found, "resample masks with nearest neighbour, and export them again")
+        found = f"holds {array[off].flat[0]:g} ({np.count_nonzero(off)} such voxels); expected whole numbers"
+        raise CaseError(case_id, file, found, "resample masks by nearest neighbour and export them again")
     return rounded
 
 
 def _foreground(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a mask is not 0 and what it holds there, in the order of memory; most of a mask is background."""
+    """(where a mask is not 0, its values there), flat in memory order; most of a mask is background."""
     flat = array.ravel(order="K")
     where = flat != 0
     return where, flat[where]
 
 
-def _mapped(array: np.ndarray, table: Mapping[int, int], name: str, case_id: str, file: str) -> np.ndarray:
+def _map_labels(
+    array: np.ndarray, table: Mapping[int, int], name: str, case_id: str, file: str
+) -> np.ndarray:
     where, values = _foreground(array)
     numbers = np.unique(values).tolist()
     unknown = sorted(set(numbers) - set(table))
     if unknown:
-        known = ", ".join(str(number) for number in sorted(table))
-        found = f"holds the label {unknown[0]:g}; the convention {name} has {known}"
-        raise CaseError(case_id, file, found, "correct the label or state the data set's convention")
+        allowed = ", ".join(str(number) for number in sorted(table))
+        found = f"holds the label {unknown[0]:g}; the convention {name} has {allowed}"
+        raise CaseError(case_id, file, found, "correct the label, or set the convention of the data set")
     mapped = np.zeros(values.shape, dtype=np.uint8)
     for number in numbers:
         mapped[values == number] = table[int(number)]

@@ -1,4 +1,4 @@
-"""Which objects of a data set make up a case: layouts are recognised by their names, never configured."""
+"""Discovery of the cases of a data set: layouts are recognised by file names and need no configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from glioray.cases.casefiles import ROLE_OF, STUDY, TCGA, CaseFiles, File, Problem, checked_case
+from glioray.cases.casefiles import ROLE_OF, STUDY, TCGA, CaseFiles, File, Problem, build_case
 from glioray.cases.dataset_json import DATA_FOLDERS, dataset_cases, read_dataset_json
 from glioray.cases.tif_slices import tif_cases
 from glioray.config import MODALITIES
@@ -21,7 +21,7 @@ BraTS-TCGA (LGG, GBM)   TCGA-XX-NNNN/..._{t1,t1Gd,t2,flair,GlistrBoost,GlistrBoo
 LGG-1p19qDeletion       LGG-NNN/LGG-NNN_{T1,T2}.nii.gz, LGG-NNN-Segmentation.nii.gz: T1 after contrast, and T2
 LGG in slices (Buda)    CASE/CASE_1.tif to CASE_N.tif (red T1, green FLAIR, blue T1c), CASE_1_mask.tif (0 and 255)
 (.nii as well as .nii.gz, .tif as well as .tiff, in folders of any depth)"""
-"""What `discover_cases` recognises, as a text for messages."""
+"""The layouts that `discover_cases` recognises, as text for messages."""
 
 _BRATS2023_TOKENS = {"t1n", "t2w", "t2f"}
 _LOOKS_LIKE_CASE = re.compile(r"[-_]\d{3,}$")
@@ -31,10 +31,10 @@ _NAME = re.compile(r"(?P<stem>.+?)(?P<ext>\.nii(?:\.gz)?)$", re.IGNORECASE)
 
 
 def discover_cases(storage: Storage) -> tuple[list[CaseFiles], list[Problem]]:
-    """The cases below a storage's root, sorted by their ids, and what was wrong with their names.
+    """The cases below a storage's root, sorted by id, and the problems with their names.
 
-    Only lists keys and reads the dataset.json files; `RECOGNISED` says what is looked for. A case with
-    something missing is a problem and no case; a case without a mask is a case.
+    Only lists keys and reads dataset.json files; `RECOGNISED` lists the layouts. A case without all expected
+    modalities is reported as a problem and left out; the mask is optional.
     """
     keys = [info.key for info in storage.list() if not _is_junk(info.key)]
     problems: list[Problem] = []
@@ -63,7 +63,7 @@ def _is_junk(key: str) -> bool:
 
 
 def _image_files(keys: Iterable[str], problems: list[Problem]) -> list[File]:
-    """The NIfTI files; of a .nii and a .nii.gz of one name, the .nii.gz."""
+    """The NIfTI files; if a .nii and a .nii.gz share a name, the .nii.gz."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in keys:
         folder, _, name = key.rpartition("/")
@@ -75,15 +75,13 @@ def _image_files(keys: Iterable[str], problems: list[Problem]) -> list[File]:
         best = min(same, key=lambda key: (not key.lower().endswith(".gz"), key))
         files.append(File(best, folder, stem))
         for other in sorted(set(same) - {best}):
-            advice = "delete one of them if they differ"
-            problems.append(
-                Problem(case_id="", file=other, found=f"lies beside {best}, which is used", advice=advice)
-            )
+            found, advice = f"is ignored in favour of {best}", "delete one of them if they differ"
+            problems.append(Problem(case_id="", file=other, found=found, advice=advice))
     return files
 
 
 def _named_cases(files: Sequence[File], problems: list[Problem]) -> list[CaseFiles]:
-    """Cases whose modality is the last word of the file's name."""
+    """Cases whose file names end in the modality."""
     folders: dict[str, list[File]] = defaultdict(list)
     corrected = {(f.folder, _CORRECTED.sub("", f.stem)) for f in files if _CORRECTED.search(f.stem)}
     for file in files:
@@ -103,7 +101,7 @@ def _named_cases(files: Sequence[File], problems: list[Problem]) -> list[CaseFil
         roles = [role for group in groups.values() for role, _, _ in group]
         name = folder.rpartition("/")[2]
         if folder and groups and len(roles) == len(set(roles)):
-            # One case in a folder of its own, whatever its files call it.
+            # A folder of one case, even if its files have other names.
             only = next(iter(groups)) if len(groups) == 1 else ""
             is_case = _LOOKS_LIKE_CASE.search(name) or TCGA.fullmatch(name)
             case_id = name if not only or is_case else only
@@ -135,28 +133,28 @@ def _named_case(
     if "mask" not in by_role:
         segs = [file.key for file in others if "seg" in file.stem.lower()]
         if len(segs) > 1:
-            found = f"is one of {len(segs)} files that may be the mask"
-            problems.append(
-                Problem(case_id=case_id, file=segs[0], found=found, advice=f"name one {case_id}_seg.nii.gz")
-            )
+            found, advice = f"is one of {len(segs)} possible masks", f"name the mask {case_id}_seg.nii.gz"
+            problems.append(Problem(case_id=case_id, file=segs[0], found=found, advice=advice))
             return []
         by_role["mask"] = segs
     images = {role: keys[0] for role, keys in by_role.items() if role in MODALITIES}
     mask = next(iter(by_role["mask"]), None)
     if _LGG_1P19Q.fullmatch(case_id) and not {"t1c", "flair"} & set(images):
-        # What the collection calls T1 was taken after contrast.
+        # T1 in this collection is T1 after contrast.
         images = {{"t1": "t1c"}.get(role, role): key for role, key in images.items()}
-        return checked_case(case_id, "lgg-1p19q", images, mask, "wt", problems, expected=("t1c", "t2"))
+        return build_case(case_id, "lgg-1p19q", images, mask, "wt", problems, expected=("t1c", "t2"))
     tokens = {token for _, token, _ in members}
     layout = "brats2023" if STUDY.fullmatch(case_id) or tokens & _BRATS2023_TOKENS else "brats2021"
-    return checked_case(case_id, layout, images, mask, None, problems)
+    return build_case(case_id, layout, images, mask, None, problems)
 
 
 def _without_duplicates(cases: Iterable[CaseFiles], problems: list[Problem]) -> list[CaseFiles]:
     kept: dict[str, CaseFiles] = {}
     for case in sorted(cases, key=lambda c: (c.case_id, c.keys())):
         if case.case_id in kept:
-            found = f"is a second case of this name beside {kept[case.case_id].keys()[0]}; the first is used"
+            found = (
+                f"is a second case of this name and is ignored in favour of {kept[case.case_id].keys()[0]}"
+            )
             problems.append(
                 Problem(case_id=case.case_id, file=case.keys()[0], found=found, advice="rename one of them")
             )

@@ -1,4 +1,4 @@
-"""One case from storage to arrays: decoded, in RAS order, on one grid, in one scheme of labels."""
+"""Loading of a case into arrays: decoded, in RAS+ order, on one grid, with internal labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from glioray.cases import labels
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.dataset_json import MSD_CHANNELS
-from glioray.cases.grid import ras_view, same_grid
+from glioray.cases.grid import describe_grid_difference, ras_view
 from glioray.cases.labels import CONVENTIONS, LabelConvention
 from glioray.cases.nifti import (
     DEFAULT_LIMITS,
@@ -30,12 +30,12 @@ from glioray.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class FullVolume:
-    """What a case was cut out of.
+    """The volume from which the segmented slices of a case were cut.
 
     Attributes:
-        images: (M, X, Y, Z), the whole volume.
-        axis: of X, Y, Z, along which slices were kept.
-        kept: their numbers along it.
+        images: (M, X, Y, Z), as `Case.images` but uncut.
+        axis: the axis of (X, Y, Z) along which slices were selected.
+        kept: the indices of the selected slices along that axis.
     """
 
     images: np.ndarray
@@ -43,27 +43,26 @@ class FullVolume:
     kept: np.ndarray
 
     def cut(self, images: np.ndarray) -> np.ndarray:
-        """The slices of (M, X, Y, Z) that were kept, x running fastest in memory."""
+        """The selected slices of (M, X, Y, Z), with x fastest in memory."""
         return images.transpose(0, 3, 2, 1).take(self.kept, 3 - self.axis).transpose(0, 3, 2, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One study, ready to be cut into slices.
+    """A decoded study.
 
     Attributes:
         case_id: the study.
-        images: (M, X, Y, Z) in RAS+, in the order of `modalities`; int16 where all files hold
-            integers that fit, float32 otherwise. Raw intensities: nothing is scaled or clipped.
+        images: (M, X, Y, Z) in RAS+, in the order of `modalities`; int16 if all files hold integers that
+            fit, float32 otherwise. Raw intensities, neither scaled nor clipped.
         mask: (X, Y, Z) uint8 internal labels, or None.
         affine: (4, 4) float64 from voxel index to mm, both in RAS+.
         spacing_mm: voxel edges along X, Y, Z.
-        reference: the header of the file whose grid a prediction goes back to (T1, or the 4-D file);
-            what `nifti.encode_mask` takes. Where the case was cut to its segmented slices, the header of
-            what is left.
-        convention: of the mask, or None without one.
-        modalities: of the images, in their order.
-        full_volume: the whole volume, where the case was cut to its segmented slices.
+        reference: the header whose grid `nifti.encode_mask` restores a prediction to: of the first image
+            or, if the case was cut to its segmented slices, of the cut volume.
+        convention: of the mask, or None without a mask.
+        modalities: of the images, in order.
+        full_volume: the volume before cutting, if the case was cut to its segmented slices.
     """
 
     case_id: str
@@ -85,24 +84,24 @@ def load_case(
     with_mask: bool = True,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
-    """The decoded case.
+    """Read and decode a case.
+
+    In the layout "lgg-1p19q" only a few slices are segmented, usually three, and the others are unlabelled.
+    Loaded with its mask, such a case consists of those slices only, so that training and evaluation see
+    nothing else. Gaps between them are closed: distances across a gap come out too short, and neighbouring
+    slices used as channels are neighbours in the cut volume. Without its mask, the whole volume is loaded.
 
     Args:
-        storage: where the case lies.
+        storage: holds the objects of the case.
         files: its objects.
-        convention: of the mask; None for what the data set declares, or else is detected in this mask.
-        with_mask: whether to read the mask at all.
-        limits: of one file; of tif slices, all of a case together.
-
-    Of the layout "lgg-1p19q" a few slices were segmented, three as a rule, and nothing is known of the others.
-    With its mask such a case is those slices alone: training and evaluation see nothing else of it. Slices that
-    do not lie side by side are put together all the same; distances across such a gap come out too short, and
-    neighbours that are fed as channels are those of what is left. Without its mask it is the whole volume.
+        convention: of the mask; by default the one that the data set declares, or else detected in the mask.
+        with_mask: False skips the mask.
+        limits: for each file, or for all tif slices of the case together.
 
     Raises:
-        CaseError: a file that cannot be decoded, values that are not finite, an image without contrast,
-            grids that differ, labels that the convention does not know.
-        StorageError: an object that cannot be read.
+        CaseError: a file cannot be decoded, a value is not finite, an image is constant, grids differ, or
+            a label is not in the convention.
+        StorageError: an object cannot be read.
     """
     return assemble_case(files, storage.read, convention=convention, with_mask=with_mask, limits=limits)
 
@@ -114,26 +113,26 @@ def load_case_from_bytes(
     modalities: Collection[str] = MODALITIES,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
-    """The case of files that were sent, without a mask.
+    """Decode a case from files in memory, without a mask.
 
     Args:
-        parts: a file for each modality; or, where all four are expected, one 4-D "image" whose channels are in
+        parts: modality -> file; or, if all four modalities are expected, one 4-D "image" whose channels have
             the order of the Medical Segmentation Decathlon: FLAIR, T1, T1c, T2.
         case_id: for messages.
-        modalities: that are expected.
-        limits: of one file.
+        modalities: the expected modalities.
+        limits: for each file.
 
     Raises:
-        CaseError: as `load_case`, and parts that are missing or not known.
+        CaseError: as `load_case`, or a part is missing or not expected.
     """
     names = tuple(m for m in MODALITIES if m in modalities)
-    expected = f"expected {name_files(names)}"
+    expected = f"expected {_describe_parts(names)}"
     if "image" in parts and names == MODALITIES:
         names = ("image",)
     missing = [name for name in names if name not in parts]
     unknown = [name for name in parts if name not in names]
     if missing or unknown:
-        found = f"{missing[0]} is missing" if missing else f"{unknown[0]} is one file too many"
+        found = f"{missing[0]} is missing" if missing else f"{unknown[0]} is not expected"
         raise CaseError(case_id, "", f"{found}; {expected}", "send those files")
     files = CaseFiles(
         case_id=case_id,
@@ -146,8 +145,8 @@ def load_case_from_bytes(
     return assemble_case(files, parts.__getitem__, with_mask=False, limits=limits)
 
 
-def name_files(modalities: Collection[str]) -> str:
-    """What `load_case_from_bytes` expects, in words: "t1 and flair", "t1, t1c, t2 and flair, or one 4-D image"."""
+def _describe_parts(modalities: Collection[str]) -> str:
+    """The expected files in words: "t1 and flair", or "t1, t1c, t2 and flair, or one 4-D image"."""
     *others, last = (m for m in MODALITIES if m in modalities)
     names = f"{', '.join(others)} and {last}" if others else last
     return f"{names}, or one 4-D image" if set(modalities) == set(MODALITIES) else names
@@ -161,7 +160,7 @@ def assemble_case(
     with_mask: bool = True,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Case:
-    """`load_case` with the reading of an object's bytes left to the caller."""
+    """`load_case` with a function that returns an object's bytes in place of a storage."""
     stack = _Stack(files)
     for modality, volume, array in _read_images(files, read, limits):
         stack.put(modality, volume, array)
@@ -195,7 +194,7 @@ def assemble_case(
 def _read_images(
     files: CaseFiles, read: Callable[[str], bytes], limits: Limits
 ) -> Iterator[tuple[str, Volume, np.ndarray]]:
-    """Each modality with the volume it comes from and its voxels, (X, Y, Z) as stored."""
+    """Yield (modality, volume that holds it, its voxels (X, Y, Z) in stored order)."""
     if files.slices:
         volumes = read_slices(files, read, limits)
         yield from ((modality, volumes[modality], volumes[modality].array) for modality in files.modalities)
@@ -223,11 +222,11 @@ def _read_mask(files: CaseFiles, read: Callable[[str], bytes], limits: Limits) -
 def _segmented_slices(
     images: np.ndarray, mask: np.ndarray, reference: Header, file: str, case_id: str
 ) -> tuple[FullVolume, np.ndarray, Header]:
-    """Which slices hold mask, that of them, and the header of a file of them, stored along RAS+."""
+    """The volume with its segmented slices, their mask, and a header for them in RAS+ order."""
     axis = slice_axis(reference)
     kept = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
     if not len(kept):
-        raise CaseError(case_id, file, "marks no slice, so that nothing is known", "leave the case out")
+        raise CaseError(case_id, file, "is empty, so no slice is labelled", "leave the case out")
     affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     affine[:3, 3] += affine[:3, axis] * kept[0]
     mask = np.asfortranarray(mask.take(kept, axis))
@@ -236,7 +235,7 @@ def _segmented_slices(
 
 
 class _Stack:
-    """Fills (M, X, Y, Z) one file after the other, so that only one decoded file is held beside it."""
+    """Fills (M, X, Y, Z) file by file, so that only one decoded file is in memory besides the result."""
 
     images: np.ndarray
     reference: Header
@@ -252,7 +251,7 @@ class _Stack:
         small = np.can_cast(array.dtype, np.int16)
         if self.num_filled == 0:
             self.reference = reference
-            # Stored like the files: x runs fastest, so that an axial slice is one block.
+            # x is fastest in memory, as in the files, so that an axial slice is contiguous.
             dtype = np.int16 if small else np.float32
             shape = (len(self.modalities), *view.shape[::-1])
             self.images = np.empty(shape, dtype).transpose(0, 3, 2, 1)
@@ -266,39 +265,39 @@ class _Stack:
 
 def _check_values(array: np.ndarray, file: str, modality: str, case_id: str) -> None:
     if array.dtype.kind == "f":
-        # A sum is finite only if every value is; the count is taken where it is not.
+        # The sum is not finite if any value is not finite; only then are the values counted.
         with np.errstate(all="ignore"):
             bad = (
                 0 if np.isfinite(array.sum(dtype=np.float64)) else array.size - int(np.isfinite(array).sum())
             )
         if bad:
             found = f"holds {bad} voxels that are NaN or infinite"
-            raise CaseError(case_id, file, found, "write a number, 0 in the background, in their place")
+            raise CaseError(case_id, file, found, "replace them by numbers, 0 in the background")
     low, high = array.min(), array.max()
     if low == high:
         raise CaseError(case_id, file, f"is empty: every voxel of {modality} is {low:g}", "export it again")
     largest = max(abs(float(low)), abs(float(high)))
     if largest > float(np.finfo(np.float32).max):
-        found = f"holds values up to {largest:g}; they do not fit float32"
+        found = f"holds values up to {largest:g}, beyond the range of float32"
         raise CaseError(case_id, file, found, "export it again in the scanner's units")
 
 
 def _check_channels(volume: Volume, files: CaseFiles) -> None:
     if volume.array.ndim != 4 or volume.array.shape[3] != len(files.channels):
-        found = f"is {volume.array.shape}; expected (X, Y, Z, {len(files.channels)})"
-        raise CaseError(files.case_id, volume.name, found, f"give the channels {', '.join(files.channels)}")
+        found = f"has the shape {volume.array.shape}; expected (X, Y, Z, {len(files.channels)})"
+        raise CaseError(files.case_id, volume.name, found, f"store the channels {', '.join(files.channels)}")
 
 
 def _check_three_dimensions(volume: Volume, case_id: str) -> None:
     if volume.array.ndim != 3:
-        found = f"is {volume.array.shape}; expected one volume (X, Y, Z)"
-        raise CaseError(case_id, volume.name, found, "give a file a modality")
+        found = f"has the shape {volume.array.shape}; expected one volume (X, Y, Z)"
+        raise CaseError(case_id, volume.name, found, "store each modality in its own file")
 
 
 def _check_grid(reference: Header, volume: Volume, case_id: str) -> None:
-    difference = same_grid(reference, volume)
+    difference = describe_grid_difference(reference, volume)
     if difference is not None:
-        raise CaseError(case_id, volume.name, difference, "resample it onto that grid or export it again")
+        raise CaseError(case_id, volume.name, difference, "resample it to that grid or export it again")
 
 
 def _internal_mask(
@@ -313,11 +312,14 @@ def _internal_mask(
 
 
 def brain_mask(images: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) bool of where any modality differs from its background.
+    """(X, Y, Z) bool, True where any modality differs from its background.
 
-    The background of a modality is the value that most of the volume's eight corners share: 0 after
-    skull stripping, another number where a file was z-scored with its background. Without such a
-    value (a head that was not stripped) all of the volume counts.
+    The background of a modality is the value that most of the volume's eight corners share: 0 after skull
+    stripping, another number if the file was z-scored including its background. If no value is shared, as in
+    a head with its skull, the whole volume counts as brain.
+
+    Args:
+        images: (M, X, Y, Z).
     """
     brain = np.zeros(images.shape[1:], dtype=bool, order="F")
     for image in images:

@@ -1,6 +1,6 @@
-"""What a data set holds, checked and counted once: checksums, grids, labels, splits.
+"""The manifest of a data set: its validated cases with checksums, grids and labels, and its splits.
 
-`check_case` runs in workers, a case at a time; `build_manifest` puts the answers together.
+`check_case` runs in workers, one case at a time; `build_manifest` combines the results.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class CaseEntry:
-    """One case that can be used.
+    """A valid case.
 
     Attributes:
         files: its objects.
         checksum: sha256 over the sorted sha256s of its objects.
         checksums: key -> sha256 of the object.
-        shape: (X, Y, Z) in RAS order; of the segmented slices alone where `load_case` cuts to them.
-        spacing_mm: voxel edges in RAS order; 1 x 1 x 1 where the files state none (layout "lgg-tif").
-        convention: name of the mask's label convention, or None without a mask.
-        label_voxels: voxels of ncr, ed, et and rc; empty without a mask.
-        brain_voxels: voxels that are not background in every modality.
+        shape: (X, Y, Z) in RAS+ order; of the segmented slices only, if `load_case` cuts to them.
+        spacing_mm: voxel edges in RAS+ order; 1 x 1 x 1 if the files state none (layout "lgg-tif").
+        convention: the name of the mask's label convention, or None without a mask.
+        label_voxels: the number of voxels of ncr, ed, et and rc; empty without a mask.
+        brain_voxels: the number of voxels that are not background in at least one modality.
     """
 
     files: CaseFiles
@@ -67,21 +67,18 @@ class CaseEntry:
 
     @property
     def labelled_regions(self) -> tuple[str, ...]:
-        """What of WT, TC and ET the mask tells; nothing without one."""
+        """The regions of WT, TC and ET that the mask defines; () without a mask."""
         return CONVENTIONS[self.convention].regions if self.convention is not None else ()
 
 
 def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem]]:
-    """The case's entry, or None and the problem that keeps it out.
-
-    Every object is read once. Bad data never raises: the other cases go on.
-    """
+    """The entry of a case, or None and its problem; never raises on bad data. Reads each object once."""
     entry, problems, _ = examine_case(storage, files)
     return entry, problems
 
 
 def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem], Case | None]:
-    """What `check_case` says, and the case itself where it can be used."""
+    """As `check_case`, with the decoded case, or None if it is not valid."""
     checksums: dict[str, str] = {}
 
     def read(key: str) -> bytes:
@@ -92,9 +89,9 @@ def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, 
     try:
         case = assemble_case(files, read)
     except CaseError as error:
-        return None, [Problem.of(error)], None
+        return None, [Problem.from_error(error)], None
     except StorageError as error:
-        advice = "check that it can be read"
+        advice = "check that its files can be read"
         return None, [Problem(case_id=files.case_id, file="", found=str(error), advice=advice)], None
     counts: dict[str, int] = {}
     if case.mask is not None:
@@ -116,15 +113,15 @@ def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A data set: its cases, what was wrong, and who trains.
+    """A data set: its valid cases, the problems found, and its splits.
 
     Attributes:
-        data: the URI below which the cases' keys lie.
-        cases: the good ones, sorted by id.
-        problems: what was found wrong, with names or with contents.
-        splits: "train", "val" and "test" -> case ids; cases without a mask are in none.
-        folds: case ids by fold, of the same labelled cases.
-        seed: of the folds, and of the splits where they were shuffled.
+        data: the URI that the cases' keys are relative to.
+        cases: the valid cases, sorted by id.
+        problems: with the names or the contents of files.
+        splits: "train", "val" and "test" -> case ids; cases without a mask are in no split.
+        folds: the case ids of each fold, over the same labelled cases.
+        seed: of the folds, and of the splits if they are shuffled.
     """
 
     data: str
@@ -136,18 +133,18 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """Sixteen hex digits over contents, label conventions and splits; not over where the data lie."""
+        """Sixteen hex digits of a hash over contents, label conventions and splits, but not the URI."""
         contents = {entry.case_id: [entry.checksum, entry.convention] for entry in self.cases}
         text = json.dumps([contents, self.splits], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def entry(self, case_id: str) -> CaseEntry:
-        """The case of that id. Raises: UsageError, which lists some of the ids there are."""
+        """The case with that id. Raises: UsageError if there is none, with some of the valid ids."""
         for entry in self.cases:
             if entry.case_id == case_id:
                 return entry
-        there = ", ".join(entry.case_id for entry in self.cases[:5])
-        raise UsageError(f"'{case_id}' is not a case of {self.data}; there are {len(self.cases)}: {there} …")
+        examples = ", ".join(entry.case_id for entry in self.cases[:5])
+        raise UsageError(f"No case '{case_id}' in {self.data}; it has {len(self.cases)}: {examples} …")
 
     def select(self, split: str) -> list[CaseEntry]:
         """The cases of "train", "val" or "test", "labelled" (with a mask) or "all", sorted by id."""
@@ -161,21 +158,21 @@ class Manifest:
         return [entry for entry in self.cases if entry.case_id in wanted]
 
     def with_fold(self, fold: int) -> Manifest:
-        """The manifest whose "val" is that fold and whose "train" is all the others."""
+        """A copy whose "val" is that fold and whose "train" is all other folds."""
         if not 0 <= fold < len(self.folds):
-            raise UsageError(f"there is no fold {fold}; the manifest has {len(self.folds)}, from 0 on")
+            raise UsageError(f"No fold {fold} in the manifest; it has {len(self.folds)}, numbered from 0")
         others = (case_id for index, ids in enumerate(self.folds) if index != fold for case_id in ids)
         splits = {"train": tuple(sorted(others)), "val": self.folds[fold], "test": ()}
         return dataclasses.replace(self, splits=splits)
 
     def with_folds(self, num_folds: int) -> Manifest:
-        """The manifest with its labelled cases dealt to so many folds, patients kept whole.
+        """A copy with the labelled cases divided into `num_folds` folds by patient.
 
-        Those of "test" are in none: what is chosen by cross-validation is still to be tested on them. With fewer
-        patients than folds there are as many folds as patients.
+        Patients of "test" are in no fold, so that they can test the model chosen by cross-validation. If there
+        are fewer patients than folds, there are as many folds as patients.
 
         Raises:
-            UsageError: fewer than two folds, or fewer than two labelled patients outside of "test".
+            UsageError: fewer than two folds, or fewer than two labelled patients outside "test".
         """
         held_back = {entry.patient_id for entry in self.select("test")}
         cases_of: dict[str, list[str]] = {}
@@ -183,51 +180,51 @@ class Manifest:
             if entry.patient_id not in held_back:
                 cases_of.setdefault(entry.patient_id, []).append(entry.case_id)
         if len(cases_of) < 2:
-            besides = f" besides the {len(held_back)} of its test split" if held_back else ""
+            outside = f" outside its test split of {len(held_back)}" if held_back else ""
             raise UsageError(
-                f"{self.data} has {len(cases_of)} labelled patients{besides}; cross-validation needs at least two"
+                f"{self.data} has {len(cases_of)} labelled patients{outside}; cross-validation needs at least two"
             )
         folds = fold_patients(cases_of, num_folds, seed=self.seed)
         dealt = (sorted(case_id for patient in fold for case_id in cases_of[patient]) for fold in folds)
         return dataclasses.replace(self, folds=tuple(tuple(ids) for ids in dealt))
 
     def to_json(self) -> str:
-        """The manifest as text that `from_json` reads back."""
+        """The manifest as JSON, for `from_json`."""
         return json.dumps({"format": _FORMAT, "hash": self.hash, **to_dict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """The manifest of `to_json`.
+        """Parse the JSON written by `to_json`.
 
         Raises:
-            DataError: another text, another format, or contents that do not fit its hash.
+            DataError: not a manifest, another format, or contents that do not match the hash.
         """
         try:
             values = json.loads(text)
             form, stated = values.pop("format"), values.pop("hash")
             if form != _FORMAT:
-                raise UsageError(f"its format is {form}; this version reads {_FORMAT}")
+                raise UsageError(f"its format is {form}; expected {_FORMAT}")
             manifest = from_dict(cls, values)
             splits = {name: tuple(ids) for name, ids in manifest.splits.items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(
-                f"the manifest cannot be read ({error}); make it again with jobs/prepare.py"
+                f"the manifest is not valid ({error}); create it again with jobs/prepare.py"
             ) from error
         manifest = dataclasses.replace(manifest, splits=splits)
         if manifest.hash != stated:
             raise DataError(
-                f"the manifest was changed: it states the hash {stated} and has {manifest.hash}; "
-                "make it again with jobs/prepare.py"
+                f"the manifest was changed: it states the hash {stated} but has {manifest.hash}; "
+                "create it again with jobs/prepare.py"
             )
         return manifest
 
     def save(self, storage: Storage, key: str = MANIFEST) -> None:
-        """Writes the manifest, atomically."""
+        """Write the manifest atomically."""
         storage.write(key, self.to_json().encode())
 
 
 def load_manifest(uri: str) -> Manifest:
-    """The manifest at a URI: the object itself (`….json`), or the folder that holds a manifest.json."""
+    """Load a manifest from its URI (`….json`) or from the URI of the folder of a manifest.json."""
     folder, key = split_uri(uri) if uri.endswith(".json") else (uri, MANIFEST)
     return Manifest.from_json(open_storage(folder).read(key))
 
@@ -241,14 +238,22 @@ def build_manifest(
     num_folds: int = 5,
     shuffle: bool = False,
 ) -> Manifest:
-    """The manifest of the answers of `check_case`, in any order; patients are kept whole.
+    """Combine results of `check_case`, in any order, into a manifest; splits never divide a patient.
+
+    Args:
+        storage_uri: the URI that the cases' keys are relative to.
+        checked: the results.
+        seed: of the folds, and of the splits if they are shuffled.
+        ratios: fractions of patients in "train", "val" and "test".
+        num_folds: for cross-validation.
+        shuffle: as in `split_patients`.
 
     Raises:
-        UsageError: ratios or folds that cannot be.
+        UsageError: invalid ratios or number of folds.
     """
     answers = list(checked)
     problems = sorted({p for _, found in answers for p in found}, key=lambda p: (p.case_id, p.file, p.found))
-    cases = _agreed(sorted((e for e, _ in answers if e is not None), key=lambda e: e.case_id))
+    cases = _unify_conventions(sorted((e for e, _ in answers if e is not None), key=lambda e: e.case_id))
     cases_of: dict[str, list[str]] = {}
     for entry in cases:
         if entry.has_mask:
@@ -269,27 +274,27 @@ def build_manifest(
     )
 
 
-def _agreed(entries: list[CaseEntry]) -> list[CaseEntry]:
-    """The entries with the conventions that the collection shows where a single case cannot.
+def _unify_conventions(entries: list[CaseEntry]) -> list[CaseEntry]:
+    """The entries with conventions detected from all masks of the same layout.
 
-    In BraTS 2024 a case may have a resection cavity (4) and no enhancing tumour (3), and then looks
-    like one of the old years; a case without either may be of any year.
+    A case of BraTS 2024 with a resection cavity (4) but no enhancing tumour (3) looks like one of BraTS 2017
+    to 2021; a case with neither could be from any year.
     """
     numbers: dict[str, set[int]] = {}
     for entry in entries:
         numbers.setdefault(entry.files.layout, set()).update(_stored_counts(entry))
-    return [_redetected(entry, numbers[entry.files.layout]) for entry in entries]
+    return [_redetect(entry, numbers[entry.files.layout]) for entry in entries]
 
 
 def _stored_counts(entry: CaseEntry) -> dict[int, int]:
-    """Voxels by the number in the file, for the numbers that occur."""
+    """Number in the file -> count of voxels, for the numbers that occur."""
     if entry.convention is None:
         return {}
     stored = {LABELS[label]: number for number, label in CONVENTIONS[entry.convention].to_internal.items()}
     return {stored[name]: count for name, count in entry.label_voxels.items() if count}
 
 
-def _redetected(entry: CaseEntry, collection: set[int]) -> CaseEntry:
+def _redetect(entry: CaseEntry, collection: set[int]) -> CaseEntry:
     if entry.convention is None or entry.files.declared is not None:
         return entry
     stored = _stored_counts(entry)

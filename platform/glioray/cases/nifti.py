@@ -1,8 +1,10 @@
-"""NIfTI from bytes and back: fast, bounded, and strict where the common readers are silent.
+"""NIfTI decoding and encoding: fast, bounded, and strict about damaged files.
 
-The only importer of nibabel. A file is judged by its first bytes, never by its name: whether it is
-gzip, whether it is NIfTI-1 or NIfTI-2, which byte order it has. Header and size are checked before
-anything is inflated, so that a bomb or a header that lies costs no memory.
+The only module that imports nibabel, for headers and orientations. Voxels are decoded here, since nibabel
+allocates whatever a header claims, silently accepts surplus data, NaN in affines and an infinite slope, and
+decompresses three times slower. Compression, version and byte order are read from the first bytes of a
+file, never from its name. Header and size are checked before anything is decompressed, so that a bomb or a
+false header costs no memory.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from glioray.cases.inflate import GZIP_MAGIC, inflate, peek
 from glioray.errors import CaseError
 
 HEADER_BYTES = 544
-"""Enough of a file, after inflating, to hold the header of either version of NIfTI."""
+"""Bytes of a decompressed file that hold the header of either NIfTI version."""
 
 _NUMBERS = {
     2: "u1",
@@ -41,12 +43,12 @@ _MAX_EXTENSION_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim before it is refused unread.
+    """The largest file that is decoded.
 
     Attributes:
-        max_voxels: voxels of one channel.
-        max_channels: channels of a 4-D file.
-        max_bytes: size of the voxel data after inflating.
+        max_voxels: voxels in one channel.
+        max_channels: channels in a 4-D file.
+        max_bytes: size of the decompressed voxel data.
     """
 
     max_voxels: int = 512**3
@@ -59,17 +61,18 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the first bytes of a file say, checked.
+    """A validated header.
 
     Attributes:
         name: the file, for messages.
         shape: (X, Y, Z) or (X, Y, Z, C), in stored order; a 2-D image has Z = 1.
-        dtype: of the voxels as stored, with its byte order.
+        dtype: of the voxels as stored, including the byte order.
         affine: (4, 4) float64, from voxel index in stored order to mm in RAS+.
-        offset: where the voxel data begin, in bytes.
-        slope, intercept: what the stored numbers are scaled by; (1, 0) where they are not.
-        has_orientation: whether the sform or the qform is set at all.
-        nibabel_header: the header as nibabel holds it.
+        offset: the start of the voxel data in bytes.
+        slope: factor of the stored numbers; 1 if they are not scaled.
+        intercept: added to the scaled numbers; 0 if they are not scaled.
+        has_orientation: whether the sform or the qform is set.
+        nibabel_header: nibabel's object.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Header:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole file after inflating."""
+        """The size of the whole decompressed file."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -99,9 +102,9 @@ class Volume:
     """A decoded file.
 
     Attributes:
-        array: (X, Y, Z) or (X, Y, Z, C) in stored order; the stored type unless the header scales it
-            (then float32).
-        header: what the file said of itself.
+        array: (X, Y, Z) or (X, Y, Z, C) in stored order; in the stored type, or float32 if the header
+            scales it.
+        header: of the file.
     """
 
     array: np.ndarray
@@ -130,35 +133,35 @@ class Volume:
 
 
 def read_header(data: bytes, *, name: str, case_id: str = "", limits: Limits = DEFAULT_LIMITS) -> Header:
-    """The checked header of a file, of which only the first bytes are looked at.
+    """Parse and validate the header of a file; reads only the first bytes.
 
     Args:
-        data: the file or its beginning, gzip or not.
+        data: the file or its beginning, compressed or not.
         name: the file, for messages.
         case_id: the case, for messages.
-        limits: what the header may claim.
+        limits: the largest sizes that the header may claim.
 
     Raises:
-        CaseError: not NIfTI, or a header that nothing can be built on.
+        CaseError: not NIfTI, an unusable header, or sizes beyond `limits`.
     """
     return _HeaderReader(name, case_id, limits).read(data)
 
 
 def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = DEFAULT_LIMITS) -> Volume:
-    """The decoded file.
+    """Decode a file; the arguments are those of `read_header`.
 
     Raises:
-        CaseError: not NIfTI, a header that nothing can be built on or that claims more than `limits`,
-            a damaged or truncated stream, more or fewer bytes than the header claims.
+        CaseError: not NIfTI, an unusable header, sizes beyond `limits`, a damaged or truncated stream, or
+            more or fewer bytes than the header claims.
     """
     header = read_header(data, name=name, case_id=case_id, limits=limits)
     raw = _expand(data, header, case_id)
     if len(raw) != header.size_bytes:
-        few = len(raw) < header.size_bytes
+        fault = "truncated" if len(raw) < header.size_bytes else "longer than its header claims"
         raise CaseError(
             case_id,
             name,
-            f"is {'truncated' if few else 'longer than its header says'}: {len(raw)} bytes of {header.size_bytes}",
+            f"is {fault}: {len(raw)} bytes, expected {header.size_bytes}",
             "copy or export it again",
         )
     flat = np.frombuffer(raw, dtype=header.dtype, offset=header.offset)
@@ -180,18 +183,18 @@ def _expand(data: bytes, header: Header, case_id: str) -> bytes | bytearray:
 
 
 class _HeaderReader:
-    """Reads one header; every refusal names the file."""
+    """Reads and validates one header; every error names the file."""
 
     def __init__(self, name: str, case_id: str, limits: Limits) -> None:
         self.name, self.case_id, self.limits = name, case_id, limits
 
-    def refuse(self, found: str, advice: str = "export it again as NIfTI") -> NoReturn:
+    def fail(self, found: str, advice: str = "export it again as NIfTI") -> NoReturn:
         raise CaseError(self.case_id, self.name, found, advice)
 
     def read(self, data: bytes) -> Header:
-        return self.describe(self._parse(self._first_bytes(data)))
+        return self.validate(self._parse(self._first_bytes(data)))
 
-    def describe(self, header: Any) -> Header:
+    def validate(self, header: Any) -> Header:
         shape = self._shape(header)
         dtype = self._dtype(header)
         self._check_size(shape, dtype)
@@ -210,13 +213,13 @@ class _HeaderReader:
 
     def _first_bytes(self, data: bytes) -> bytes:
         if not data:
-            self.refuse("is empty (0 bytes)", "copy it again or delete it")
+            self.fail("is empty (0 bytes)", "copy it again or delete it")
         try:
             first = peek(data, HEADER_BYTES)
         except ValueError as error:
-            self.refuse(str(error), "copy or export it again")
+            self.fail(str(error), "copy or export it again")
         if len(first) < 4:
-            self.refuse(f"ends inside its header, after {len(first)} bytes", "copy or export it again")
+            self.fail(f"ends within its header, after {len(first)} bytes", "copy or export it again")
         return first
 
     def _parse(self, first: bytes) -> Any:
@@ -224,28 +227,28 @@ class _HeaderReader:
             (n for n in (348, 540) if first[:4] in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
         )
         if size is None:
-            self.refuse("is not NIfTI: it does not begin with a NIfTI header")
+            self.fail("is not NIfTI: it does not start with a NIfTI header")
         two = size == 540
         if len(first) < size:
-            self.refuse(f"ends inside its header, after {len(first)} bytes", "copy or export it again")
+            self.fail(f"ends within its header, after {len(first)} bytes", "copy or export it again")
         magic = first[4:8] if two else first[344:348]
         if magic[:2] == b"ni":
-            self.refuse("is the header of a .hdr/.img pair", "save both as one .nii or .nii.gz")
+            self.fail("is the header of a .hdr/.img pair", "save both as one .nii or .nii.gz")
         if magic[:2] != b"n+":
-            self.refuse("is not NIfTI: the header has the right size and no NIfTI mark (Analyze?)")
+            self.fail("is not NIfTI: the header has no NIfTI signature (is it Analyze?)")
         order = "<" if first[:4] == size.to_bytes(4, "little") else ">"
         return (Nifti2Header if two else Nifti1Header)(first[:size], endianness=order, check=False)
 
     def _shape(self, header: Any) -> tuple[int, ...]:
         dim = [int(n) for n in header["dim"]]
         if not 1 <= dim[0] <= 7:
-            self.refuse(f"claims {dim[0]} dimensions")
+            self.fail(f"claims {dim[0]} dimensions")
         shape = tuple(dim[1 : dim[0] + 1])
         if min(shape) < 1:
-            self.refuse(f"has a dimension without voxels, {shape}")
+            self.fail(f"has a dimension of size 0: {shape}")
         spatial, further = (*shape, 1, 1)[:3], tuple(n for n in shape[3:] if n > 1)
         if len(shape) < 2 or len(further) > 1:
-            self.refuse(f"is {shape}; expected a volume (X, Y, Z) or channels of one (X, Y, Z, C)")
+            self.fail(f"has the shape {shape}; expected (X, Y, Z) or (X, Y, Z, C)")
         return (*spatial, *further)
 
     def _dtype(self, header: Any) -> np.dtype[Any]:
@@ -253,14 +256,14 @@ class _HeaderReader:
         if code not in _NUMBERS:
             kind = {
                 1: "single bits",
-                32: "complex",
+                32: "complex numbers",
                 128: "RGB",
                 1536: "float128",
-                1792: "complex",
+                1792: "complex numbers",
                 2304: "RGBA",
             }
-            self.refuse(
-                f"holds {kind.get(code, 'an unknown type of')} voxels (datatype {code}); expected integers or floats"
+            self.fail(
+                f"holds voxels of {kind.get(code, 'an unknown type')} (datatype {code}); expected integers or floats"
             )
         return np.dtype(_NUMBERS[code]).newbyteorder(header.endianness)
 
@@ -268,13 +271,13 @@ class _HeaderReader:
         voxels, channels = math.prod(shape[:3]), math.prod(shape[3:])
         if voxels > self.limits.max_voxels or channels > self.limits.max_channels:
             limit = f"{self.limits.max_voxels} voxels and {self.limits.max_channels} channels"
-            self.refuse(
-                f"claims {shape} voxels; at most {limit} are read", "resample or crop it, or check the header"
+            self.fail(
+                f"claims {shape} voxels; expected at most {limit}", "resample or crop it, or check the header"
             )
         size = voxels * channels * dtype.itemsize
         if size > self.limits.max_bytes:
-            self.refuse(
-                f"claims {size} bytes of voxels; at most {self.limits.max_bytes} are read",
+            self.fail(
+                f"claims {size} bytes of voxels; expected at most {self.limits.max_bytes}",
                 "store it as int16 or crop it",
             )
 
@@ -284,21 +287,25 @@ class _HeaderReader:
         if offset == 0:
             return int(first)
         if not (math.isfinite(offset) and first <= offset <= _MAX_EXTENSION_BYTES and offset == int(offset)):
-            self.refuse(f"says that its voxels begin at byte {offset:g}; expected {first} or a little more")
+            self.fail(
+                f"claims that its voxels start at byte {offset:g}; expected {first} to {_MAX_EXTENSION_BYTES}"
+            )
         return int(offset)
 
     def _scaling(self, header: Any) -> tuple[float, float]:
         try:
             slope, intercept = header.get_slope_inter()
         except HeaderDataError as error:
-            self.refuse(f"has a scaling that cannot be used ({error})")
+            self.fail(f"has an unusable scaling ({error})")
         slope, intercept = (
             1.0 if slope is None else float(slope),
             0.0 if intercept is None else float(intercept),
         )
-        # nibabel takes an infinite slope for none at all.
+        # nibabel treats an infinite slope as no scaling.
         if math.isinf(header["scl_slope"]) or not math.isfinite(intercept):
-            self.refuse(f"has a scaling that is not finite ({header['scl_slope']} and {intercept})")
+            self.fail(
+                f"has a scaling that is not finite (slope {header['scl_slope']}, intercept {intercept})"
+            )
         return slope, intercept
 
     def _affine(self, header: Any) -> np.ndarray:
@@ -306,19 +313,19 @@ class _HeaderReader:
             with np.errstate(all="ignore"):
                 affine = np.asarray(header.get_best_affine(), dtype=np.float64)
         except (HeaderDataError, ValueError, ArithmeticError) as error:
-            self.refuse(f"has an orientation that cannot be used ({error})", "set its sform or qform again")
+            self.fail(f"has an unusable orientation ({error})", "set its sform or qform again")
         if not np.isfinite(affine).all():
-            self.refuse("has NaN or infinity in its affine", "set its sform or qform again")
+            self.fail("has NaN or infinity in its affine", "set its sform or qform again")
         edges = np.linalg.norm(affine[:3, :3], axis=0)
         if edges.min() < 1e-3 or edges.max() > 1e3:
-            self.refuse(f"has voxel edges of {mm_text(edges)} mm", "set its sform or qform again")
+            self.fail(f"has voxel edges of {format_mm(edges)} mm", "set its sform or qform again")
         if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
-            self.refuse("has a singular affine: two of its axes coincide", "set its sform or qform again")
+            self.fail("has a singular affine: two of its axes coincide", "set its sform or qform again")
         return affine
 
 
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The array with its first three axes in RAS+ order, as a view, and the affine that belongs to it."""
+    """A view of the array with its first three axes in RAS+ order, and the affine of that view."""
     orientation = io_orientation(affine)
     return apply_orientation(array, orientation), affine @ inv_ornt_aff(orientation, array.shape[:3])
 
@@ -326,7 +333,7 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.
 def restore_orientation(
     array_ras: np.ndarray, affine_original: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """The inverse of `to_canonical`: a view in the axis order and direction of the original file.
+    """The inverse of `to_canonical`: a view in the axis order and directions of the original file.
 
     Args:
         array_ras: (X, Y, Z) in RAS+ order.
@@ -334,7 +341,7 @@ def restore_orientation(
         shape: (X, Y, Z) of the file as stored.
 
     Raises:
-        ValueError: the array does not have that shape in RAS+ order.
+        ValueError: the array in the file's axis order does not have that shape.
     """
     identity = np.array([[0, 1], [1, 1], [2, 1]])
     restored = apply_orientation(array_ras, ornt_transform(identity, io_orientation(affine_original)))
@@ -344,18 +351,18 @@ def restore_orientation(
 
 
 def encode_mask(mask_ras: np.ndarray, like: Volume | Header, *, compress: bool = True) -> bytes:
-    """A NIfTI file of labels on the grid of another file.
+    """Encode labels as a NIfTI file on the grid of another file.
 
     Args:
         mask_ras: (X, Y, Z) uint8 in RAS+ order.
-        like: the file whose affine, shape, axis order, version and form codes the mask takes over.
-        compress: as `.nii.gz`.
+        like: the file that gives the affine, shape, axis order, version and form codes.
+        compress: whether to write gzip.
     """
     return _encode_like(np.asarray(mask_ras, dtype=np.uint8), like, compress)
 
 
 def encode_map(values_ras: np.ndarray, like: Volume | Header, *, compress: bool = True) -> bytes:
-    """A NIfTI file of float32 values, (X, Y, Z) in RAS+ order, on the grid of another file, as `encode_mask`."""
+    """Encode float32 values, (X, Y, Z) in RAS+ order, as `encode_mask` encodes labels."""
     return _encode_like(np.asarray(values_ras, dtype=np.float32), like, compress)
 
 
@@ -372,27 +379,27 @@ def _encode_like(array_ras: np.ndarray, like: Volume | Header, compress: bool) -
 
 
 def encode_volume(array: np.ndarray, affine: np.ndarray, *, compress: bool = True) -> bytes:
-    """A NIfTI-1 file of an array (X, Y, Z) or (X, Y, Z, C), in its own type, with sform and qform set."""
+    """Encode an array (X, Y, Z) or (X, Y, Z, C) as NIfTI-1 in its own type, with sform and qform set."""
     return _encode(array, _nifti1_header(array.shape, array.dtype, affine), compress)
 
 
 def make_header(
     shape: tuple[int, int, int], dtype: np.dtype[Any], affine: np.ndarray, *, name: str
 ) -> Header:
-    """The header of a volume that is in no NIfTI file of its own: what `encode_volume` would write for it.
+    """The header that `encode_volume` would write, for a volume that comes from no NIfTI file.
 
     Args:
-        shape: (X, Y, Z) in the order that the volume shall be stored in.
-        dtype: of its voxels.
-        affine: (4, 4) float64 from voxel index in that order to mm in RAS+.
+        shape: (X, Y, Z) in stored order.
+        dtype: of the voxels.
+        affine: (4, 4) float64 from voxel index in stored order to mm in RAS+.
         name: of the volume, for messages.
     """
     header = _nifti1_header(shape, dtype, affine)
-    return _HeaderReader(name, "", DEFAULT_LIMITS).describe(header)
+    return _HeaderReader(name, "", DEFAULT_LIMITS).validate(header)
 
 
 def slice_axis(header: Header) -> int:
-    """The axis in RAS+ order along which the file's slices follow each other: its third one, as stored."""
+    """The axis, in RAS+ order, along which the file's slices are stacked: its third stored axis."""
     return int(io_orientation(header.affine)[2, 0])
 
 
@@ -414,6 +421,6 @@ def _encode(array: np.ndarray, header: Any, compress: bool) -> bytes:
     return bytes(deflate.gzip_compress(raw, 6)) if compress else raw
 
 
-def mm_text(values: Any) -> str:
-    """Lengths along the axes, for messages: `1 x 1 x 6`."""
+def format_mm(values: Any) -> str:
+    """Lengths along the axes, formatted for messages: `1 x 1 x 6`."""
     return " x ".join(f"{value:.3g}" for value in values)

@@ -1,10 +1,10 @@
-"""Brains that never were: real NIfTI in BraTS 2021's layout, for demonstrations and tests.
+"""Synthetic brains, as NIfTI files in the layout of BraTS 2021, for demonstrations and tests.
 
-A phantom has four contrasts, cortex, ventricles, deep nuclei, vessels and white-matter spots, and
-nested tumours of many sizes. It is hard where real cases are: vessels and choroid plexus enhance like
-ET, spots in FLAIR look like oedema, oedema may be faint, and every file has a bias field, Rician noise
-and an intensity scale of its own. A model that does well here has shown that it runs, not that it
-knows medicine.
+A phantom has four contrasts, cortex, ventricles, deep nuclei, vessels, white-matter spots, and nested
+tumours of various sizes. It shares the difficulties of real cases: vessels and choroid plexus enhance
+like ET, spots in FLAIR look like oedema, oedema may be faint, and every file has its own bias field,
+Rician noise and intensity scale. A good score on phantoms shows that the software works, not that the
+model is of medical use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glioray.storage import Storage
 
 _FILE_NAMES = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
 
-# Brightness in T1, T1c, T2 and FLAIR, with normal white matter in T1 near 0.85.
+# Brightness in T1, T1c, T2 and FLAIR, relative to normal white matter in T1 near 0.85.
 _TISSUES = {
     "csf": (0.25, 0.27, 1.40, 0.20),
     "grey": (0.60, 0.66, 0.80, 0.78),
@@ -37,12 +37,12 @@ _TISSUES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Tumour:
-    """The make of one tumour.
+    """Ranges for the random shape of a tumour.
 
     Attributes:
-        radius_mm: range of the whole tumour's radius.
-        core: range of the core's radius as a share of that.
-        rim: range of the enhancing rim's thickness as a share of the core's radius; 0 for no ET.
+        radius_mm: of the whole tumour.
+        core: radius of the core as a fraction of the whole tumour's radius.
+        rim: thickness of the enhancing rim as a fraction of the core's radius; 0 for no ET.
     """
 
     radius_mm: tuple[float, float]
@@ -58,12 +58,12 @@ _KINDS = (
     _Tumour(radius_mm=(20, 26), core=(0.3, 0.5), rim=(0.03, 0.08)),
     _Tumour(radius_mm=(15, 24), core=(0.75, 0.95), rim=(0.5, 1.0)),
 )
-"""Typical, small, without ET, large, hardly any ET, little oedema: case after case in turn."""
+"""Typical, small, without ET, large, with hardly any ET, with little oedema; cases take them in turn."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One case.
+    """A synthetic case.
 
     Attributes:
         images: (4, X, Y, Z) int16 in RAS+, in the order of `config.MODALITIES`; 0 outside the brain.
@@ -84,10 +84,10 @@ def write_phantoms(
     shape: tuple[int, int, int] = (96, 96, 64),
     spacing_mm: float | None = None,
 ) -> list[str]:
-    """Writes cases `BraTS2021_90000/BraTS2021_90000_{t1,t1ce,t2,flair,seg}.nii.gz` and so on; returns their ids.
+    """Write cases `BraTS2021_90000/BraTS2021_90000_{t1,t1ce,t2,flair,seg}.nii.gz` etc.; return their ids.
 
     Args:
-        storage: where to.
+        storage: receives the files.
         num_cases: at most 10000.
         seed: the same seed and shape give the same bytes.
         shape: (X, Y, Z) of each volume.
@@ -102,7 +102,7 @@ def write_phantoms(
     for index, case_id in enumerate(case_ids):
         phantom = make_phantom(index, seed=seed, shape=shape, spacing_mm=spacing_mm)
         edge = phantom.spacing_mm
-        # Stored as BraTS does: x towards the left, y towards the back.
+        # BraTS stores x towards the left and y towards the back.
         affine = np.diag([-edge, -edge, edge, 1.0])
         affine[1, 3] = (shape[1] - 1) * edge
         for modality, image in zip(MODALITIES, phantom.images, strict=True):
@@ -120,9 +120,9 @@ def make_phantom(
     shape: tuple[int, int, int] = (96, 96, 64),
     spacing_mm: float | None = None,
 ) -> Phantom:
-    """The phantom of that index; see `write_phantoms`."""
+    """The phantom with that index; see `write_phantoms`."""
     if min(shape) < 16:
-        raise UsageError(f"a phantom of {shape} voxels is too small; expected at least 16 along each axis")
+        raise UsageError(f"shape is {shape}; expected at least 16 voxels along each axis of a phantom")
     edge = spacing_mm or max(192 / shape[0], 192 / shape[1], 128 / shape[2])
     scene = _Scene(np.random.default_rng([seed, index]), shape, edge)
     mask = scene.tumour(_KINDS[index % len(_KINDS)])
@@ -133,13 +133,13 @@ def make_phantom(
 
 
 class _Scene:
-    """One head: its coordinates in mm from its centre, its tissues, and its own random numbers."""
+    """One head: its coordinates in mm from its centre, its tissues, and its random generator."""
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int, int], edge_mm: float) -> None:
         self.rng, self.shape, self.edge_mm = rng, shape, edge_mm
         axes = [((np.arange(n) - (n - 1) / 2) * edge_mm).astype(np.float32) for n in shape]
         self.x, self.y, self.z = np.meshgrid(*axes, indexing="ij", sparse=True)
-        # The head is as large as the volume allows, and no larger than a head.
+        # As large as the volume allows, but no larger than a human head.
         fit = min(1.0, *(n * edge_mm / mm for n, mm in zip(shape, (150, 184, 124), strict=True)))
         radii = np.array([66, 82, 57]) * fit * rng.uniform(0.93, 1.05, 3)
         self.size_mm = fit
@@ -149,9 +149,9 @@ class _Scene:
         self.csf, self.grey, self.vessels, self.spots = self._tissues()
 
     def noise(self, smooth_mm: float, *, mirrored: bool = True) -> np.ndarray:
-        """Smooth noise of mean 0 and spread 1; mirrored: much the same on the left as on the right."""
+        """Smooth noise of mean 0 and standard deviation 1; `mirrored` makes left and right similar."""
         sigma = smooth_mm / self.edge_mm
-        # Very smooth noise is drawn on a coarse grid: the same to the eye, and much faster.
+        # Very smooth noise is drawn on a coarse grid, which is much faster and looks the same.
         step = max(1, int(sigma / 2))
         coarse = [n // step + 2 for n in self.shape]
         field = gaussian_filter(self.rng.standard_normal(coarse, dtype=np.float32), sigma / step, truncate=3)
@@ -164,13 +164,13 @@ class _Scene:
         return (field - field.mean()) / (field.std() + 1e-12)
 
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        """1 on the surface, less inside; mm."""
+        """A field that is 1 on the surface of an ellipsoid and less inside; centre and radii in mm."""
         s = self.size_mm
         parts = zip((self.x, self.y, self.z), centre, radii, strict=True)
         return np.sqrt(sum(((axis - c * s) / (r * s)) ** 2 for axis, c, r in parts))
 
     def soft(self, field: np.ndarray, width: float) -> np.ndarray:
-        """A share from 0 to 1: 1 where the field is well above 0."""
+        """A soft threshold in [0, 1]: 1 where the field is well above 0."""
         return np.clip(field / width + 0.5, 0, 1)
 
     def _tissues(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -185,7 +185,7 @@ class _Scene:
         horns = [self.ellipsoid((side * (6 + 4 * width), -4, 8), (6 * width, 28, 13)) for side in (-1, 1)]
         ventricles = np.minimum(*horns) - 0.12 * self.noise(8 * s)
         csf = np.maximum.reduce([sulci * 0.9, fissure, self.soft(1 - ventricles, 0.25)])
-        # Where two smooth fields cross 0 together there are thin winding lines.
+        # Two smooth fields cross 0 together along thin winding lines.
         lines = np.hypot(self.noise(7 * s), self.noise(7 * s))
         vessels = self.soft(0.16 - lines, 0.1)
         sinus = np.hypot(self.x, self.depth - 2 * s) - 3.5 * s
@@ -199,7 +199,7 @@ class _Scene:
         return csf, grey, vessels, np.maximum(caps, spots) * rng.uniform(0.3, 1.0)
 
     def tumour(self, kind: _Tumour) -> np.ndarray:
-        """(X, Y, Z) uint8 internal labels of one tumour, somewhere in the white matter."""
+        """(X, Y, Z) uint8 internal labels of one tumour at a random place in the white matter."""
         rng, s = self.rng, self.size_mm
         room = np.flatnonzero((self.depth > 14 * s) & (self.csf < 0.1) & (self.grey < 0.5))
         place = np.unravel_index(rng.choice(room), self.shape)
@@ -212,7 +212,7 @@ class _Scene:
         core_centre = centre + rng.uniform(-0.5, 0.5, 3) * (radius - core_radius)
         core = (1 - self._blob(core_centre, core_radius)) - 0.5 * self.csf
         rim = rng.uniform(*kind.rim)
-        # A rim is of uneven thickness, and open in places.
+        # The rim has an uneven thickness and gaps.
         inner = core - rim * (1 + 0.6 * self.noise(core_radius / 2, mirrored=False))
         mask = np.zeros(self.shape, dtype=np.uint8)
         mask[(oedema > 0) & self.brain] = 2
@@ -231,7 +231,7 @@ class _Scene:
         return distance + 0.2 * self.noise(max(radius / 3, self.edge_mm), mirrored=False)
 
     def images(self, mask: np.ndarray) -> np.ndarray:
-        """(4, X, Y, Z) int16 of the head with that tumour."""
+        """(4, X, Y, Z) int16 images of the head with the tumours of `mask`."""
         rng = self.rng
         contrast = {"ncr": rng.uniform(0.6, 1.0), "ed": rng.uniform(0.35, 1.0), "et": rng.uniform(0.5, 1.0)}
         blur = 0.6 / max(self.edge_mm, 0.6)
@@ -264,6 +264,6 @@ class _Scene:
         sigma = rng.uniform(0.02, 0.06)
         real, imaginary = rng.standard_normal((2, *self.shape), dtype=np.float32) * np.float32(sigma)
         image = np.hypot(image + real, imaginary)
-        # Scanners share no unit: the brightest tissue is anywhere from a few hundred to many thousand.
+        # Scanners have no common unit: the brightest tissue may be a few hundred or many thousand.
         scale = np.exp(rng.uniform(np.log(200), np.log(8000)))
         return (np.clip(image * scale, 1, 32767) * self.brain).astype(np.int16)

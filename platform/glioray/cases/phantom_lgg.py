@@ -1,4 +1,4 @@
-"""Phantoms in the two forms that lower-grade gliomas are shared in with fewer than four modalities."""
+"""Phantoms in the layouts of two collections of lower-grade gliomas with fewer than four modalities."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from glioray.storage import Storage
 def write_tif_phantoms(
     storage: Storage, *, num_cases: int = 3, seed: int = 0, shape: tuple[int, int, int] = (64, 64, 24)
 ) -> list[str]:
-    """Writes `TCGA_XX_9000_20000101/TCGA_XX_9000_20000101_{1,1_mask,2,2_mask,...}.tif` and so on; their ids."""
+    """Write `TCGA_XX_9000_20000101/TCGA_XX_9000_20000101_{1,1_mask,2,...}.tif` etc.; return the case ids."""
     case_ids = [f"TCGA_XX_{9000 + index}_20000101" for index in range(num_cases)]
     for index, case_id in enumerate(case_ids):
         phantom = make_phantom(index, seed=seed, shape=shape)
         images = phantom.images[[MODALITIES.index(name) for name in CHANNELS]].astype(np.float32)
         peaks = np.percentile(images, 99.9, axis=(1, 2, 3), keepdims=True)
         bytes_ = (images / peaks * 255).clip(0, 255).astype(np.uint8)
-        # Pictures have the front on top and the patient's right on the left.
+        # In the pictures the front is at the top and the patient's right is on the left.
         pictures = bytes_[:, ::-1, ::-1].transpose(3, 2, 1, 0)
         masks = np.where(phantom.mask > 0, np.uint8(255), np.uint8(0))[::-1, ::-1].transpose(2, 1, 0)
         for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True), 1):
@@ -36,9 +36,9 @@ def write_tif_phantoms(
 def write_1p19q_phantoms(
     storage: Storage, *, num_cases: int = 3, seed: int = 0, shape: tuple[int, int, int] = (64, 64, 24)
 ) -> list[str]:
-    """Writes `LGG-900/LGG-900_{T1,T2}.nii.gz`, `LGG-900/LGG-900-Segmentation.nii.gz` and so on; their ids.
+    """Write `LGG-900/LGG-900_{T1,T2}.nii.gz`, `LGG-900/LGG-900-Segmentation.nii.gz` etc.; return the case ids.
 
-    The mask, 1 where there is tumour, covers the axial slice that holds most of it and the two beside it.
+    The mask, 1 for tumour, covers the axial slice with the most tumour and its two neighbours.
     """
     case_ids = [f"LGG-{900 + index}" for index in range(num_cases)]
     for index, case_id in enumerate(case_ids):
@@ -48,8 +48,8 @@ def write_1p19q_phantoms(
         tumour = phantom.mask > 0
         largest = int(tumour.sum(axis=(0, 1)).argmax())
         mask = np.zeros(shape, np.uint8)
-        shown = np.s_[:, :, max(largest - 1, 0) : largest + 2]
-        mask[shown] = tumour[shown]
+        segmented = np.s_[:, :, max(largest - 1, 0) : largest + 2]
+        mask[segmented] = tumour[segmented]
         for name, modality in (("T1", "t1c"), ("T2", "t2")):
             image = phantom.images[MODALITIES.index(modality)]
             data = encode_volume(image[::-1, ::-1], affine)

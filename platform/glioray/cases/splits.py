@@ -1,4 +1,7 @@
-"""Which patients train, validate and test: whole patients, the same answer every time."""
+"""Reproducible splits into training, validation and test, by patient.
+
+scikit-learn's splitters depend on the order of the input and on NumPy's generator; these depend on the ids alone.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,21 @@ def split_patients(
     """The patients of "train", "val" and "test", each sorted by id.
 
     Args:
-        patient_ids: repetitions count once.
-        ratios: shares of the three splits; they add up to 1. A share above 0 gets at least one patient
-            as long as there are enough, training first.
+        patient_ids: duplicates count once.
+        ratios: fractions of patients in the three splits, which add up to 1. A fraction above 0 gets at
+            least one patient if there are enough, training first.
         seed: of the shuffle.
         shuffle: False fills the splits in the order of the ids (ten patients at .8/.2/0: the first eight
             train, the last two validate); True in the order of a seeded hash of each id.
 
     Raises:
-        UsageError: ratios below 0, or that do not add up to 1.
+        UsageError: ratios are negative or do not add up to 1.
     """
     if min(ratios) < 0 or not math.isclose(sum(ratios), 1.0, abs_tol=1e-6):
-        raise UsageError(f"the split ratios are {ratios}; expected three shares from 0 on that add up to 1")
-    patients = hashed_order(patient_ids, seed) if shuffle else sorted(set(patient_ids))
+        raise UsageError(
+            f"the split ratios are {ratios}; expected three numbers of at least 0 that add up to 1"
+        )
+    patients = _order_by_hash(patient_ids, seed) if shuffle else sorted(set(patient_ids))
     result, start = {}, 0
     for name, count in zip(SPLITS, _sizes(len(patients), ratios), strict=True):
         result[name] = tuple(sorted(patients[start : start + count]))
@@ -40,22 +45,22 @@ def split_patients(
 def fold_patients(
     patient_ids: Iterable[str], num_folds: int, *, seed: int = 0
 ) -> tuple[tuple[str, ...], ...]:
-    """Folds for cross-validation, each sorted by id: every patient is in exactly one.
+    """Folds for cross-validation, each sorted by id; every patient is in exactly one fold.
 
-    With fewer patients than `num_folds` there are as many folds as patients.
+    If there are fewer patients than `num_folds`, there are as many folds as patients.
 
     Raises:
         UsageError: fewer than two folds.
     """
     if num_folds < 2:
         raise UsageError(f"num_folds is {num_folds}; expected at least 2")
-    patients = hashed_order(patient_ids, seed)
+    patients = _order_by_hash(patient_ids, seed)
     num_folds = min(num_folds, len(patients))
     return tuple(tuple(sorted(patients[fold::num_folds])) for fold in range(num_folds))
 
 
-def hashed_order(patient_ids: Iterable[str], seed: int) -> list[str]:
-    """The ids in an order that depends on each id and the seed alone, not on the platform's generator."""
+def _order_by_hash(patient_ids: Iterable[str], seed: int) -> list[str]:
+    """The ids in an order that depends only on each id and the seed, not on a random generator."""
     return sorted(set(patient_ids), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 

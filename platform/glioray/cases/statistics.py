@@ -1,4 +1,4 @@
-"""What one case looks like in numbers, small enough to be gathered from thousands of cases."""
+"""Statistics of one case, small enough to gather from thousands of cases."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from glioray.cases.labels import CONVENTIONS, LABELS
 from glioray.cases.load import Case, brain_mask
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-"""Of a modality's raw intensities inside the brain."""
+"""The percentiles of a modality's raw intensities inside the brain."""
 
 ZSCORE_EDGES = np.linspace(-5, 5, 101)
-"""Bins of the z-scored intensities; what lies outside counts in the first and the last."""
+"""The histogram bins of z-scored intensities; values outside count in the first or the last bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CasePicture:
-    """One axial slice, as radiologists look at it: the front on top, the patient's right on the left.
+    """An axial slice in radiological orientation: the front at the top, the patient's right on the left.
 
     Attributes:
-        images: (M, H, W) uint8, 1 to 255 between the brain's 0.5th and 99.5th percentile, 0 outside.
+        images: (M, H, W) uint8; 1 to 255 from the 0.5th to the 99.5th percentile of the brain, 0 outside it.
         labels: (H, W) uint8 internal labels; all 0 without a mask.
-        index: of the slice along Z.
+        index: the slice's index along Z.
     """
 
     images: NDArray[np.uint8]
@@ -35,18 +35,18 @@ class CasePicture:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseStatistics:
-    """Counts by axial slice and intensities by modality.
+    """Voxel counts per axial slice and intensities per modality.
 
     Attributes:
-        case_id: the case as the data set names it.
-        modalities: of the intensities, in their order.
-        convention: that the mask was read by, or None without a mask.
+        case_id: the case's name in the data set.
+        modalities: of the intensities, in order.
+        convention: the name of the mask's label convention, or None without a mask.
         spacing_mm: voxel edges along X, Y, Z.
-        brain_voxels: (Z,) voxels of brain by axial slice.
-        label_voxels: (Z, 5) voxels of each internal label by axial slice; all 0 without a mask.
+        brain_voxels: (Z,) number of brain voxels in each axial slice.
+        label_voxels: (Z, 5) number of voxels of each internal label; all 0 without a mask.
         percentiles: (M, 7) raw intensities inside the brain at `PERCENTILES`.
-        histograms: (M, 100) voxels of brain by z-score, in the bins of `ZSCORE_EDGES`.
-        picture: the slice with the most tumour (or, without any, the most brain), where asked for.
+        histograms: (M, 100) number of brain voxels by z-score, in the bins of `ZSCORE_EDGES`.
+        picture: the slice with the most tumour or, without tumour, the most brain; None if not requested.
     """
 
     case_id: str
@@ -60,11 +60,11 @@ class CaseStatistics:
     picture: CasePicture | None
 
     def with_convention(self, convention: str | None) -> CaseStatistics:
-        """The statistics under the convention that the whole collection shows the mask to be in."""
+        """The statistics with the mask read by another convention, such as that of the whole collection."""
         if convention == self.convention or convention is None or self.convention is None:
             return self
         stored = {label: number for number, label in CONVENTIONS[self.convention].to_internal.items()}
-        table = np.zeros(len(LABELS), np.uint8)  # from a label to the one that its number stands for there
+        table = np.zeros(len(LABELS), np.uint8)  # label in this convention -> label in the other one
         for label, number in stored.items():
             table[label] = CONVENTIONS[convention].to_internal.get(number, 0)
         voxels = np.zeros_like(self.label_voxels)
@@ -77,9 +77,9 @@ class CaseStatistics:
 
 
 def describe_case(case: Case, *, with_picture: bool = True) -> CaseStatistics:
-    """The statistics of a case as `load_case` gives it, before any preparation."""
+    """The statistics of a case from `load_case`, before any preprocessing."""
     brain = brain_mask(case.images)
-    # As stored x runs fastest, so that transposed arrays are read in the order of memory.
+    # x is fastest in memory, so transposed arrays are read in memory order.
     inside = brain.T
     depth = len(inside)
     label_voxels = np.zeros((depth, len(LABELS)), np.int64)
@@ -121,12 +121,12 @@ def _picture(
     along_x, along_y = (np.flatnonzero(brain.any(axis=axes)) for axes in ((1, 2), (0, 2)))
     box = slice(along_x[0], along_x[-1] + 1), slice(along_y[0], along_y[-1] + 1), index
 
-    def looked_at(plane: NDArray[np.generic]) -> NDArray[np.generic]:
+    def to_radiological(plane: NDArray[np.generic]) -> NDArray[np.generic]:
         return plane.T[::-1, ::-1]  # (X, Y) to rows from the front and columns from the patient's right
 
     images = []
     for image, (low, high) in zip(case.images, windows, strict=True):
         scaled = (image[box].astype(np.float64) - low) / max(high - low, 1e-12)
-        images.append(looked_at(np.where(brain[box], 1 + 254 * scaled.clip(0, 1), 0).astype(np.uint8)))
-    labels = np.zeros(images[0].shape, np.uint8) if case.mask is None else looked_at(case.mask[box])
+        images.append(to_radiological(np.where(brain[box], 1 + 254 * scaled.clip(0, 1), 0).astype(np.uint8)))
+    labels = np.zeros(images[0].shape, np.uint8) if case.mask is None else to_radiological(case.mask[box])
     return CasePicture(images=np.stack(images), labels=np.ascontiguousarray(labels, np.uint8), index=index)

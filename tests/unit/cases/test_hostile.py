@@ -1,4 +1,4 @@
-"""Every hostile file gets its sentence, costs no memory to speak of, and leaves the other cases alone."""
+"""Hostile files raise one clear sentence, take little memory and leave the other cases alone."""
 
 import functools
 import gzip
@@ -25,10 +25,10 @@ AFFINE = np.diag([-1.0, -1, 1, 1])
 
 @dataclass(frozen=True)
 class Hostile:
-    """One kind of file: how to make it, and what its sentence says."""
+    """A kind of bad file: how to make it, and a part of its error message."""
 
     make: Callable[[], bytes]
-    says: str
+    message: str
 
 
 def volume(shape: tuple[int, ...] = (24, 20, 16), dtype: str = "int16") -> np.ndarray:
@@ -56,7 +56,7 @@ def dims(*shape: int, compress: bool = True) -> bytes:
 
 @functools.cache
 def bomb(head: bytes, *, trailer: bytes | None = None) -> bytes:
-    """A header, then 256 MB of zeros, in 1.2 MB; its last four bytes may lie about that."""
+    """1.2 MB that decompress to a header and 256 MB of zeros; `trailer` replaces the stated size."""
     packer = zlib.compressobj(1, wbits=31)
     zeros = bytes(2**24)
     data = b"".join([packer.compress(head), *(packer.compress(zeros) for _ in range(16)), packer.flush()])
@@ -94,9 +94,9 @@ UNREADABLE = {
     "noise": Hostile(lambda: os.urandom(4096), "is not NIfTI"),
     "gzip of text": Hostile(lambda: gzip.compress(b"no image at all" * 99), "is not NIfTI"),
     "gzip magic and noise": Hostile(lambda: b"\x1f\x8b" + b"\x99" * 4000, "is a damaged gzip stream"),
-    "header cut short": Hostile(lambda: raw()[:200], "ends inside its header, after 200 bytes"),
-    "gzip cut in the header": Hostile(lambda: gzip.compress(raw())[:40], "ends inside its header"),
-    "Analyze": Hostile(lambda: patched(344, "4s", b"\0\0\0\0"), "no NIfTI mark"),
+    "header cut short": Hostile(lambda: raw()[:200], "ends within its header, after 200 bytes"),
+    "gzip cut in the header": Hostile(lambda: gzip.compress(raw())[:40], "ends within its header"),
+    "Analyze": Hostile(lambda: patched(344, "4s", b"\0\0\0\0"), "no NIfTI signature"),
     "half of a pair": Hostile(lambda: patched(344, "4s", b"ni1\0"), ".hdr/.img pair"),
     "truncated": Hostile(lambda: raw()[:-100], "is truncated"),
     "truncated gzip": Hostile(lambda: gzip.compress(raw())[:-2000], "is truncated"),
@@ -104,34 +104,34 @@ UNREADABLE = {
     "bad CRC": Hostile(damaged_crc, "is a damaged gzip stream"),
     "bad second member": Hostile(second_member_damaged, "gzip"),
     "damaged middle": Hostile(damaged_middle, "is "),
-    "more than claimed": Hostile(lambda: raw() + b"tail", "is longer than its header says"),
+    "more than claimed": Hostile(lambda: raw() + b"tail", "is longer than its header claims"),
     "more than claimed, gzip": Hostile(
-        lambda: gzip.compress(raw() + b"tail"), "is longer than its header says"
+        lambda: gzip.compress(raw() + b"tail"), "is longer than its header claims"
     ),
     "garbage after gzip": Hostile(
-        lambda: gzip.compress(raw()) + b"garbage", "is followed by 7 bytes that are not gzip"
+        lambda: gzip.compress(raw()) + b"garbage", "has 7 bytes after its gzip stream that are not gzip"
     ),
-    "bomb": Hostile(lambda: bomb(raw()), "is longer than its header says"),
-    "bomb that lies": Hostile(
-        lambda: bomb(raw(), trailer=len(raw()).to_bytes(4, "little")), "is longer than its header says"
+    "bomb": Hostile(lambda: bomb(raw()), "is longer than its header claims"),
+    "bomb with a false size": Hostile(
+        lambda: bomb(raw(), trailer=len(raw()).to_bytes(4, "little")), "is longer than its header claims"
     ),
-    "bomb that says so": Hostile(
+    "bomb with its true size": Hostile(
         lambda: bomb(dims(1024, 1024, 1024, compress=False)), "claims (1024, 1024, 1024) voxels"
     ),
     "claims 32767^3": Hostile(lambda: dims(32767, 32767, 32767), "claims (32767, 32767, 32767) voxels"),
     "claims more than it could": Hostile(lambda: dims(400, 400, 400), "cannot hold"),
-    "a dimension of 0": Hostile(lambda: dims(24, 0, 16), "has a dimension without voxels"),
-    "a negative dimension": Hostile(lambda: dims(24, -20, 16), "has a dimension without voxels"),
+    "a dimension of 0": Hostile(lambda: dims(24, 0, 16), "has a dimension of size 0"),
+    "a negative dimension": Hostile(lambda: dims(24, -20, 16), "has a dimension of size 0"),
     "9 dimensions": Hostile(lambda: patched(40, "<h", 9), "claims 9 dimensions"),
-    "one dimension": Hostile(lambda: dims(7680), "expected a volume"),
-    "five dimensions": Hostile(lambda: dims(24, 20, 4, 2, 2), "expected a volume"),
-    "too many channels": Hostile(lambda: dims(24, 20, 2, 8), "4 channels are read"),
-    "RGB": Hostile(lambda: patched(70, "<h", 128), "holds RGB voxels"),
-    "complex": Hostile(lambda: patched(70, "<h", 32), "holds complex voxels"),
+    "one dimension": Hostile(lambda: dims(7680), "expected (X, Y, Z)"),
+    "five dimensions": Hostile(lambda: dims(24, 20, 4, 2, 2), "expected (X, Y, Z)"),
+    "too many channels": Hostile(lambda: dims(24, 20, 2, 8), "and 4 channels"),
+    "RGB": Hostile(lambda: patched(70, "<h", 128), "holds voxels of RGB"),
+    "complex": Hostile(lambda: patched(70, "<h", 32), "holds voxels of complex numbers"),
     "unknown type": Hostile(lambda: patched(70, "<h", 77), "datatype 77"),
-    "offset in the header": Hostile(lambda: patched(108, "<f", 100), "begin at byte 100"),
-    "offset far away": Hostile(lambda: patched(108, "<f", 1e9), "begin at byte 1e+09"),
-    "offset NaN": Hostile(lambda: patched(108, "<f", np.nan), "begin at byte nan"),
+    "offset in the header": Hostile(lambda: patched(108, "<f", 100), "start at byte 100"),
+    "offset far away": Hostile(lambda: patched(108, "<f", 1e9), "start at byte 1e+09"),
+    "offset NaN": Hostile(lambda: patched(108, "<f", np.nan), "start at byte nan"),
     "slope infinite": Hostile(lambda: patched(112, "<f", np.inf), "scaling"),
     "intercept NaN": Hostile(lambda: patched(112, "<2f", 2, np.nan), "scaling"),
     "affine NaN": Hostile(lambda: patched(280, "<f", np.nan), "NaN or infinity in its affine"),
@@ -141,21 +141,21 @@ UNREADABLE = {
     ),
     "affine of zeros": Hostile(lambda: patched(280, "<12f", *[0] * 12), "voxel edges of 0 x 0 x 0 mm"),
     "quaternion out of range": Hostile(
-        lambda: patched(252, "<2h6f", 1, 0, 9.0, 9.0, 9.0, 0, 0, 0), "orientation that cannot be used"
+        lambda: patched(252, "<2h6f", 1, 0, 9.0, 9.0, 9.0, 0, 0, 0), "an unusable orientation"
     ),
 }
-"""Files that `read_volume` refuses."""
+"""Files that `read_volume` rejects."""
 
 UNUSABLE = {
     "NaN": Hostile(lambda: not_finite(np.nan), "holds 1 voxels that are NaN or infinite"),
     "infinity": Hostile(lambda: not_finite(-np.inf), "holds 1 voxels that are NaN or infinite"),
     "nothing but zeros": Hostile(lambda: encode_volume(np.zeros((24, 20, 16), np.int16), AFFINE), "is empty"),
-    "one slice less": Hostile(lambda: encode_volume(volume((24, 20, 15)), AFFINE), "is (24, 20, 15) voxels"),
+    "one slice less": Hostile(lambda: encode_volume(volume((24, 20, 15)), AFFINE), "has (24, 20, 15) voxels"),
     "another place": Hostile(lambda: encode_volume(volume(), AFFINE + np.eye(4, k=3) * 4), "mm away"),
     "lost header": Hostile(lambda: encode_volume(volume(), np.eye(4)), "lost its orientation"),
     "four channels": Hostile(lambda: encode_volume(volume((24, 20, 16, 4)), AFFINE), "expected one volume"),
 }
-"""Files that can be decoded and still are no image of the case beside them."""
+"""Files that can be decoded but do not belong to the case."""
 
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -173,7 +173,7 @@ def three_cases(tmp_path: Path) -> FileStorage:
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_hostile_file_gets_its_sentence_and_little_memory(kind: str) -> None:
+def test_a_hostile_file_raises_one_sentence_and_takes_little_memory(kind: str) -> None:
     data = UNREADABLE[kind].make()
     tracemalloc.start()
     try:
@@ -184,7 +184,7 @@ def test_a_hostile_file_gets_its_sentence_and_little_memory(kind: str) -> None:
         tracemalloc.stop()
     sentence = str(error.value)
     assert sentence.startswith("case BraTS-1: x_t1.nii.gz: ")
-    assert UNREADABLE[kind].says in sentence
+    assert UNREADABLE[kind].message in sentence
     assert "; " in sentence
     assert "\n" not in sentence
     assert peak < 4 * 2**20
@@ -192,11 +192,11 @@ def test_a_hostile_file_gets_its_sentence_and_little_memory(kind: str) -> None:
 
 PLACES = [("flair", kind) for kind in (*UNREADABLE, *UNUSABLE)]
 PLACES += [(file, kind) for file in ("t1", "seg") for kind in ("truncated gzip", "bomb", *UNUSABLE)]
-PLACES.remove(("seg", "nothing but zeros"))  # No tumour is no fault.
+PLACES.remove(("seg", "nothing but zeros"))  # a mask may be empty
 
 
 @pytest.mark.parametrize(("file", "kind"), PLACES)
-def test_one_bad_file_is_one_problem_and_the_other_cases_go_on(
+def test_one_bad_file_is_one_problem_and_leaves_the_other_cases_alone(
     three_cases: FileStorage, kind: str, file: str
 ) -> None:
     bad = {**UNREADABLE, **UNUSABLE}[kind]
@@ -209,29 +209,29 @@ def test_one_bad_file_is_one_problem_and_the_other_cases_go_on(
     assert [entry.case_id for entry in manifest.cases] == ["BraTS2021_00001", "BraTS2021_00003"]
     (problem,) = manifest.problems
     assert problem.case_id == "BraTS2021_00002"
-    # T1 gives the grid: where it is the one that is off, the next file is named beside it.
+    # T1 defines the grid: if T1 is wrong, the next file is reported instead.
     if file != "t1" or kind in UNREADABLE:
         assert problem.file == key
     if not (file == "seg" and kind in ("NaN", "infinity")) and not (file == "t1" and kind in UNUSABLE):
-        assert bad.says in str(problem)
+        assert bad.message in str(problem)
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_limits_are_the_callers(compress: bool) -> None:
+def test_the_caller_sets_the_limits(compress: bool) -> None:
     data = encode_volume(volume((24, 20, 16, 3)), AFFINE, compress=compress)
     assert read_volume(data, name="a").array.shape == (24, 20, 16, 3)
     for limits in (Limits(max_voxels=7679), Limits(max_channels=2), Limits(max_bytes=3 * 2 * 7680 - 1)):
-        with pytest.raises(CaseError, match="are read"):
+        with pytest.raises(CaseError, match="expected at most"):
             read_header(data, name="a", limits=limits)
 
 
-def test_a_request_says_what_is_missing_or_too_much() -> None:
+def test_a_request_with_missing_or_unexpected_files_is_rejected() -> None:
     image = encode_volume(volume(), AFFINE)
     parts = dict.fromkeys(("t1", "t1c", "t2", "flair"), image)
     assert load_case_from_bytes(parts).images.shape == (4, 24, 20, 16)
     with pytest.raises(CaseError, match=r"t2 is missing; expected t1, t1c, t2 and flair"):
         load_case_from_bytes({name: data for name, data in parts.items() if name != "t2"})
-    with pytest.raises(CaseError, match="t1 is one file too many"):
+    with pytest.raises(CaseError, match="t1 is not expected"):
         load_case_from_bytes({"image": image, "t1": image})
     with pytest.raises(CaseError, match=r"expected \(X, Y, Z, 4\)"):
         load_case_from_bytes({"image": image})

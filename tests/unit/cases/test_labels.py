@@ -1,4 +1,6 @@
-"""Conventions are told apart, and going there and back changes nothing."""
+"""Conventions are detected, and converting to internal labels and back changes nothing."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -38,25 +40,24 @@ def test_conventions_are_detected(seen: set[int], layout: str, collection: set[i
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_there_and_back(name: str, dtype: str, order: str) -> None:
+def test_round_trip(name: str) -> None:
     convention = CONVENTIONS[name]
     numbers = np.array(sorted(convention.to_internal))
-    stored = np.asarray(np.random.default_rng(0).choice(numbers, (6, 7, 8)), dtype=dtype, order=order)[
-        ::-1, :, ::2
-    ]
-    internal = to_internal(stored, convention)
-    assert internal.dtype == np.uint8
-    expected = np.vectorize(convention.to_internal.__getitem__)(stored.astype(int))
-    np.testing.assert_array_equal(internal, expected)
-    np.testing.assert_array_equal(from_internal(internal, convention), stored)
+    for dtype, order in itertools.product(("uint8", "int16", "float32", "float64"), "CF"):
+        case = f"{dtype}, order {order}"
+        whole = np.asarray(np.random.default_rng(0).choice(numbers, (6, 7, 8)), dtype=dtype, order=order)
+        stored = whole[::-1, :, ::2]
+        internal = to_internal(stored, convention)
+        assert internal.dtype == np.uint8, case
+        expected = np.vectorize(convention.to_internal.__getitem__)(stored.astype(int))
+        np.testing.assert_array_equal(internal, expected, case)
+        np.testing.assert_array_equal(from_internal(internal, convention), stored, case)
 
 
-def test_regions_are_nested_and_hold_no_cavity() -> None:
+def test_regions_are_nested_and_exclude_the_cavity() -> None:
     assert set(REGION_LABELS["et"]) < set(REGION_LABELS["tc"]) < set(REGION_LABELS["wt"])
     assert LABELS.index("rc") not in REGION_LABELS["wt"]
-    # The same oedema, necrosis and enhancing tumour whatever the file calls them.
+    # Each tissue has the same internal label in every convention.
     assert [CONVENTIONS["msd"].to_internal[n] for n in (1, 2, 3)] == [
         LABELS.index(x) for x in ("ed", "ncr", "et")
     ]
@@ -66,38 +67,38 @@ def test_regions_are_nested_and_hold_no_cavity() -> None:
     assert CONVENTIONS["brats2024"].to_internal[4] == LABELS.index("rc")
 
 
-def test_nearly_whole_numbers_are_whole() -> None:
+def test_nearly_whole_numbers_are_rounded() -> None:
     mask = np.array([0.0, 0.99999997, 2.0000002, 4.0], dtype=np.float32)
     assert labels_in(mask) == {0, 1, 2, 4}
     assert to_internal(mask, CONVENTIONS["brats-et4"]).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [0.5, 1.3, np.nan, np.inf])
-def test_other_numbers_are_refused(value: float) -> None:
+def test_fractions_are_rejected(value: float) -> None:
     mask = np.array([0, 1, value, 2], dtype=np.float32)
     with pytest.raises(
-        CaseError, match=r"case A: seg\.nii: holds .* where labels are whole numbers \(1 such voxels\)"
+        CaseError, match=r"case A: seg\.nii: holds .* \(1 such voxels\); expected whole numbers"
     ):
         to_internal(mask, CONVENTIONS["brats-et3"], case_id="A", file="seg.nii")
 
 
 @pytest.mark.parametrize("value", [3, 5, 255, -1])
-def test_unknown_labels_are_refused(value: int) -> None:
+def test_unknown_labels_are_rejected(value: int) -> None:
     with pytest.raises(CaseError, match=rf"holds the label {value}; the convention brats-et4 has 0, 1, 2, 4"):
         to_internal(np.array([0, value, 1], dtype=np.int16), CONVENTIONS["brats-et4"])
 
 
-def test_a_label_without_a_number_is_refused() -> None:
+def test_a_label_missing_in_the_convention_is_rejected() -> None:
     with pytest.raises(CaseError, match="holds the label 4; the convention brats-et4"):
         from_internal(np.array([0, 4], dtype=np.uint8), CONVENTIONS["brats-et4"])
 
 
-def test_an_image_is_no_mask() -> None:
+def test_an_image_is_not_accepted_as_a_mask() -> None:
     with pytest.raises(CaseError, match="holds 99 different values"):
         labels_in(np.arange(100, dtype=np.int16))
 
 
-def test_whole_tumour_alone_has_one_number_for_every_label_of_it() -> None:
+def test_whole_tumour_conventions_have_one_number_for_all_tumour_labels() -> None:
     predicted = np.array([0, 1, 2, 3, 4], dtype=np.uint8)
     assert from_internal(predicted, CONVENTIONS["wt"]).tolist() == [0, 1, 1, 1, 0]
     assert from_internal(predicted, CONVENTIONS["wt-255"]).tolist() == [0, 255, 255, 255, 0]

@@ -1,4 +1,4 @@
-"""Layouts are recognised by names alone; what is missing or doubled is told."""
+"""Layouts are recognised by file names; missing and repeated files are reported."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from glioray.storage import FileStorage
 def discover(
     root: Path, *keys: str, dataset: dict | None = None, at: str = ""
 ) -> tuple[list[CaseFiles], list[Problem]]:
-    """What is found among empty files of those names."""
+    """Discover cases among empty files with those names."""
     for key in keys:
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def test_brats_2023_studies_of_one_patient(tmp_path: Path) -> None:
     assert cases[0].images["flair"] == f"{ids[0]}/{ids[0]}-t2f.nii.gz"
 
 
-def test_slips_of_case_and_fla(tmp_path: Path) -> None:
+def test_upper_case_names_and_fla(tmp_path: Path) -> None:
     (case,), problems = discover(tmp_path, *brats("P_001", "P_001", "T1 t1CE t2W fla SEG", ext=".NII.gz"))
     assert not problems
     assert case.images["t2"] == "P_001/P_001_t2W.NII.gz"
@@ -70,7 +70,7 @@ def test_slips_of_case_and_fla(tmp_path: Path) -> None:
     assert case.mask == "P_001/P_001_SEG.NII.gz"
 
 
-def test_files_named_unlike_their_folder(tmp_path: Path) -> None:
+def test_files_whose_names_differ_from_their_folder(tmp_path: Path) -> None:
     slips = [
         *brats("BraTS2021_00007", "BraTS2021_00070", "t1 t1ce"),
         *brats("BraTS2021_00007", "x", "t2 flair"),
@@ -84,7 +84,7 @@ def test_files_named_unlike_their_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_several_cases_in_one_folder_and_in_none(tmp_path: Path) -> None:
+def test_several_cases_in_one_folder_and_at_the_root(tmp_path: Path) -> None:
     cases, problems = discover(
         tmp_path, *brats("", "A_01"), *brats("", "B_02", "t1 t1ce t2 flair"), *brats("flat", "C")
     )
@@ -96,7 +96,7 @@ def test_several_cases_in_one_folder_and_in_none(tmp_path: Path) -> None:
     ]
 
 
-def test_a_mask_named_nothing_like_its_case(tmp_path: Path) -> None:
+def test_a_mask_whose_name_differs_from_its_case(tmp_path: Path) -> None:
     keys = [
         *brats("BraTS20_Training_355", "BraTS20_Training_355", "t1 t1ce t2 flair"),
         "BraTS20_Training_355/W39_1998.09.19_Segm.nii",
@@ -111,14 +111,14 @@ def test_two_candidates_for_the_mask_are_a_problem(tmp_path: Path) -> None:
         tmp_path, *brats("A_001", "A_001", "t1 t1ce t2 flair"), "A_001/old_seg_1.nii", "A_001/seg_new.nii"
     )
     assert not cases
-    assert "one of 2 files that may be the mask" in str(problems[0])
+    assert "one of 2 possible masks" in str(problems[0])
 
 
-def test_nii_beside_nii_gz(tmp_path: Path) -> None:
+def test_nii_gz_is_preferred_to_nii(tmp_path: Path) -> None:
     (case,), (problem,) = discover(tmp_path, *brats("A_001", "A_001"), "A_001/A_001_t2.nii")
     assert case.images["t2"] == "A_001/A_001_t2.nii.gz"
     assert str(problem) == (
-        "file: A_001/A_001_t2.nii: lies beside A_001/A_001_t2.nii.gz, which is used; delete one of them if they differ"
+        "file: A_001/A_001_t2.nii: is ignored in favour of A_001/A_001_t2.nii.gz; delete one of them if they differ"
     )
 
 
@@ -129,20 +129,22 @@ def test_two_files_for_one_modality_are_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         ("t1 t1ce t2 seg", "has no flair (only t1, t1c, t2)"),
         ("flair", "has no t1 and no t1c and no t2 (only flair)"),
         ("seg", "has no t1 and no t1c and no t2 and no flair (only a mask)"),
     ],
 )
-def test_a_missing_modality_is_named_and_the_others_go_on(tmp_path: Path, names: str, says: str) -> None:
+def test_a_missing_modality_is_reported_and_other_cases_are_unaffected(
+    tmp_path: Path, names: str, message: str
+) -> None:
     cases, (problem,) = discover(tmp_path, *brats("A_001", "A_001", names), *brats("B_002", "B_002"))
     assert [case.case_id for case in cases] == ["B_002"]
-    assert str(problem) == f"case A_001: A_001: {says}; add what is missing or leave the case out"
+    assert str(problem) == f"case A_001: A_001: {message}; add the missing files or remove the case"
 
 
-def test_two_cases_of_one_name_are_a_problem(tmp_path: Path) -> None:
+def test_two_cases_with_the_same_name_are_a_problem(tmp_path: Path) -> None:
     (case,), (problem,) = discover(tmp_path, *brats("HGG/A_001", "A_001"), *brats("LGG/A_001", "A_001"))
     assert case.images["t1"] == "HGG/A_001/A_001_t1.nii.gz"
     assert problem.file == "LGG/A_001/A_001_t1.nii.gz"
@@ -162,7 +164,7 @@ def test_junk_and_other_files_are_ignored(tmp_path: Path) -> None:
     assert not problems
 
 
-def test_nothing_recognised(tmp_path: Path) -> None:
+def test_an_unknown_layout_has_no_cases(tmp_path: Path) -> None:
     assert discover(tmp_path, "images/001.png") == ([], [])
     assert "BraTS 2023 and 2024" in RECOGNISED
 
@@ -192,33 +194,33 @@ def test_decathlon(tmp_path: Path, at: str) -> None:
     assert cases[1].mask is None
 
 
-def test_decathlon_channels_are_read_not_assumed(tmp_path: Path) -> None:
+def test_decathlon_channels_are_read_from_dataset_json(tmp_path: Path) -> None:
     stated = {"modality": {"0": "T2", "1": "T1Gd", "2": "FLAIR", "3": "T1"}}
     (case,), _ = discover(tmp_path, "imagesTr/X.nii.gz", dataset=stated)
     assert case.channels == ("t2", "t1c", "flair", "t1")
 
 
 @pytest.mark.parametrize(
-    ("dataset", "says"),
+    ("dataset", "message"),
     [
-        (None, "does not say which modality"),
+        (None, "does not name the modality"),
         ({"modality": {"0": "MRI"}}, "names the channels MRI"),
         ({"modality": {"0": "FLAIR", "1": "T1", "2": "T1", "3": "T2"}}, "expected T1, T1c, T2 and FLAIR"),
     ],
 )
-def test_decathlon_without_usable_channels(tmp_path: Path, dataset: dict | None, says: str) -> None:
+def test_decathlon_without_usable_channels(tmp_path: Path, dataset: dict | None, message: str) -> None:
     cases, (problem,) = discover(tmp_path, "imagesTr/X.nii.gz", dataset=dataset)
     assert not cases
-    assert says in str(problem)
+    assert message in str(problem)
 
 
-def test_a_broken_dataset_json_is_told(tmp_path: Path) -> None:
+def test_a_broken_dataset_json_is_reported(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "imagesTr/X.nii.gz").write_bytes(b"")
     (tmp_path / "dataset.json").write_text("{")
     cases, problems = discover_cases(FileStorage(str(tmp_path)))
     assert not cases
-    assert any("is not the JSON of a data set" in str(problem) for problem in problems)
+    assert any("is not a valid dataset.json" in str(problem) for problem in problems)
 
 
 def test_nnunet_raw(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_nnunet_raw(tmp_path: Path) -> None:
     assert list(cases[0].images.items()) == [(m, keys[i]) for i, m in enumerate(("t1", "t1c", "t2", "flair"))]
 
 
-def test_nnunet_channels_and_labels_as_dataset_json_states(tmp_path: Path) -> None:
+def test_nnunet_channels_and_labels_are_read_from_dataset_json(tmp_path: Path) -> None:
     dataset = {
         "channel_names": {"0": "FLAIR", "1": "T2", "2": "T1ce", "3": "T1"},
         "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3},
@@ -257,11 +259,11 @@ def test_nnunet_problems(tmp_path: Path) -> None:
     assert "only a mask" in str(problems[1])
 
 
-def test_a_file_without_a_channel_among_numbered_ones_is_told(tmp_path: Path) -> None:
+def test_a_file_without_a_channel_number_is_reported(tmp_path: Path) -> None:
     keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)]
     (case,), (problem,) = discover(tmp_path, *keys, "imagesTr/B.nii.gz")
     assert case.case_id == "A"
-    assert str(problem).startswith("file: imagesTr/B.nii.gz: has no number of a channel")
+    assert str(problem).startswith("file: imagesTr/B.nii.gz: has no channel number in its name")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_a_file_without_a_channel_among_numbered_ones_is_told(tmp_path: Path) ->
         ({"background": 0, "tumour": 1}, None),
     ],
 )
-def test_conventions_that_dataset_json_declares(tmp_path: Path, labels: dict, declared: str | None) -> None:
+def test_conventions_declared_by_dataset_json(tmp_path: Path, labels: dict, declared: str | None) -> None:
     keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)]
     (case,), _ = discover(tmp_path, *keys, dataset={"labels": labels})
     assert case.declared == declared

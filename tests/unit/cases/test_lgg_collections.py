@@ -1,4 +1,4 @@
-"""TCIA's collections of lower-grade gliomas: names, masks that win, and slices of which nothing is known."""
+"""TCIA's collections of lower-grade gliomas: names, preferred masks and unlabelled slices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_brats_tcga_prefers_the_corrected_mask(tmp_path: Path, patient: str) -> 
     assert case.mask.endswith("_GlistrBoost_ManuallyCorrected.nii.gz")
 
 
-def test_brats_tcga_takes_the_automatic_mask_where_there_is_no_other(tmp_path: Path) -> None:
+def test_brats_tcga_uses_the_automatic_mask_if_it_is_the_only_one(tmp_path: Path) -> None:
     (case,), problems = discover(tmp_path, *tcga("TCGA-CS-4942", "1997.02.22", *IMAGES, "GlistrBoost"))
     assert not problems
     assert case.mask == "TCGA-CS-4942/TCGA-CS-4942_1997.02.22_GlistrBoost.nii.gz"
@@ -71,23 +71,23 @@ def test_1p19q_names(tmp_path: Path, mask: str, folder: str) -> None:
     (case,), problems = discover(tmp_path, *names)
     assert not problems
     assert (case.case_id, case.patient_id, case.layout) == ("LGG-104", "LGG-104", "lgg-1p19q")
-    # Its T1 was taken after contrast.
+    # T1 in this collection is T1 after contrast.
     assert case.images == {"t1c": names[0], "t2": names[1]}
     assert (case.mask, case.declared, case.modalities) == (names[2], "wt", ("t1c", "t2"))
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         (("LGG-104_T1", "LGG-104-Segmentation"), "has no t2 (only t1c)"),
         (("LGG-104-Segmentation",), "has no t1c and no t2 (only a mask)"),
         (("LGG-104_T1", "LGG-104_T2", "LGG-104_FLAIR"), "has no t1c (only t1, t2, flair)"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, names: tuple[str, ...], says: str) -> None:
+def test_missing_modalities_are_named(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     cases, (problem,) = discover(tmp_path, *(f"LGG-104/{name}.nii.gz" for name in names))
     assert not cases
-    assert says in str(problem)
+    assert message in str(problem)
 
 
 def test_other_collections_still_need_all_four(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def segmented(*slices: int) -> np.ndarray:
 
 
 def write_case(root: Path, mask: np.ndarray, order: tuple[int, int, int] = (0, 1, 2)) -> FileStorage:
-    """A case, stored in another order of its axes where asked for: the slices are the third one."""
+    """Write a case with its axes stored in `order`; its slices follow the third stored axis."""
     (root / "LGG-104").mkdir()
     affine = AXIAL[:, [*order, 3]]
     parts = {"_T1": volume(1), "_T2": volume(2), "-Segmentation": mask}
@@ -124,7 +124,7 @@ def ras(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("slices", [(3, 4, 5), (1, 4, 6), (0,), (8,)])
-def test_with_its_mask_a_case_is_its_segmented_slices(tmp_path: Path, slices: tuple[int, ...]) -> None:
+def test_with_its_mask_a_case_has_only_its_segmented_slices(tmp_path: Path, slices: tuple[int, ...]) -> None:
     storage = write_case(tmp_path, segmented(*slices))
     (files,), _ = discover_cases(storage)
     case = load_case(storage, files)
@@ -133,16 +133,16 @@ def test_with_its_mask_a_case_is_its_segmented_slices(tmp_path: Path, slices: tu
         np.testing.assert_array_equal(case.images[channel], ras(volume(seed))[:, :, slices])
     np.testing.assert_array_equal(case.mask, 2 * ras(segmented(*slices))[:, :, slices])
     assert case.convention == CONVENTIONS["wt"]
-    # Each axial slice is one block of memory, as with other cases.
+    # Each axial slice is contiguous in memory, as in other cases.
     assert case.images.strides[1] < case.images.strides[2] < case.images.strides[3]
     whole = load_case(storage, files, with_mask=False)
     assert whole.images.shape == (2, 20, 18, 9)
     assert case.spacing_mm == pytest.approx(whole.spacing_mm)
-    # The first slice lies where it lay.
+    # The first slice keeps its position.
     np.testing.assert_allclose(case.affine @ [4, 3, 0, 1], whole.affine @ [4, 3, slices[0], 1], atol=1e-4)
 
 
-def test_its_header_is_that_of_what_is_left(tmp_path: Path) -> None:
+def test_its_header_describes_the_cut_volume(tmp_path: Path) -> None:
     storage = write_case(tmp_path, segmented(3, 4, 5))
     (files,), _ = discover_cases(storage)
     case = load_case(storage, files)
@@ -155,8 +155,8 @@ def test_its_header_is_that_of_what_is_left(tmp_path: Path) -> None:
     np.testing.assert_allclose(affine, case.affine, atol=1e-5)
 
 
-def test_the_slices_are_the_files_own(tmp_path: Path) -> None:
-    # Sagittal: what is stored last is x.
+def test_slices_are_cut_along_the_files_own_axis(tmp_path: Path) -> None:
+    # Sagittal slices: x is the last stored axis.
     sagittal = np.zeros(SHAPE, np.uint8)
     sagittal[7:10, 4:9, 2:7] = 1
     storage = write_case(tmp_path, sagittal, order=(1, 2, 0))
@@ -167,18 +167,18 @@ def test_the_slices_are_the_files_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(case.mask, 2 * ras(sagittal)[10:13])
 
 
-def test_an_empty_mask_and_a_mask_of_other_numbers_are_problems(tmp_path: Path) -> None:
+def test_an_empty_mask_and_a_mask_with_other_labels_are_problems(tmp_path: Path) -> None:
     storage = write_case(tmp_path, segmented())
     (files,), _ = discover_cases(storage)
     _, (problem,) = check_case(storage, files)
-    assert "LGG-104-Segmentation.nii.gz: marks no slice" in str(problem)
-    # As of LGG-223, whose T2 and mask bear each other's names.
+    assert "LGG-104-Segmentation.nii.gz: is empty, so no slice is labelled" in str(problem)
+    # As in LGG-223, where the names of T2 and the mask are swapped.
     (tmp_path / "LGG-104/LGG-104-Segmentation.nii.gz").write_bytes(encode_volume(volume(2), AXIAL))
     _, (problem,) = check_case(storage, files)
     assert "the convention wt has 0, 1" in str(problem)
 
 
-def test_phantoms_in_that_form(tmp_path: Path) -> None:
+def test_phantoms_are_valid_cases(tmp_path: Path) -> None:
     storage = FileStorage(str(tmp_path))
     case_ids = write_1p19q_phantoms(storage, num_cases=2, shape=(48, 48, 24))
     cases, problems = discover_cases(storage)
@@ -203,7 +203,7 @@ def test_a_request_to_a_model_of_fewer_modalities() -> None:
     assert case.images.shape == (2, *SHAPE)
     with pytest.raises(CaseError, match="flair is missing; expected t1c and flair;"):
         load_case_from_bytes({"t1c": image}, modalities=wanted)
-    with pytest.raises(CaseError, match="t2 is one file too many; expected t1c and flair;"):
+    with pytest.raises(CaseError, match="t2 is not expected; expected t1c and flair;"):
         load_case_from_bytes({"flair": image, "t1c": image, "t2": image}, modalities=wanted)
     with pytest.raises(CaseError, match="t1c is missing; expected t1c and flair;"):
         load_case_from_bytes({"image": image}, modalities=wanted)

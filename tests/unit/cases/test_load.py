@@ -1,4 +1,4 @@
-"""A case comes out in RAS order, on one grid, in one scheme, whatever its files are like."""
+"""A loaded case is in RAS+ order, on one grid and in internal labels, whatever its files are like."""
 
 import itertools
 import pickle
@@ -57,7 +57,7 @@ def test_a_case_is_in_ras_order_and_in_internal_labels() -> None:
 
 
 def test_files_stored_in_different_orders_are_one_case() -> None:
-    """Each modality in another of the 48 axis orders, the mask in yet another, all on one physical grid."""
+    """The files have five different axis orders out of 48, all on the same physical grid."""
     orders = [
         np.array([[axis, flip] for axis, flip in zip(axes, flips, strict=True)])
         for axes in itertools.permutations(range(3))
@@ -72,7 +72,7 @@ def test_files_stored_in_different_orders_are_one_case() -> None:
     one, other = assemble_case(FILES, parts().__getitem__), assemble_case(FILES, changed.__getitem__)
     np.testing.assert_array_equal(one.images, other.images)
     np.testing.assert_array_equal(one.mask, other.mask)
-    # And a prediction goes back onto the T1 as it is stored.
+    # A prediction is written in the stored order of T1.
     assert other.mask is not None
     written = read_volume(encode_mask(other.mask, other.reference), name="m")
     t1 = read_volume(changed["t1"], name="t1")
@@ -82,7 +82,7 @@ def test_files_stored_in_different_orders_are_one_case() -> None:
 
 
 @pytest.mark.parametrize("nudge", [-1e-6, 0, 1e-6])
-def test_at_45_degrees_rounding_turns_no_file_differently(nudge: float) -> None:
+def test_at_45_degrees_rounding_does_not_change_an_orientation(nudge: float) -> None:
     affines = [np.eye(4), np.eye(4)]
     for affine, angle in zip(affines, (np.pi / 4, np.pi / 4 + nudge), strict=True):
         affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -130,7 +130,7 @@ def test_without_a_mask() -> None:
     assert (case.mask, case.convention) == (None, None)
 
 
-def test_a_stated_convention_is_used_and_held_to() -> None:
+def test_a_given_convention_is_used_and_enforced() -> None:
     case = assemble_case(FILES, parts().__getitem__, convention=CONVENTIONS["brats2024"])
     np.testing.assert_array_equal(case.mask, ras(mask()))
     with pytest.raises(CaseError, match="case A: seg: holds the label 4; the convention brats-et3"):
@@ -143,13 +143,13 @@ def test_float_masks_are_rounded() -> None:
     np.testing.assert_array_equal(case.mask, assemble_case(FILES, parts().__getitem__).mask)
 
 
-def test_an_image_as_the_mask_is_refused() -> None:
+def test_an_image_as_the_mask_is_rejected() -> None:
     with pytest.raises(CaseError, match=r"case A: seg: holds .* different values"):
         assemble_case(FILES, parts(seg=encode_volume(images()[0], AFFINE)).__getitem__)
 
 
-def test_values_beyond_float32_are_refused() -> None:
-    with pytest.raises(CaseError, match="do not fit float32"):
+def test_values_beyond_float32_are_rejected() -> None:
+    with pytest.raises(CaseError, match="beyond the range of float32"):
         assemble_case(FILES, parts(t2=encode_volume(images("float64")[2] * 1e300, AFFINE)).__getitem__)
 
 
@@ -160,7 +160,7 @@ def test_many_large_finite_values_are_fine() -> None:
     np.testing.assert_array_equal(case.images[2], ras(big))
 
 
-def test_a_case_travels_between_processes() -> None:
+def test_a_case_can_be_pickled() -> None:
     case = assemble_case(FILES, parts().__getitem__)
     copy = pickle.loads(pickle.dumps(case))
     np.testing.assert_array_equal(copy.images, case.images)
@@ -180,6 +180,6 @@ class TestBrainMask:
         array[0, 2, 2, 2] = 0
         assert brain_mask(array).sum() == 8
 
-    def test_a_head_with_no_background_counts_whole(self) -> None:
+    def test_a_head_without_background_is_all_brain(self) -> None:
         array = np.random.default_rng(0).normal(size=(4, 6, 6, 6))
         assert brain_mask(array).all()

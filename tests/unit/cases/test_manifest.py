@@ -1,4 +1,4 @@
-"""A manifest says what is there, survives its own writing, and never parts a patient's studies."""
+"""A manifest describes its cases, can be saved and loaded, and never divides a patient."""
 
 import dataclasses
 import hashlib
@@ -50,7 +50,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> FileStorage:
     return storage
 
 
-def test_an_entry_says_what_is_there(phantoms: FileStorage) -> None:
+def test_an_entry_describes_its_case(phantoms: FileStorage) -> None:
     cases, problems = discover_cases(phantoms)
     assert (len(cases), problems) == (3, [])
     found, none = check_case(phantoms, cases[0])
@@ -71,7 +71,7 @@ def test_an_entry_says_what_is_there(phantoms: FileStorage) -> None:
     assert found.checksum == hashlib.sha256("\n".join(sorted(sums.values())).encode()).hexdigest()
 
 
-def test_an_object_that_is_gone_is_a_problem(phantoms: FileStorage) -> None:
+def test_a_missing_object_is_a_problem(phantoms: FileStorage) -> None:
     case = discover_cases(phantoms)[0][0]
     gone = dataclasses.replace(case, images={**case.images, "t2": "nowhere.nii"})
     found, (problem,) = check_case(phantoms, gone)
@@ -79,7 +79,7 @@ def test_an_object_that_is_gone_is_a_problem(phantoms: FileStorage) -> None:
     assert "nowhere.nii' cannot be read" in str(problem)
 
 
-def test_there_and_back(phantoms: FileStorage, tmp_path: Path) -> None:
+def test_round_trip(phantoms: FileStorage, tmp_path: Path) -> None:
     cases, _ = discover_cases(phantoms)
     problem = Problem(case_id="X", file="x", found="is odd", advice="look")
     manifest = build_manifest(phantoms.uri, [*(check_case(phantoms, c) for c in cases), (None, [problem])])
@@ -102,25 +102,25 @@ def test_there_and_back(phantoms: FileStorage, tmp_path: Path) -> None:
         '{"format": 1, "hash": ""}',
     ],
 )
-def test_another_text_is_refused(text: str) -> None:
+def test_text_that_is_not_a_manifest_is_rejected(text: str) -> None:
     with pytest.raises(
-        DataError, match=r"the manifest cannot be read .*; make it again with jobs/prepare\.py"
+        DataError, match=r"the manifest is not valid .*; create it again with jobs/prepare\.py"
     ):
         Manifest.from_json(text)
 
 
-def test_a_changed_manifest_is_refused() -> None:
+def test_a_changed_manifest_is_rejected() -> None:
     text = manifest_of(entry("A"), entry("B")).to_json()
     with pytest.raises(DataError, match="was changed"):
         Manifest.from_json(text.replace('"brats-et4"', '"brats-et3"', 1))
 
 
-def test_no_manifest(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         load_manifest(str(tmp_path))
 
 
-def test_the_hash_is_of_contents_and_splits() -> None:
+def test_the_hash_covers_contents_and_splits() -> None:
     one = manifest_of(entry("A"), entry("B"), entry("C"))
     assert one.hash == manifest_of(entry("C"), entry("B"), entry("A")).hash
     assert one.hash == dataclasses.replace(one, data="s3://elsewhere").hash
@@ -133,7 +133,7 @@ def test_the_hash_is_of_contents_and_splits() -> None:
     assert len({one.with_fold(fold).hash for fold in range(3)}) == 3
 
 
-def test_splits_are_by_patient_and_of_labelled_cases() -> None:
+def test_splits_keep_patients_whole_and_omit_unlabelled_cases() -> None:
     studies = [entry(f"G-{n:03}-{k}", patient_id=f"G-{n:03}") for n in range(10) for k in range(1 + n % 3)]
     manifest = manifest_of(
         *studies, entry("unlabelled", convention=None), ratios=(0.6, 0.2, 0.2), shuffle=True
@@ -158,11 +158,11 @@ def test_a_fold_validates_and_the_others_train() -> None:
         assert not set(part.splits["train"]) & set(part.splits["val"])
         seen += part.splits["val"]
     assert sorted(seen) == [f"P{n}" for n in range(10)]
-    with pytest.raises(UsageError, match="no fold 5"):
+    with pytest.raises(UsageError, match="No fold 5"):
         manifest.with_fold(5)
 
 
-def test_folds_may_be_dealt_anew() -> None:
+def test_the_number_of_folds_can_be_changed() -> None:
     studies = (entry(f"P{n}-{study}", patient_id=f"P{n}") for n in range(6) for study in "ab")
     manifest = manifest_of(*studies, entry("U", convention=None), num_folds=2)
     three = manifest.with_folds(3)
@@ -177,29 +177,29 @@ def test_folds_may_be_dealt_anew() -> None:
         manifest.with_folds(1)
 
 
-def test_patients_kept_for_a_test_are_in_no_fold_that_is_dealt() -> None:
+def test_patients_of_the_test_split_are_in_no_new_fold() -> None:
     manifest = manifest_of(*(entry(f"P{n}") for n in range(10)), ratios=(0.5, 0.2, 0.3))
     assert len(manifest.splits["test"]) == 3
     dealt = manifest.with_folds(2)
     assert sorted(case_id for fold in dealt.folds for case_id in fold) == [f"P{n}" for n in range(7)]
     assert set(dealt.with_fold(0).splits["train"]).isdisjoint(manifest.splits["test"])
     few = manifest_of(*(entry(f"P{n}") for n in range(3)), ratios=(0.4, 0.0, 0.6))
-    with pytest.raises(UsageError, match="has 1 labelled patients besides the 2 of its test split"):
+    with pytest.raises(UsageError, match="has 1 labelled patients outside its test split of 2"):
         few.with_folds(2)
 
 
-def test_names_that_are_not_there() -> None:
+def test_unknown_names_are_rejected() -> None:
     manifest = manifest_of(entry("A"))
     with pytest.raises(
         UsageError, match="'validation' is not a split; use train, val, test, labelled or all"
     ):
         manifest.select("validation")
-    with pytest.raises(UsageError, match="'B' is not a case of data"):
+    with pytest.raises(UsageError, match="No case 'B' in data"):
         manifest.entry("B")
 
 
 class TestCollectionConvention:
-    def test_a_cavity_without_enhancement_is_known_by_the_others(self) -> None:
+    def test_a_cavity_without_enhancement_is_detected_from_other_cases(self) -> None:
         names = {"layout": "brats2023"}
         alone = entry("G-1", **names, ncr=0, ed=5, et=7)
         both = entry("G-2", **names, convention="brats2024", ncr=1, ed=2, et=3, rc=4)
@@ -208,7 +208,7 @@ class TestCollectionConvention:
         new = manifest_of(alone, both).entry("G-1")
         assert (new.convention, new.label_voxels) == ("brats2024", {"ncr": 0, "ed": 5, "et": 0, "rc": 7})
 
-    def test_3_in_one_and_4_in_another_of_2023_is_2024(self) -> None:
+    def test_3_in_one_and_4_in_another_mean_brats_2024(self) -> None:
         manifest = manifest_of(
             entry("G-1", layout="brats2023"), entry("G-2", layout="brats2023", convention="brats-et3")
         )
@@ -219,11 +219,11 @@ class TestCollectionConvention:
         manifest = manifest_of(entry("A"), entry("B", convention="brats-et3"))
         assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et3"]
 
-    def test_a_case_with_neither_takes_what_the_others_have(self) -> None:
+    def test_a_case_with_neither_gets_the_convention_of_the_others(self) -> None:
         neither = entry("G-1", layout="brats2023", convention="brats-et3", et=0)
         manifest = manifest_of(neither, entry("G-2", layout="brats2023"))
         assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et4"]
 
-    def test_what_is_declared_stays(self) -> None:
+    def test_a_declared_convention_is_kept(self) -> None:
         declared = entry("M-1", layout="msd", convention="msd", declared="msd")
         assert manifest_of(declared).entry("M-1") == declared

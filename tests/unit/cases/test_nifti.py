@@ -1,4 +1,4 @@
-"""Decoding agrees with nibabel; encoding gives back the input's grid, voxel by voxel."""
+"""Decoding agrees with nibabel; encoding restores the grid of the input exactly."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from glioray.cases.grid import same_grid
+from glioray.cases.grid import describe_grid_difference
 from glioray.cases.nifti import (
     HEADER_BYTES,
     Volume,
@@ -27,7 +27,7 @@ DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint6
 
 
 def oblique_affine(spacing: tuple[float, float, float] = (0.9, 1.1, 6.0)) -> np.ndarray:
-    """A rotation of some 20 degrees about each axis, RAS+ to the nearest axes."""
+    """A rotation by about 20 degrees around each axis, closest to RAS+."""
     a, b, c = np.deg2rad([17, -21, 12])
     rx = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
     ry = [[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]
@@ -60,21 +60,20 @@ ORIENTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reads_what_nibabel_reads(dtype: str, kind: type, order: str, compress: bool) -> None:
+def test_decodes_as_nibabel_does(dtype: str) -> None:
     array = np.random.default_rng(0).integers(0, 120, (7, 5, 3)).astype(dtype)
-    header = kind.header_class(endianness=order)
-    header.set_data_dtype(dtype)
-    image = kind(array, oblique_affine(), header=header, dtype=dtype)
-    volume = read_volume(file_of(image, compress=compress), name="a.nii")
-    np.testing.assert_array_equal(volume.array, array)
-    assert volume.array.dtype == np.dtype(dtype)
-    assert volume.array.dtype.isnative
-    np.testing.assert_array_equal(volume.affine, read_by_nibabel(file_of(image)).affine)
-    np.testing.assert_allclose(volume.spacing_mm, (0.9, 1.1, 6.0), rtol=1e-6)
+    for kind, order, compress in itertools.product((nib.Nifti1Image, nib.Nifti2Image), "<>", (True, False)):
+        case = f"{kind.__name__}, byte order {order}, compress={compress}"
+        header = kind.header_class(endianness=order)
+        header.set_data_dtype(dtype)
+        image = kind(array, oblique_affine(), header=header, dtype=dtype)
+        volume = read_volume(file_of(image, compress=compress), name=case)
+        np.testing.assert_array_equal(volume.array, array, case)
+        assert volume.array.dtype == np.dtype(dtype), case
+        assert volume.array.dtype.isnative, case
+        np.testing.assert_array_equal(volume.affine, read_by_nibabel(file_of(image)).affine, case)
+        np.testing.assert_allclose(volume.spacing_mm, (0.9, 1.1, 6.0), rtol=1e-6, err_msg=case)
 
 
 def test_scaling_gives_float32() -> None:
@@ -102,7 +101,9 @@ def test_no_scaling_keeps_the_stored_type(slope: float) -> None:
         ((4, 5, 6, 1, 4), (4, 5, 6, 4)),
     ],
 )
-def test_shapes_are_three_axes_and_maybe_channels(stored: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_shapes_have_three_axes_and_optional_channels(
+    stored: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     array = np.arange(np.prod(stored), dtype=np.int32).reshape(stored)
     volume = read_volume(file_of(nib.Nifti1Image(array, np.eye(4))), name="a")
     np.testing.assert_array_equal(volume.array, array.reshape(expected))
@@ -128,11 +129,17 @@ def test_a_mask_of_a_four_channel_file_has_one_channel() -> None:
     np.testing.assert_array_equal(written.affine, image.affine)
 
 
-@pytest.mark.parametrize(
-    "orientation", ORIENTATIONS, ids=lambda o: "".join("xyz"[int(a)] + "+-"[int(f < 0)] for a, f in o)
-)
-def test_masks_return_to_every_orientation(orientation: np.ndarray) -> None:
-    """A copy of an oblique image in each of the 48 axis orders: one RAS array, and masks on the copy's grid."""
+def test_masks_return_to_every_orientation() -> None:
+    """Any stored order of an oblique image gives the same RAS array, and masks on the stored grid."""
+    for orientation in ORIENTATIONS:
+        try:
+            check_orientation(orientation)
+        except AssertionError as error:
+            error.add_note("axis order " + "".join("xyz"[int(a)] + "+-"[int(f < 0)] for a, f in orientation))
+            raise
+
+
+def check_orientation(orientation: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     ras, affine_ras = rng.integers(0, 1000, (5, 6, 7)).astype(np.int16), oblique_affine()
     stored = apply_orientation(ras, orientation)
@@ -156,32 +163,30 @@ def test_masks_return_to_every_orientation(orientation: np.ndarray) -> None:
     np.testing.assert_array_equal(written.get_qform(), read_by_nibabel(file_of(copy)).get_qform())
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0), (3, 1)])
-def test_a_mask_keeps_version_byte_order_and_form_codes(
-    kind: type, order: str, codes: tuple[int, int]
-) -> None:
-    header = kind.header_class(endianness=order)
-    image = kind(np.ones((4, 5, 6), np.float32), None, header=header)
-    image.header.set_zooms((2, 2, 3))
-    affine = np.array([[0, -2, 0, 9], [2, 0, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1.0]])
-    image.set_sform(affine, code=codes[0])
-    image.set_qform(affine, code=codes[1])
-    image.header.set_slope_inter(2, 0)
-    volume = read_volume(file_of(image), name="a")
-    ras, _ = to_canonical(volume.array, volume.affine)
-    written = read_by_nibabel(encode_mask(np.full(ras.shape, 3, np.uint8), volume))
-    assert type(written) is kind
-    assert written.header.endianness == order
-    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == codes
-    np.testing.assert_array_equal(written.affine, read_by_nibabel(file_of(image)).affine)
-    assert np.unique(np.asarray(written.dataobj)).tolist() == [3]
+def test_a_mask_keeps_version_byte_order_and_form_codes(codes: tuple[int, int]) -> None:
+    for kind, order in itertools.product((nib.Nifti1Image, nib.Nifti2Image), "<>"):
+        case = f"{kind.__name__}, byte order {order}"
+        header = kind.header_class(endianness=order)
+        image = kind(np.ones((4, 5, 6), np.float32), None, header=header)
+        image.header.set_zooms((2, 2, 3))
+        affine = np.array([[0, -2, 0, 9], [2, 0, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+        image.set_sform(affine, code=codes[0])
+        image.set_qform(affine, code=codes[1])
+        image.header.set_slope_inter(2, 0)
+        volume = read_volume(file_of(image), name=case)
+        ras, _ = to_canonical(volume.array, volume.affine)
+        written = read_by_nibabel(encode_mask(np.full(ras.shape, 3, np.uint8), volume))
+        assert type(written) is kind, case
+        assert written.header.endianness == order, case
+        assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == codes, case
+        np.testing.assert_array_equal(written.affine, read_by_nibabel(file_of(image)).affine, case)
+        assert np.unique(np.asarray(written.dataobj)).tolist() == [3], case
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_a_map_is_a_mask_of_floats(compress: bool) -> None:
-    """On the grid of a turned, scaled file of big-endian int16."""
+def test_a_map_is_written_like_a_mask(compress: bool) -> None:
+    """Written on the grid of a rotated, scaled, big-endian int16 file."""
     header = nib.Nifti2Header(endianness=">")
     image = nib.Nifti2Image(np.arange(120, dtype=">i2").reshape(4, 5, 6), None, header=header)
     affine = np.array([[0, -2, 0, 9], [2, 0, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1.0]])
@@ -199,7 +204,7 @@ def test_a_map_is_a_mask_of_floats(compress: bool) -> None:
     np.testing.assert_array_equal(back, values)
 
 
-def test_a_mask_of_another_shape_is_refused() -> None:
+def test_a_mask_of_another_shape_is_rejected() -> None:
     volume = read_volume(encode_volume(np.ones((4, 5, 6), np.int16), np.eye(4)), name="a")
     with pytest.raises(ValueError, match=r"\(4, 5, 7\).*\(4, 5, 6\)"):
         encode_mask(np.zeros((4, 5, 7), np.uint8), volume)
@@ -233,7 +238,7 @@ def test_several_gzip_members_are_one_file() -> None:
     np.testing.assert_array_equal(read_volume(members, name="a").array.ravel(), np.arange(6000))
 
 
-def test_volumes_and_headers_travel_between_processes() -> None:
+def test_volumes_and_headers_can_be_pickled() -> None:
     volume = read_volume(encode_volume(np.ones((4, 5, 6), np.int16), oblique_affine()), name="a")
     copy: Volume = pickle.loads(pickle.dumps(volume))
     np.testing.assert_array_equal(copy.affine, volume.affine)
@@ -251,39 +256,49 @@ class TestSameGrid:
         """An image stored 256 x 256 x 24 beside its mask stored 256 x 24 x 256."""
         image = self.volume((256, 256, 24), np.diag([1, 1, 6, 1.0]))
         swapped = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 6, 0, 0], [0, 0, 0, 1.0]])
-        assert same_grid(image, self.volume((256, 24, 256), swapped)) is None
+        assert describe_grid_difference(image, self.volume((256, 24, 256), swapped)) is None
 
     def test_rounding_and_negative_zero_do_not_count(self) -> None:
         affine = oblique_affine()
         other = affine + 1e-5
         other[:3, 3] *= 1.0001
-        assert same_grid(self.volume((8, 9, 5), affine), self.volume((8, 9, 5), other)) is None
+        assert describe_grid_difference(self.volume((8, 9, 5), affine), self.volume((8, 9, 5), other)) is None
         minus = np.diag([1.0, 1, 1, 1])
         minus[0, 3] = -0.0
-        assert same_grid(self.volume((8, 9, 5), np.eye(4)), self.volume((8, 9, 5), minus)) is None
+        assert (
+            describe_grid_difference(self.volume((8, 9, 5), np.eye(4)), self.volume((8, 9, 5), minus)) is None
+        )
 
-    def test_another_shape_is_told(self) -> None:
-        found = same_grid(self.volume((8, 9, 5), np.eye(4), "t1"), self.volume((8, 9, 4), np.eye(4)))
-        assert found == "is (8, 9, 4) voxels (in RAS order) but t1 is (8, 9, 5)"
+    def test_another_shape_is_reported(self) -> None:
+        found = describe_grid_difference(
+            self.volume((8, 9, 5), np.eye(4), "t1"), self.volume((8, 9, 4), np.eye(4))
+        )
+        assert found == "has (8, 9, 4) voxels (in RAS order), but t1 has (8, 9, 5)"
 
     @pytest.mark.parametrize("shift", [(0.5, 0, 0), (0, 0, 3.0)])
-    def test_a_shift_is_told(self, shift: tuple[float, float, float]) -> None:
+    def test_a_shift_is_reported(self, shift: tuple[float, float, float]) -> None:
         affine = oblique_affine()
         affine[:3, 3] += shift
-        found = same_grid(self.volume((8, 9, 5), oblique_affine(), "t1"), self.volume((8, 9, 5), affine))
+        found = describe_grid_difference(
+            self.volume((8, 9, 5), oblique_affine(), "t1"), self.volume((8, 9, 5), affine)
+        )
         assert found is not None
         assert f"{max(shift):.3g} mm away from t1" in found
 
-    def test_a_lost_header_is_told(self) -> None:
-        found = same_grid(self.volume((8, 9, 5), oblique_affine(), "t1"), self.volume((8, 9, 5), np.eye(4)))
+    def test_a_lost_header_is_reported(self) -> None:
+        found = describe_grid_difference(
+            self.volume((8, 9, 5), oblique_affine(), "t1"), self.volume((8, 9, 5), np.eye(4))
+        )
         assert found is not None
         assert "lost its orientation" in found
-        found = same_grid(self.volume((8, 9, 5), np.eye(4), "t1"), self.volume((8, 9, 5), oblique_affine()))
+        found = describe_grid_difference(
+            self.volume((8, 9, 5), np.eye(4), "t1"), self.volume((8, 9, 5), oblique_affine())
+        )
         assert found is not None
         assert "t1 has lost its own" in found
         image = nib.Nifti1Image(np.ones((8, 9, 5), np.uint8), None)
         assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 0
-        found = same_grid(
+        found = describe_grid_difference(
             self.volume((8, 9, 5), oblique_affine(), "t1"), read_volume(file_of(image), name="seg")
         )
         assert found is not None

@@ -1,4 +1,4 @@
-"""Phantoms are real NIfTI in BraTS layout, the same for the same seed, with tumours of every kind."""
+"""Phantoms are NIfTI files in BraTS layout, reproducible by seed, with tumours of every kind."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_phantoms_are_cases_without_problems(tmp_path: Path) -> None:
     manifest = build_manifest(storage.uri, [(None, problems), *(check_case(storage, case) for case in cases)])
     assert not manifest.problems
     assert [entry.case_id for entry in manifest.cases] == ids
-    # As written: the same arrays come back, in RAS order.
+    # Loading gives back the same arrays, in RAS order.
     phantom, case = make_phantom(1, shape=(48, 40, 24)), load_case(storage, cases[1])
     np.testing.assert_array_equal(case.images, phantom.images)
     np.testing.assert_array_equal(case.mask, phantom.mask)
@@ -46,7 +46,7 @@ def six() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(phantom.images, phantom.mask) for phantom in phantoms]
 
 
-def test_tumours_are_of_many_sizes_and_some_without_et(six: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_tumours_vary_in_size_and_some_lack_et(six: list[tuple[np.ndarray, np.ndarray]]) -> None:
     counts = np.array([np.bincount(mask.ravel(), minlength=4)[1:] for _, mask in six])
     whole = counts.sum(axis=1)
     assert whole.min() > 20
@@ -67,8 +67,8 @@ def test_tumours_lie_in_the_brain_and_the_background_is_0(six: list[tuple[np.nda
         assert not brain[:, :, 0].any()
 
 
-def test_contrasts_are_those_of_the_modalities(six: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Enhancing tumour is bright in T1c and oedema in FLAIR and T2, and neither is the brightest thing there."""
+def test_contrasts_match_the_modalities(six: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Enhancing tumour is bright in T1c and oedema in FLAIR and T2, but neither is the brightest tissue."""
     images, mask = six[0]
     normal = [float(np.median(image[(mask == 0) & (image > 0)])) for image in images]
     enhancing = [float(np.median(image[mask == 3])) for image in images]
@@ -94,7 +94,7 @@ def test_any_shape_works(shape: tuple[int, int, int]) -> None:
 
 
 def test_limits() -> None:
-    with pytest.raises(UsageError, match="too small"):
+    with pytest.raises(UsageError, match="at least 16 voxels"):
         make_phantom(0, shape=(8, 96, 64))
     with pytest.raises(UsageError, match="num_cases is -1"):
         write_phantoms(FileStorage("unused"), num_cases=-1)

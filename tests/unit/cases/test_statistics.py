@@ -1,4 +1,4 @@
-"""The statistics of a case, against a case small enough to count by hand."""
+"""The statistics of a case that is small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glioray.storage import open_storage
 
 @pytest.fixture
 def case() -> Case:
-    """5 x 4 x 3 voxels: brain of 3 x 2 in the upper two slices, with four voxels of tumour."""
+    """5 x 4 x 3 voxels with a brain of 3 x 2 in the upper two slices and four voxels of tumour."""
     images = np.zeros((2, 5, 4, 3), np.int16)
     images[0, 1:4, 1:3, 1:] = np.arange(1, 13).reshape(3, 2, 2)
     images[1, 1:4, 1:3, 1:] = 7
@@ -67,7 +67,7 @@ def test_stray_maxima_count_in_the_last_bin(case: Case):
     assert found.histograms[0][-1] == 1
 
 
-def test_the_picture_is_of_the_slice_with_most_tumour_the_front_on_top(case: Case):
+def test_the_picture_shows_the_slice_with_most_tumour_with_the_front_at_the_top(case: Case):
     picture = describe_case(case).picture
     assert picture is not None
     assert picture.index == 2
@@ -79,7 +79,7 @@ def test_the_picture_is_of_the_slice_with_most_tumour_the_front_on_top(case: Cas
     assert picture.images.min() >= 1
 
 
-def test_without_a_mask_the_picture_is_where_the_brain_is_largest(case: Case):
+def test_without_a_mask_the_picture_shows_the_slice_with_most_brain(case: Case):
     images = case.images.copy()
     images[:, 2, 1, 2] = 0
     found = describe_case(dataclasses.replace(case, images=images, mask=None, convention=None))
@@ -91,7 +91,7 @@ def test_without_a_mask_the_picture_is_where_the_brain_is_largest(case: Case):
     assert describe_case(case, with_picture=False).picture is None
 
 
-def test_a_collection_s_convention_renames_what_was_counted(case: Case):
+def test_another_convention_changes_the_counts_by_label(case: Case):
     """4 in the file was taken for ET; in a collection of BraTS 2024 it is the resection cavity."""
     found = describe_case(case)
     again = found.with_convention("brats2024")
@@ -109,7 +109,7 @@ def test_a_collection_s_convention_renames_what_was_counted(case: Case):
     ).label_voxels.tolist() == [[20, 0, 0, 0, 0], [19, 0, 1, 0, 0], [17, 2, 0, 1, 0]]
 
 
-def test_statistics_travel_between_processes(case: Case):
+def test_statistics_can_be_pickled(case: Case):
     found = describe_case(case)
     again = pickle.loads(pickle.dumps(found))
     for field in dataclasses.fields(CaseStatistics):
@@ -119,7 +119,7 @@ def test_statistics_travel_between_processes(case: Case):
 
 
 @pytest.mark.real
-def test_a_real_case_s_counts_equal_its_mask_s(real_data: Path):
+def test_counts_of_a_real_case_equal_those_of_its_mask(real_data: Path):
     storage = open_storage(real_data / "brats2021")
     files = next(f for f in discover_cases(storage)[0] if f.case_id == "BraTS2021_00008")
     case = load_case(storage, files)

@@ -1,4 +1,4 @@
-"""Tif slices become a case, a prediction finds its way back, and a bad file is one problem of one case."""
+"""Tif slices become a case, predictions return to their grid, and a bad file is one problem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from glioray.serialization import from_dict, to_dict
 from glioray.storage import FileStorage
 
 CASE = "TCGA_CS_4941_19960909"
-DEPTH, HEIGHT, WIDTH = 12, 32, 28  # more than nine slices: numbers are no words
+DEPTH, HEIGHT, WIDTH = 12, 32, 28  # more than nine slices, so that sorting by text would be wrong
 
 
 def tif(pixels: np.ndarray, **options: object) -> bytes:
@@ -45,7 +45,7 @@ def pictures() -> np.ndarray:
 
 
 def masks() -> np.ndarray:
-    """(Z, H, W), 0 and 255; no axis like another."""
+    """(Z, H, W), 0 and 255; not symmetric along any axis."""
     array = np.zeros((DEPTH, HEIGHT, WIDTH), np.uint8)
     array[3:7, 5:12, 18:23] = 255
     return array
@@ -108,12 +108,12 @@ def test_axes_channels_and_labels(storage: FileStorage) -> None:
     np.testing.assert_array_equal(case.mask, 2 * (masks() > 0).transpose(2, 1, 0)[::-1, ::-1])
 
 
-def test_a_prediction_goes_back_onto_the_slices(storage: FileStorage) -> None:
+def test_a_prediction_is_written_on_the_grid_of_the_slices(storage: FileStorage) -> None:
     case = load_only(storage)
     predicted = np.zeros(case.images.shape[1:], np.uint8)
     predicted[2:9, 20:25, 4:6] = (2 + np.arange(7) % 2)[
         :, None, None
-    ]  # ED and ET, which this collection has not
+    ]  # ED and ET, which this collection lacks
     predicted[20, 20, 1] = 4
     written = read_volume(
         encode_mask(from_internal(predicted, CONVENTIONS["wt-255"]), case.reference), name="mask"
@@ -123,14 +123,14 @@ def test_a_prediction_goes_back_onto_the_slices(storage: FileStorage) -> None:
     expected = np.zeros_like(masks())
     expected[4:6, HEIGHT - 25 : HEIGHT - 20, WIDTH - 9 : WIDTH - 2] = 255
     np.testing.assert_array_equal(back, expected)
-    # And the case's own mask is written as it was read.
+    # The case's own mask is written as it was read.
     assert case.mask is not None
     own = encode_mask(from_internal(case.mask, CONVENTIONS["wt-255"]), case.reference)
     np.testing.assert_array_equal(read_volume(own, name="mask").array.transpose(2, 1, 0), masks())
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
-def test_compressed_slices_hold_the_same(storage: FileStorage, compression: str) -> None:
+def test_compressed_slices_decode_to_the_same_pixels(storage: FileStorage, compression: str) -> None:
     plain = load_only(storage).images
     for number, picture in enumerate(pictures(), 1):
         storage.write(name(number), tif(picture, compression=compression))
@@ -148,9 +148,9 @@ def test_a_phantom_written_as_slices_is_the_phantom(tmp_path: Path) -> None:
         assert np.corrcoef(shown, made)[0, 1] > 0.99
 
 
-def test_without_masks_it_is_a_case_to_predict(tmp_path: Path) -> None:
+def test_a_case_without_masks_is_valid(tmp_path: Path) -> None:
     storage = FileStorage(str(tmp_path))
-    for number, picture in enumerate(pictures()):  # from 0 on, and all in one folder
+    for number, picture in enumerate(pictures()):  # numbered from 0, all in one folder
         storage.write(f"slices/{CASE}_{number:02}.tiff", tif(picture))
     files = only_case(storage)
     assert (files.case_id, len(files.slices), files.mask_slices) == (CASE, DEPTH, ())
@@ -159,7 +159,7 @@ def test_without_masks_it_is_a_case_to_predict(tmp_path: Path) -> None:
     assert case.convention is None
 
 
-def test_other_tif_files_are_no_cases(tmp_path: Path) -> None:
+def test_other_tif_files_are_ignored(tmp_path: Path) -> None:
     storage = FileStorage(str(tmp_path))
     for key in (
         "pictures/figure_1.tif",
@@ -171,7 +171,7 @@ def test_other_tif_files_are_no_cases(tmp_path: Path) -> None:
     assert discover_cases(storage) == ([], [])
 
 
-def test_own_cases_in_that_form(tmp_path: Path) -> None:
+def test_other_data_in_the_same_layout(tmp_path: Path) -> None:
     storage = FileStorage(str(tmp_path))
     for number in (1, 2):
         storage.write(name(number, case="patient7"), tif(pictures()[number]))
@@ -189,8 +189,8 @@ def problems_of(storage: FileStorage) -> list[Problem]:
     return problems + [problem for case in cases for problem in check_case(storage, case)[1]]
 
 
-def test_numbers_that_do_not_add_up(storage: FileStorage) -> None:
-    def said() -> str:
+def test_missing_and_repeated_numbers_are_problems(storage: FileStorage) -> None:
+    def problem_text() -> str:
         cases, (problem,) = discover_cases(storage)
         assert not cases
         assert problem.case_id == CASE
@@ -198,25 +198,25 @@ def test_numbers_that_do_not_add_up(storage: FileStorage) -> None:
 
     root = Path(storage.uri.removeprefix("file://"))
     (root / name(3)).rename(root / "away")
-    assert "has no slice 3 of 1 to 12" in said()
+    assert "has no slice 3; expected 1 to 12" in problem_text()
     (root / "away").rename(root / name(3))
     (root / name(3, mask=True)).unlink()
-    assert "has no mask of slice 3" in said()
+    assert "has no mask for slice 3" in problem_text()
     (root / name(3, mask=True)).write_bytes(tif(masks()[2]))
     (root / name(12)).unlink()
-    assert "has a mask and no slice 12" in said()
+    assert "has a mask but no image for slice 12" in problem_text()
     (root / name(12)).write_bytes(tif(pictures()[11]))
     (root / name(7)).with_name(f"{CASE}_007.tif").write_bytes(tif(pictures()[6]))
-    assert "is a second slice of its number" in said()
+    assert "repeats the number of another slice" in problem_text()
     (root / name(7)).with_name(f"{CASE}_007.tif").unlink()
     assert len(discover_cases(storage)[0]) == 1
     for number in range(1, DEPTH + 1):
         (root / name(number)).unlink()
-    assert "has masks and no slices" in said()
+    assert "has masks but no slices" in problem_text()
 
 
 def claims(width: int, height: int) -> bytes:
-    """A whole tif whose header claims another size."""
+    """A complete tif whose header claims another size."""
     data = bytearray(tif(pictures()[0]))
     (at,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, at)
@@ -229,7 +229,7 @@ def claims(width: int, height: int) -> bytes:
 
 
 def sixteen_bits_rgb() -> bytes:
-    """Pillow would read it, and drop eight bits in silence."""
+    """A tif of which Pillow silently drops eight bits."""
     width, height, pixels = 4, 3, np.arange(36, dtype="<u2").tobytes()
     tags = [
         (256, 3, 1, width),
@@ -249,35 +249,35 @@ def grey(dtype: str) -> bytes:
 
 
 BAD_SLICES: dict[str, tuple[Callable[[], bytes], str]] = {
-    "no bytes": (lambda: b"", "is not a tif that can be read"),
-    "text": (lambda: b"<html>404</html>" * 40, "is not a tif that can be read"),
-    "a png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "is not a tif that can be read"),
+    "no bytes": (lambda: b"", "is not a readable tif"),
+    "text": (lambda: b"<html>404</html>" * 40, "is not a readable tif"),
+    "a png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "is not a readable tif"),
     "cut in the directory": (lambda: tif(pictures()[0])[:20], "is "),
     "truncated": (lambda: truncated(tif(pictures()[0])), "is truncated or damaged"),
     "truncated lzw": (
         lambda: truncated(tif(pictures()[0], compression="tiff_lzw")),
-        "is not a tif that can be read",
+        "is not a readable tif",
     ),
     "60000 x 60000": (lambda: claims(60000, 60000), "60000 x 60000"),
     "no width": (lambda: claims(0, HEIGHT), "is "),
     "grey": (lambda: grey("uint8"), "holds pixels of 8 bits (L); expected 8-bit RGB"),
     "16-bit grey": (lambda: grey("uint16"), "holds pixels of 16 bits"),
     "16-bit RGB": (sixteen_bits_rgb, "holds pixels of 16+16+16 bits (RGB); expected 8-bit RGB"),
-    "another size": (lambda: tif(pictures()[0, 2:]), f"is {WIDTH} x {HEIGHT - 2} pixels"),
+    "another size": (lambda: tif(pictures()[0, 2:]), f"has {WIDTH} x {HEIGHT - 2} pixels"),
 }
 
 
 def truncated(data: bytes) -> bytes:
-    """Without the end of the pixels, which stand after the directory."""
+    """The file without the end of its pixels, which follow the directory."""
     return data[: len(data) - len(data) // 3]
 
 
 @pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("kind", BAD_SLICES)
-def test_a_hostile_slice_gets_its_sentence_and_little_memory(
+def test_a_hostile_slice_raises_one_sentence_and_takes_little_memory(
     storage: FileStorage, kind: str, number: int
 ) -> None:
-    make, says = BAD_SLICES[kind]
+    make, message = BAD_SLICES[kind]
     storage.write(name(number), make())
     tracemalloc.start()
     try:
@@ -289,40 +289,40 @@ def test_a_hostile_slice_gets_its_sentence_and_little_memory(
     assert sentence.startswith(f"case {CASE}: {CASE}/")
     assert "\n" not in sentence
     assert peak < 4 * 2**20
-    # The first slice gives the size: where it is the one that is off, the second is named beside it.
+    # The first slice defines the size: if it is wrong, the second is reported instead.
     if not (number == 1 and kind == "another size"):
         assert problem.file == name(number)
-        assert says in sentence
+        assert message in sentence
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
-        (lambda: tif(masks()[4, 1:]), f"is {WIDTH} x {HEIGHT - 1} pixels"),
+        (lambda: tif(masks()[4, 1:]), f"has {WIDTH} x {HEIGHT - 1} pixels"),
         (lambda: tif(masks()[4] // 255 * 128), "holds the label 128; the convention wt-255 has 0, 255"),
         (lambda: tif(np.repeat(masks()[4][..., None], 3, -1)), "expected 8-bit grey"),
         (lambda: truncated(tif(masks()[4])), "is truncated or damaged"),
     ],
 )
-def test_a_mask_that_does_not_fit(storage: FileStorage, make: Callable[[], bytes], says: str) -> None:
+def test_an_invalid_mask_is_a_problem(storage: FileStorage, make: Callable[[], bytes], message: str) -> None:
     storage.write(name(5, mask=True), make())
     (problem,) = problems_of(storage)
-    assert says in str(problem)
+    assert message in str(problem)
 
 
-def test_masks_of_another_size_than_their_slices(storage: FileStorage) -> None:
+def test_masks_that_differ_in_size_from_their_slices(storage: FileStorage) -> None:
     for number in range(1, DEPTH + 1):
         storage.write(name(number, mask=True), tif(np.zeros((HEIGHT, WIDTH + 2), np.uint8)))
     (problem,) = problems_of(storage)
-    assert f"is {(WIDTH + 2, HEIGHT, DEPTH)} voxels (in RAS order) but {name(1)} to" in str(problem)
+    assert f"has {(WIDTH + 2, HEIGHT, DEPTH)} voxels (in RAS order), but {name(1)} to" in str(problem)
 
 
-def test_a_case_of_more_voxels_than_the_limit_is_refused(storage: FileStorage) -> None:
+def test_a_case_of_more_voxels_than_the_limit_is_rejected(storage: FileStorage) -> None:
     with pytest.raises(CaseError, match=rf"claims 28 x 32 pixels in each of {DEPTH} slices"):
         load_case(storage, only_case(storage), limits=Limits(max_voxels=WIDTH * HEIGHT * DEPTH - 1))
 
 
-def test_the_manifest_knows_what_the_case_has(storage: FileStorage) -> None:
+def test_the_manifest_entry_describes_the_case(storage: FileStorage) -> None:
     files = only_case(storage)
     manifest = build_manifest(storage.uri, [check_case(storage, files)])
     (entry,) = manifest.cases
