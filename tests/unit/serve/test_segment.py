@@ -158,7 +158,7 @@ HOSTILE = (
     "longer than",
     "NaN",
     "every voxel",
-    "but t1 is",
+    "but t1 has",
     "5 mm away",
     "one volume",
 )
@@ -185,7 +185,7 @@ def hostile(make_head: Callable[[int], np.ndarray]) -> dict[str, bytes]:
         "longer than": gzip.compress(bytes(bomb) + bytes(300 * 2**20), 1),
         "NaN": encode_volume(nan, AFFINE),
         "every voxel": encode_volume(np.zeros(SHAPE, np.int16), AFFINE),
-        "but t1 is": encode_volume(make_head(9)[:, :, :30], AFFINE),
+        "but t1 has": encode_volume(make_head(9)[:, :, :30], AFFINE),
         "5 mm away": encode_volume(make_head(9), shifted),
         "one volume": encode_volume(np.stack([make_head(9)] * 2, -1), AFFINE),
     }

@@ -344,7 +344,7 @@ def _hostile() -> dict[str, bytes]:
         "is animated": animated.getvalue(),
         "65536 x 65536 pixels": _bomb(),
         "holds 1 bits a pixel": _png(grey > 0),
-        "ends within its header": good[:20],
+        "ends inside its header": good[:20],
         "is a damaged PNG": good[: len(good) // 2],
         "Decompressed data too large": _png(grey, pnginfo=text),
         "every pixel is 0": _png(np.zeros((20, 28), np.uint8)),
