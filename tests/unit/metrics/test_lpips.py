@@ -194,7 +194,7 @@ def test_what_cannot_be_is_told(alexnet, images):
         distance(images, images, torch.ones(4, 1, 32, 32))
     mask = torch.ones(4, 1, 64, 64)
     mask[2] = 0
-    with pytest.raises(ValueError, match="the mask of an image holds nothing"):
+    with pytest.raises(ValueError, match="the mask of an image is empty"):
         distance(images, images, mask)
     with pytest.raises(ValueError, match="batch_size is 0"):
         Lpips(alexnet, batch_size=0)

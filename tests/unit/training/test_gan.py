@@ -289,7 +289,7 @@ def test_a_source_of_another_kind(
 def test_a_source_without_a_psnr_generator(gan_runs: ModuleType, make_gan_plan: Plans):
     source = make_gan_plan(**{"pretrain.share": 0.0, "train.max_epochs": 1})
     gan_runs.train(source)
-    with pytest.raises(ModelError, match="holds no PSNR generator to begin with; name a model that has a"):
+    with pytest.raises(ModelError, match="has no PSNR generator to start from; name a model with a"):
         gan_runs.build(make_gan_plan(**{"pretrain.source": source.storage}))
 
 
@@ -449,7 +449,7 @@ def test_too_few_images_to_judge_by(gan_runs: ModuleType, make_gan_plan: Plans):
     with pytest.raises(DataError, match=r"give \d+ images to judge collapse by.*expected 16, so validate on"):
         gan_runs.build(plan)
     none = dataclasses.replace(plan.manifest, splits={**plan.manifest.splits, "val": ()})
-    with pytest.raises(DataError, match="is watched for collapse on validation cases and the split has none"):
+    with pytest.raises(DataError, match="is scored on validation cases but the split has none"):
         gan_runs.build(dataclasses.replace(plan, manifest=none))
 
 

@@ -1,4 +1,4 @@
-"""The collapse score's bounds checked on a panel, as a training would be judged on it."""
+"""Checking the bounds of the collapse score on a panel of the user's data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Images = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CalibratedImages:
-    """What was judged, every channel an image.
+    """The scored images; every channel is an image.
 
     Attributes:
         hr: (N, H, W), the truth.
         lr: (N, h, w), the inputs.
-        outputs: by the rows' names, (N, H, W).
+        outputs: (N, H, W), by row name.
     """
 
     hr: Images
@@ -38,12 +38,12 @@ class CalibratedImages:
 def calibrate_panel(
     panel: Panel, config: GanConfig, resolver: SuperResolver | None = None
 ) -> tuple[list[Calibration], CalibratedImages]:
-    """A row for each planted collapse, healthy output and generator of a model, and the images themselves.
+    """Score each planted collapse, healthy output and generator of a model; return the rows and the images.
 
     Args:
         panel: the images.
-        config: how low resolution is made, and the bounds.
-        resolver: a model of that degradation, whose generators should be found healthy.
+        config: with the degradation and the bounds.
+        resolver: a model with that degradation, whose generators should score as healthy.
     """
     judge = PanelJudge(panel, config)
     size = (panel.hr.shape[-2], panel.hr.shape[-1])

@@ -1,8 +1,8 @@
-"""Whether a super-resolution generator has collapsed, as a score from 0 to 1 across many inputs.
+"""The collapse score: whether a super-resolution generator has collapsed, from 0 to 1 over many inputs.
 
-Such a generator has no latent input, so that "many codes, one image" cannot be asked. What can be: do the outputs
-still tell the inputs apart, do they vary as the inputs do, is their detail their own, and are they images at all?
-Interpolation has no fault in that sense: the score is a bound on a run and no aim of it.
+Such a generator has no latent input, so collapse cannot mean "many codes, one image". Instead the score asks: can the
+outputs be told apart as the inputs can, do they vary as much, is their detail specific to each input, and are they
+images at all? Interpolation passes all of these: the score is a constraint on a run, never its objective.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class CollapseReport:
     """The score of one evaluation.
 
     Attributes:
-        score: 0 (healthy) to 1, the largest of the components.
-        reason: which one that is; where all are 0, the one nearest to its bound.
+        score: 0 (healthy) to 1, the maximum of the components.
+        reason: the component with the maximum; if all are 0, the one nearest to its bound.
         components: by name, in the order of `COLLAPSE_COMPONENTS`, each from 0 to 1.
-        values: what they were made of, in the units of `CollapseConfig`.
-        is_finite: whether all outputs are numbers.
+        values: the measured values behind them, in the units of `CollapseConfig`.
+        is_finite: whether all outputs are finite.
     """
 
     score: float
@@ -51,17 +51,17 @@ class CollapseReport:
 def collapse_report(
     sr: Tensor, hr: Tensor, lr: Tensor, degrade: Degrade, config: CollapseConfig
 ) -> CollapseReport:
-    """The collapse score of a panel's outputs; every number in it is finite, whatever the outputs are.
+    """Compute the collapse score of a panel's outputs; always finite, whatever the outputs are.
 
     Args:
         sr: (N, H, W) outputs, not clipped.
         hr: (N, H, W) in [0, 1], the truth.
-        lr: (N, h, w), what the outputs were made of.
-        degrade: what makes low resolution of images.
+        lr: (N, h, w), the inputs.
+        degrade: the degradation that made them.
         config: the bounds between which each component rises from 0 to 1.
 
     Raises:
-        ValueError: fewer than 2 images, shapes that differ, or inputs that are all the same.
+        ValueError: fewer than 2 images, mismatched shapes, or identical inputs.
     """
     if len(hr) < 2 or sr.shape != hr.shape or len(lr) != len(hr):
         raise ValueError(
@@ -71,7 +71,7 @@ def collapse_report(
     sr, hr, lr = sr.float(), hr.float(), lr.float()
     is_finite = bool(torch.isfinite(sr).all())
     outside = ((sr < -0.1) | (sr > 1.1)).float().mean()
-    # Bounded, so that no square of it overflows: one pixel must not decide all the components.
+    # Clamped, so that no square overflows: one pixel must not decide all components.
     sr = torch.nan_to_num(sr, nan=0.0).clamp(-10, 10)
     size = (hr.shape[-2], hr.shape[-1])
     lr_size = (lr.shape[-2], lr.shape[-1])
@@ -96,14 +96,14 @@ def collapse_report(
 
 
 class CollapseWatch:
-    """Whether a run is collapsed, from its evaluations one after another.
+    """Decides whether a run has collapsed, from its evaluations in order.
 
-    The first `grace` evaluations of the adversarial stage do not count, and it takes `patience` bad ones among the
-    last `window`, this one among them: at a rate far too high some runs leap from bicubic to nonsense and back.
-    Outputs that are no numbers count at once.
+    The first `grace` evaluations of the adversarial stage do not count. Then `patience` bad ones among the last
+    `window`, including the current one, mean collapse: at far too high a rate some runs alternate between bicubic and
+    nonsense. Non-finite outputs count at once.
 
     Attributes:
-        is_collapsed: what the latest evaluation said.
+        is_collapsed: the verdict of the latest evaluation.
     """
 
     def __init__(self, config: CollapseConfig) -> None:
@@ -113,11 +113,11 @@ class CollapseWatch:
         self._recent: list[float] = []
 
     def judge(self, report: CollapseReport, *, adversarial: bool = True) -> bool:
-        """Whether the run is collapsed, with this evaluation.
+        """Add an evaluation and return whether the run has collapsed.
 
         Args:
             report: of the evaluation.
-            adversarial: it is one of the adversarial stage; of another, nothing but non-finite outputs counts.
+            adversarial: whether it belongs to the adversarial stage; before it, only non-finite outputs count.
         """
         config = self.config
         self._num_seen += adversarial
@@ -129,11 +129,11 @@ class CollapseWatch:
         return self.is_collapsed
 
     def objective(self, quality: float) -> float:
-        """What a search makes large: `quality` of a run that was healthy lately, else -1 less the score.
+        """Compute what a search maximises: `quality` of a recently healthy run, else -1 minus the score.
 
-        Any of the last `patience` evaluations of the adversarial stage may be the bad one, and the worst of them is
-        the score: every healthy run, whose quality is at least -1, is above every other. There is no grace in this:
-        a run that ends soon after it collapsed is no better for it. Always finite.
+        The worst of the last `patience` evaluations of the adversarial stage decides: every healthy run, whose quality
+        is at least -1, ranks above every other. There is no grace here: ending soon after a collapse does not help.
+        Always finite.
 
         Args:
             quality: -1 to 1, larger is better.
@@ -144,11 +144,11 @@ class CollapseWatch:
         return min(max(quality, -1.0), 1.0)
 
     def state(self) -> dict[str, Any]:
-        """Plain values to go on from."""
+        """Return plain values to resume from."""
         return {"num_seen": self._num_seen, "recent": list(self._recent), "is_collapsed": self.is_collapsed}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from the result of `state`."""
         self._num_seen = int(state["num_seen"])
         self._recent = [float(score) for score in state["recent"]]
         self.is_collapsed = bool(state["is_collapsed"])
@@ -159,21 +159,21 @@ def _upsample(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, M) in float64; not by the product of matrices, which loses what near neighbours differ by."""
+    """Compute (N, M) squared distances in float64, without the matrix-product trick, which loses small differences."""
     rows = (a.flatten(1), b.flatten(1))
     return torch.cdist(*rows, compute_mode="donot_use_mm_for_euclid_dist").double().square()
 
 
 def _recall(again: Tensor, lr: Tensor) -> float:
-    """The share of outputs that, brought down again, are nearest to their own input (R@1); equal inputs share."""
+    """Compute the share of outputs that, degraded again, are nearest to their own input (R@1); equal inputs share."""
     distances = _squared_distances(again, lr)
     return float((distances.diagonal() <= distances.min(1).values).double().mean())
 
 
 def _lost_diversity(again: Tensor, lr: Tensor) -> float:
-    """1 less the share of the inputs' Vendi score, less 1, that the outputs keep.
+    """Compute 1 - (Vendi(outputs) - 1) / (Vendi(inputs) - 1): the share of diversity lost.
 
-    Reference: Friedman and Dieng 2023 (arXiv 2210.02410), with a Gaussian kernel of a width that the inputs set.
+    Reference: Friedman and Dieng 2023 (arXiv 2210.02410), with a Gaussian kernel whose width the inputs set.
     """
     among = _squared_distances(lr, lr)
     pairs = torch.triu_indices(len(lr), len(lr), 1)
@@ -191,7 +191,7 @@ def _vendi(squares: Tensor, variance: Tensor) -> Tensor:
 
 
 def _same_texture(detail: Tensor, real: Tensor) -> float:
-    """The share of the detail's energy that is the same in every image, beyond that of real detail."""
+    """Compute the share of detail energy that is the same in every image, minus that of real detail."""
     floor = _NEXT_TO_NOTHING * real.square().sum((1, 2)).mean() + 1e-12
 
     def share(residuals: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _same_texture(detail: Tensor, real: Tensor) -> float:
 
 
 def _artefact_db(sr: Tensor, hr: Tensor, lr_size: tuple[int, int]) -> float:
-    """By how much the spectrum stands out over the real one, at worst, above the low resolution's Nyquist frequency."""
+    """Compute the largest excess over the real spectrum above the low resolution's Nyquist frequency, in dB."""
     size = (hr.shape[-2], hr.shape[-1])
     above = above_nyquist(size, lr_size).to(hr.device)
     made, real = (_smooth(power_spectrum(images)) for images in (sr, hr))
@@ -210,7 +210,7 @@ def _artefact_db(sr: Tensor, hr: Tensor, lr_size: tuple[int, int]) -> float:
 
 
 def _smooth(plane: Tensor) -> Tensor:
-    """A 3 x 3 mean; frequencies go round."""
+    """Smooth by a 3 x 3 mean; frequencies wrap around."""
     padded = F.pad(plane[None, None], (1, 1, 1, 1), mode="circular")
     return F.avg_pool2d(padded, 3, 1)[0, 0]
 

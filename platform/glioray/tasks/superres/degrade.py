@@ -1,4 +1,4 @@
-"""Low resolution out of high resolution, by a degradation that has a name, and the plain way back."""
+"""Named degradations from high to low resolution, and bicubic upsampling."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ Size = tuple[int, int]
 def degrade(
     hr: Tensor, size: Size, config: DegradeConfig, rngs: Sequence[np.random.Generator] | None = None
 ) -> Tensor:
-    """(B, C, h, w) float32 low resolution of images (B, C, H, W) in [0, 1].
+    """Degrade images (B, C, H, W) in [0, 1] to low resolution (B, C, h, w) float32.
 
-    Pixels are areas that fill the same field of view: what is at the centre stays at the centre, whatever the
-    ratio (the convention of `interpolate(align_corners=False)`).
+    Pixels are areas that fill the same field of view, so the centre stays at the centre whatever the ratio (the
+    convention of `interpolate(align_corners=False)`).
 
     Args:
         hr: the images.
         size: (h, w) of the result.
-        config: which degradation, and its noise.
-        rngs: a generator for each image, which its noise is drawn from; None leaves the noise away, as where a
-            degradation is applied to outputs in order to compare them with their inputs.
+        config: the degradation, and its noise.
+        rngs: one generator per image, to draw its noise; None adds no noise, as when outputs are degraded to compare
+            them with their inputs.
     """
     lr = _DEGRADATIONS[config.name](hr.float(), size, config)
     if rngs is None or config.noise == 0:
         return lr
     draws = [torch.from_numpy(rng.standard_normal((2, *lr.shape[1:]), dtype=np.float32)) for rng in rngs]
     noise = config.noise * torch.stack(draws, 1).to(lr.device)
-    # A magnitude image: the noise is complex before the scanner takes its modulus (Gudbjartsson, Patz 1995).
+    # A magnitude image: noise is complex until the scanner takes the modulus (Gudbjartsson, Patz 1995).
     return torch.hypot(lr + noise[0], noise[1]) if config.name == "kspace" else lr + noise[0]
 
 
 def upsample(lr: Tensor, size: Size) -> Tensor:
-    """(B, C, H, W): bicubic interpolation, what every model is compared with."""
+    """Upsample to (B, C, H, W) by bicubic interpolation, the baseline of every model."""
     return F.interpolate(lr.float(), size=size, mode="bicubic", align_corners=False)
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """(B, C, h, w): antialiased bicubic, for bringing slices to one size; within [0, 1]."""
+    """Resize to (B, C, h, w) by antialiased bicubic interpolation, clipped to [0, 1]."""
     resized: Tensor = F.interpolate(
         images.float(), size=size, mode="bicubic", align_corners=False, antialias=True
     )
@@ -57,10 +57,10 @@ def _bicubic_aa(hr: Tensor, size: Size, config: DegradeConfig) -> Tensor:
 
 
 def _kspace(hr: Tensor, size: Size, config: DegradeConfig) -> Tensor:
-    """The centre of the Fourier plane, as a scanner acquires fewer lines; the modulus of what it makes.
+    """Crop the centre of the Fourier plane, as a scanner acquires fewer lines, and take the modulus.
 
     A plain crop samples at the corner of each low-resolution pixel. The linear phase moves samples to its centre,
-    (s - 1) / 2 high-resolution pixels further, without which the way back is out by that much.
+    (s - 1) / 2 high-resolution pixels further; without it, upsampling would be shifted by that much.
     """
     height, width = hr.shape[-2:]
     plane = torch.fft.fft2(hr)
@@ -71,14 +71,14 @@ def _kspace(hr: Tensor, size: Size, config: DegradeConfig) -> Tensor:
         shift_px = (old / new - 1) / 2
         phase = torch.exp(2j * math.pi * kept * shift_px / old)
         if new % 2 == 0:
-            # The Nyquist line has no partner of the other sign: half of each, which is its cosine part.
+            # The Nyquist line has no partner of opposite sign: take half of each, its cosine part.
             phase[new // 2] = phase[new // 2].real.clone()
         plane = plane * (phase[:, None] if axis == 0 else phase[None, :])
     return torch.fft.ifft2(plane).abs() * (size[0] * size[1] / (height * width))
 
 
 def _gaussian(hr: Tensor, size: Size, config: DegradeConfig) -> Tensor:
-    """Blurred by `sigma` low-resolution pixels, then sampled at the centres of low-resolution pixels."""
+    """Blur by `sigma` low-resolution pixels, then sample at the centres of low-resolution pixels."""
     blurred = hr
     for dim, (old, new) in ((2, (hr.shape[2], size[0])), (3, (hr.shape[3], size[1]))):
         sigma = config.sigma * old / new

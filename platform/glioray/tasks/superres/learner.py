@@ -1,4 +1,4 @@
-"""The super-resolution task: a generator that learns by its pixels, then against a discriminator, and a judged panel."""
+"""The super-resolution learner: a generator trained by pixels, then adversarially, scored on a fixed panel."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ UseJudge = Callable[[SuperResolver], dict[str, float]]
 
 
 class GanLearner:
-    """Trains `spec`'s generator and judges it on the panel, on the first rank.
+    """Trains the generator of `spec`; the first rank scores it on the panel.
 
     Args:
         config: of the run.
-        spec: of the model that comes of it.
-        judge: of the panel; None on all ranks but the first.
-        ranks: this process among others.
+        spec: of the resulting model.
+        judge: scores the panel; None on all ranks but the first.
+        ranks: all ranks of the run, and which one this is.
         device: to train on.
-        perceptual: the loss of features; None where its weight is 0 or no extractor is to be had.
-        source: weights of the generator to begin with, in place of a pixel stage's.
+        perceptual: the feature loss; None if its weight is 0 or no extractor is available.
+        source: generator weights to start from, instead of a pixel stage.
         judge_use: called at the end of the run, on every rank.
     """
 
@@ -75,8 +75,8 @@ class GanLearner:
         self.critic = to_device(critic, device)
         if source is not None:
             self.generator.load_state_dict(source)
-        # Without broadcasts: buffers are alike on all ranks, as batch norms are over all of them and spectral norms
-        # start alike; and a broadcast between two passes would change what a backward pass needs.
+        # No buffer broadcasts: buffers are equal on all ranks anyway (batch norm is global, spectral norm starts
+        # equal), and a broadcast between two forward passes would change what the backward pass needs.
         self.parallel_g, self.parallel_d = (
             _parallel(m, ranks, device) for m in (self.generator, self.critic)
         )
@@ -103,14 +103,14 @@ class GanLearner:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Whose features the run learns and is judged by, with their hashes, and whether it is healthy."""
+        """Tag the extractors of loss and evaluation with their hashes, and the collapse verdict."""
         extractors = {
             f"glioray.extractor_{name}": self.spec.extractors.get(name, "none") for name in ("loss", "judge")
         }
         return {**extractors, "glioray.collapse": self.spec.collapse}
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
-        """One step of the pixel stage, or of the discriminator and, every `d_steps`-th time, of the generator."""
+        """Take a step of the pixel stage, or of the discriminator and, every `d_steps`-th time, the generator."""
         share = self.config.pretrain.share
         if not self.is_adversarial and share < 1 and progress >= share:
             self._begin_game()
@@ -127,7 +127,7 @@ class GanLearner:
         return figures
 
     def _begin_game(self) -> None:
-        """Go on with the averaged weights of the pixel stage, and keep them as the PSNR model."""
+        """Start the adversarial stage from the averaged weights of the pixel stage, kept as the PSNR model."""
         self.is_adversarial = True
         if self.config.pretrain.share > 0:
             self.psnr = _copied(self._weights())
@@ -157,15 +157,15 @@ class GanLearner:
         penalised = loss.r1 > 0 and self.num_d_steps % loss.r1_every == 0
         real = self._noisy(pairs.hr, pairs.rngs, done).detach().requires_grad_(penalised)
         fake = self._noisy(sr, pairs.rngs, done)
-        # One pass over both: two before a backward pass is what DDP and batch norm cannot do together. In float32
-        # where it is differentiated twice.
+        # One pass over both: DDP with batch norm cannot do two forward passes before a backward one. In float32 if it
+        # is differentiated twice.
         with autocast(self.device, "fp32" if penalised else self.config.train.precision):
             logits = self.parallel_d(_channels_last(torch.cat([real, fake])))
         real_logits, fake_logits = logits.float().chunk(2)
         game = self.game.discriminator(real_logits, fake_logits)
         terms = {"adversarial": game}
         if penalised:
-            # Of the same pass, so that every parameter has a gradient in every step.
+            # From the same pass, so that every parameter has a gradient in every step.
             terms["r1"] = r1_penalty(real, real_logits)
             total = game + 0.5 * loss.r1 * loss.r1_every * terms["r1"]
         else:
@@ -204,7 +204,7 @@ class GanLearner:
         return {"loss": float(total.detach()), **figures, "grad_g": norm, "rate_g": rate}
 
     def _adversarial(self, sr: Tensor, pairs: Pairs, done: float) -> Tensor:
-        # Through the module itself, so that DDP gathers no gradients of the discriminator; it has none to gather.
+        # Through the module itself, so that DDP does not wait for gradients of the discriminator: there are none.
         self.critic.requires_grad_(False)
         fake = self._noisy(sr, pairs.rngs, done)
         compares = self.config.loss.adversarial == "ragan" or _has_batch_norm(self.critic)
@@ -230,17 +230,17 @@ class GanLearner:
     def _update(
         self, name: str, net: nn.Module, loss: Tensor, rate: float, terms: Mapping[str, Tensor]
     ) -> float:
-        """One step of an optimiser; the gradient's norm before clipping.
+        """Take one optimiser step; return the gradient's norm before clipping.
 
         Raises:
-            DivergenceError: the loss or the gradient is not finite; names the term and the tensor. DDP has averaged
-                the gradient, so that every rank raises, or none.
+            DivergenceError: the loss or gradient is not finite; names the term and the tensor. DDP has averaged the
+                gradient, so that every rank raises, or none.
         """
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        # Times 1; but what is infinite here, though its gradient is not, reaches the gradient, and so every rank.
+        # Times 1: this carries an infinite loss with a finite gradient into the gradient, and so to every rank.
         (loss * (1 + 0 * loss.detach())).backward()
         limit = (self.config.optim_d if name == "d" else self.config.optim_g).grad_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(net.parameters(), limit))
@@ -250,10 +250,10 @@ class GanLearner:
         return norm
 
     def _diagnosis(self, who: str, terms: Mapping[str, Tensor]) -> str:
-        """What diverged, in the same words on every rank, each of which must ask."""
+        """Describe what diverged, equally on every rank; all ranks must call this."""
         bad = sorted({name for part in gather(_non_finite(terms)) for name in part})
         nets = {"generator": self.generator, "discriminator": self.critic}
-        # Weights first, and the generator's before all: the other's gradient is only what they make of it.
+        # Report weights first, the generator's before all: bad gradients of the other network follow from them.
         for owner, net in nets.items():
             if weights := _non_finite(dict(net.named_parameters())):
                 who, what, where = owner, "weights", weights
@@ -276,7 +276,7 @@ class GanLearner:
             self.average.update(self.generator)
 
     def validate(self) -> dict[str, float]:
-        """The panel's figures, its collapse score and the objective, alike on every rank."""
+        """Compute the panel's metrics, collapse score and objective, equal on every rank."""
         found: dict[str, Any] = {}
         if self.judge is not None:
             found = self.judge(self._resolver(), self.is_adversarial)
@@ -290,7 +290,7 @@ class GanLearner:
         return metrics
 
     def _warn_of_saturation(self) -> None:
-        """Say that the discriminator has won; that alone is no collapse, which is judged by what is generated."""
+        """Warn that the discriminator has won; collapse itself is scored on the outputs alone."""
         certainty = float(np.mean(self.certainty)) if self.certainty else 0.0
         self.certainty.clear()
         if self.is_first and certainty > _SATURATED:
@@ -300,17 +300,17 @@ class GanLearner:
             )  # fmt: skip
 
     def finish(self) -> dict[str, float]:
-        """What a frozen segmenter makes of the slices, where one is named, and the objective with it."""
+        """Compute Dice by use with the frozen segmenter, if one is set, and add it to the objective."""
         if self.judge_use is None:
             return {}
         found = self.judge_use(self._resolver())
-        if found and self.objective >= -1:  # a collapsed run stays below every other, whatever its Dice
+        if found and self.objective >= -1:  # a collapsed run ranks below every other, whatever its Dice
             gain = found["dice_sr"] - found["dice_bicubic"]
             found["objective"] = max(-1.0, self.objective + self.config.use.weight * gain)
         return found
 
     def state(self) -> dict[str, Any]:
-        """Both networks, all optimisers, the average and where the run stands."""
+        """Return both networks, all optimisers, the weight average and the stage."""
         average = self.average
         return {
             "generator": self.generator.state_dict(),
@@ -327,7 +327,7 @@ class GanLearner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Resume from the result of `state`."""
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
         for name, optimizer in self.optimizers.items():
@@ -343,7 +343,7 @@ class GanLearner:
             self.judge.load_state(state["judge"])
 
     def checkpoint(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> Checkpoint:
-        """The model that validation judged: both generators where there are two."""
+        """Pack the model that validation evaluated, with both generators if there are two."""
         generators = self._generators()
         self.spec = dataclasses.replace(self.spec, metrics=metrics, stages=tuple(generators))
         return Checkpoint(step=step, spec=self.spec, weights=stage_weights(generators), state=state)
@@ -372,7 +372,7 @@ def _parallel(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
 
 
 def _non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those that hold anything but numbers."""
+    """Return the names of tensors with non-finite values."""
     return [name for name, tensor in tensors.items() if not torch.isfinite(tensor.detach()).all()]
 
 

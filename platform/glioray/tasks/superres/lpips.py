@@ -1,4 +1,4 @@
-"""How different two images look: distances between deep features."""
+"""Perceptual distances between images, from deep features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _EPSILON = 1e-10
 
 
 class Lpips(nn.Module):
-    """LPIPS v0.1, or the same without trained weights: two (N, C, H, W) in [0, 1] to N distances, 0 where equal.
+    """LPIPS v0.1, with or without trained heads: two (N, C, H, W) in [0, 1] to N distances, 0 for equal images.
 
-    Features of each layer are scaled to length 1 at each pixel; their squared differences are weighted by the
-    heads, summed over features, averaged over pixels, summed over layers and averaged over the image's
-    channels, each of which is a grey image. Without heads (vgg19, unet, weights of one's own) all weigh 1.
-    Figures of two extractors, or with and without heads, are of different scales: `name` tells them apart.
+    Features of each layer are normalised at each pixel; their squared differences are weighted by the heads, summed
+    over features, averaged over pixels, summed over layers and averaged over channels, each treated as a grey image.
+    Without heads (vgg19, unet, custom weights) all weights are 1. Values of different extractors, or with and without
+    heads, are on different scales: `name` tells them apart.
 
     Args:
-        extractor: of `extractors.resolve_extractor`.
-        batch_size: images that are compared at once, which bounds the memory.
+        extractor: from `extractors.resolve_extractor`.
+        batch_size: images compared at once, which bounds the memory.
 
     Attributes:
         name: "lpips_vgg16", "lpips_alexnet", "deep_vgg19", "deep_unet", …
@@ -30,8 +30,8 @@ class Lpips(nn.Module):
     Raises:
         ValueError: a batch size below 1.
 
-    Reference: Zhang et al. 2018 (arXiv 1801.03924). The authors' code has colours; so had the images that the
-    heads were trained on.
+    Reference: Zhang et al. 2018 (arXiv 1801.03924). The authors' code and the images that
+    trained the heads are in colour.
     """
 
     def __init__(self, extractor: Extractor, *, batch_size: int = 8) -> None:
@@ -48,16 +48,15 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The distances (N,), float32.
+        """Compute the distances (N,), float32.
 
         Args:
             a: (N, C, H, W) in [0, 1].
             b: likewise.
-            mask: (N, 1, H, W), what counts in the average over pixels, as its share of each feature's pixel;
-                None for the whole image.
+            mask: (N, 1, H, W), weights in the average over pixels, resized to each layer; None for the whole image.
 
         Raises:
-            ValueError: shapes that differ, or a mask that holds nothing.
+            ValueError: mismatched shapes, or an empty mask.
         """
         if a.shape != b.shape or (mask is not None and mask.shape != (len(a), 1, *a.shape[-2:])):
             raise ValueError(
@@ -65,15 +64,15 @@ class Lpips(nn.Module):
                 f"{None if mask is None else tuple(mask.shape)}; expected (N, C, H, W) twice and (N, 1, H, W)"
             )
         if mask is not None and not mask.flatten(1).any(dim=1).all():
-            raise ValueError("the mask of an image holds nothing; leave out images without a foreground")
+            raise ValueError("the mask of an image is empty; leave out images without a foreground")
         masks = torch.ones_like(a[:, :1]) if mask is None else mask
         return self._batched(a, b, masks)[0]
 
     @torch.no_grad()
     def foreground_and_whole(self, a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Both distances (N,) of one look at the images: over `mask`, NaN where it holds nothing, and over all.
+        """Compute both distances (N,) in one pass: over `mask` (NaN if it is empty) and over the whole image.
 
-        Arguments as of `forward`; images on another device than the network's are brought there, and the result back.
+        Arguments as for `forward`; images are moved to the network's device, and the result back.
         """
         inside, whole = self._batched(a, b, mask)
         return inside, whole
@@ -90,7 +89,7 @@ class Lpips(nn.Module):
         return inside, whole
 
     def _distances(self, a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-        """(2, N): over the mask and over all."""
+        """Compute (2, N) distances: over the mask and over the whole image."""
         num = len(a)
         found, wanted = (self.features(images, self.levels) for images in (a, b))
         inside, whole = torch.zeros(2, num, device=a.device)
@@ -98,7 +97,7 @@ class Lpips(nn.Module):
             squares = (_unit(found[level]) - _unit(wanted[level])).square()
             head = getattr(self, f"head_{level}")
             pixels = (squares if head is None else squares * head).sum(dim=1)
-            # A grey extractor has a row for each channel, a U-Net's encoder one for the image.
+            # A grey extractor has one row per channel, a U-Net's encoder one per image.
             pixels = pixels.unflatten(0, (num, -1)).mean(dim=1)
             share = F.adaptive_avg_pool2d(mask.float(), pixels.shape[-2:])[:, 0]
             inside = inside + (pixels * share).sum(dim=(1, 2)) / share.sum(dim=(1, 2))

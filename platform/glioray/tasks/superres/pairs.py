@@ -1,4 +1,4 @@
-"""Pairs of high and low resolution out of batches of slices."""
+"""Pairs of high and low resolution from batches of slices."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from glioray.tasks.superres.degrade import degrade, resize
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a generator learns from.
+    """A training batch of a generator.
 
     Attributes:
         hr: (B, C, H, W) float32 in [0, 1].
-        lr: (B, C, h, w) float32, made of them.
-        rngs: a generator for each image, for whatever else is drawn in this step.
+        lr: (B, C, h, w) float32, degraded from `hr`.
+        rngs: one generator per image, for all other random draws of this step.
     """
 
     hr: Tensor
@@ -29,11 +29,11 @@ class Pairs:
 
 
 def draw_pairs(batch: Batch, config: GanConfig, epoch: int, *, node_rank: int = 0) -> Pairs:
-    """The pairs of a batch, varied: a random window (or the whole slice), mirrored or not.
+    """Draw the augmented pairs of a batch: a random window (or the whole slice), randomly mirrored.
 
-    Under "each" one modality is drawn of every slice, so that B stays the batch's. Every draw depends on (seed, node,
-    epoch, the sample's position in the epoch) alone: two ranks of a node make the pairs that one rank would, and nodes,
-    each of which numbers its samples from 0 on, have draws of their own.
+    With channels "each", one modality is drawn per slice, so that B is the batch size. Every draw depends on (seed,
+    node, epoch, position in the epoch) alone: two ranks of a node draw the pairs that one rank would, and each node,
+    which numbers its samples from 0, has its own draws.
     """
     seed, cut = config.train.seed + 1_000_003 * node_rank, config.degrade
     rngs = [np.random.default_rng([seed, epoch, int(position), 7]) for position in batch.positions]
@@ -49,7 +49,7 @@ def draw_pairs(batch: Batch, config: GanConfig, epoch: int, *, node_rank: int = 
             )
             image = image[:, top : top + cut.hr_size, left : left + cut.hr_size]
         flips = [axis for axis, draw in ((1, rows), (2, columns)) if draw < config.flip]
-        # A sagittal slice whose columns are turned is no anatomy; rows upside down are, for textures.
+        # Mirrored columns of a sagittal slice are not anatomy; mirrored rows are fine for textures.
         images.append(image.flip([axis for axis in flips if axis == 1 or lateral]))
     hr = torch.stack(images)
     side = (cut.hr_size, cut.hr_size)
@@ -59,10 +59,10 @@ def draw_pairs(batch: Batch, config: GanConfig, epoch: int, *, node_rank: int = 
 
 
 def fixed_images(image: Tensor, config: GanConfig) -> Tensor:
-    """(K, C, H, W) high-resolution images of one slice, (M, H', W') in [0, 1], as it is judged: the same each time.
+    """Cut the images to score, (K, C, H, W), from one slice (M, H', W') in [0, 1]; the same each time.
 
-    The window around the brain's middle, or the whole slice; under "each" one image a modality (K = M, C = 1), else
-    one with all of them.
+    The window around the centre of the brain, or the whole slice. With channels "each", one image per modality
+    (K = M, C = 1), else one image with all of them.
     """
     size = config.degrade.hr_size
     if config.degrade.cut == "patch":

@@ -1,4 +1,4 @@
-"""The fixed images that a super-resolution run is judged on, from its first evaluation to its last."""
+"""The fixed images that a super-resolution run is scored on, at every evaluation."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _THROUGH = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 @dataclass(frozen=True)
 class Panel:
-    """Images to judge by.
+    """Images to score a generator on.
 
     Attributes:
         hr: (N, C, H, W) float32 in [0, 1].
-        titles: of each: case, modality and number of the slice.
+        titles: case, modality and slice number of each.
         patients: of each.
     """
 
@@ -47,14 +47,14 @@ class Panel:
 def pick_panel(
     stacks: Sequence[tuple[SliceStack, ...]], patients: Mapping[str, str], config: GanConfig
 ) -> Panel:
-    """At most `collapse.num_slices` images of some cases: a function of the cases and the config alone.
+    """Pick at most `collapse.num_slices` images; the result depends on the cases and the config alone.
 
-    Of each patient one case, of each case its first plane. Slices of a case are at least `collapse.apart_mm` apart,
-    spread over its brain, and hold enough of it; patients take turns, each up to `collapse.per_patient`, and beyond
-    that where there are too few. Under "each" every modality of a slice is an image of its own.
+    One case per patient, in its first plane. Slices of a case are at least `collapse.apart_mm` apart, spread over the
+    brain, and contain enough of it. Patients take turns up to `collapse.per_patient` each, or more if there are few.
+    With channels "each", every modality of a slice is a separate image.
 
     Args:
-        stacks: of each case, a stack a plane.
+        stacks: per case, one stack per plane.
         patients: case id -> patient.
         config: of the run.
 
@@ -65,7 +65,7 @@ def pick_panel(
     first: dict[str, SliceStack] = {}
     for case in sorted(stacks, key=lambda case: case[0].case_id):
         first.setdefault(patients[case[0].case_id], case[0])
-    # Mixed, so that a panel of some patients of many is not that of the first hospital in the list.
+    # Shuffled, so that a selection of patients does not come from the first hospital in the list.
     names = [sorted(first)[place] for place in np.random.default_rng(0).permutation(len(first))]
     modalities = config.preprocess.modalities
     each = config.channels == "each"
@@ -85,7 +85,7 @@ def pick_panel(
     owners: list[str] = []
     for number, (name, count) in enumerate(counts.items()):
         stack, found = first[name], usable[name]
-        # Another beginning for each patient, so that one slice of each is not the middle one of all.
+        # A different start for each patient, so that one slice each does not mean all middle slices.
         phase = (0.5 + number * (math.sqrt(5) - 1) / 2) % 1
         for place in found[((np.arange(count) + phase) * len(found) / max(count, 1)).astype(int)]:
             made = fixed_images(_slice(stack, int(place)), config)
@@ -110,7 +110,7 @@ def pick_panel(
 
 
 def _usable(stack: SliceStack, config: GanConfig) -> NDArray[np.int64]:
-    """The places of slices with enough brain, far enough from one another."""
+    """Find slices with enough brain, far enough apart."""
     step = max(1, math.ceil(config.collapse.apart_mm / stack.spacing_mm[_THROUGH[stack.plane]] - 1e-6))
     places = range(len(stack.images) % step // 2, len(stack.images), step)
     kept = [
@@ -123,5 +123,5 @@ def _usable(stack: SliceStack, config: GanConfig) -> NDArray[np.int64]:
 
 
 def _slice(stack: SliceStack, place: int) -> Tensor:
-    """(M, H, W) float32."""
+    """Return one slice as (M, H, W) float32."""
     return torch.from_numpy(np.asarray(stack.images[place], np.float32))

@@ -1,4 +1,4 @@
-"""A generator judged on its panel: image figures beside bicubic's, the collapse score, the objective."""
+"""Scoring a generator on its panel: image metrics beside bicubic's, the collapse score, the objective."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from glioray.tasks.superres.panel import Panel
 
 
 class PanelJudge:
-    """Judges one generator after another on the same images, and remembers what the run's latest ones scored.
+    """Scores one generator after another on the same images, and remembers the latest scores.
 
     Attributes:
         panel: the images.
-        lr: (N, C, h, w), made of them once, with the degradation's noise.
-        bicubic: (N, C, H, W), brought up from `lr`.
-        sr: of the latest generator, not clipped.
+        lr: (N, C, h, w), degraded from them once, with noise.
+        bicubic: (N, C, H, W), upsampled from `lr`.
+        sr: (N, C, H, W), of the latest generator, not clipped.
     """
 
     def __init__(self, panel: Panel, config: GanConfig, lpips: Lpips | None = None) -> None:
@@ -39,9 +39,9 @@ class PanelJudge:
         self.watch = CollapseWatch(config.collapse)
 
     def __call__(self, resolver: SuperResolver, is_adversarial: bool) -> dict[str, Any]:
-        """The next generator of the run.
+        """Score the next generator of the run.
 
-        Returns: `metrics`, all of them finite numbers; `verdict` ("healthy" or "collapsed") and `reason`.
+        Returns: `metrics`, all finite; `verdict` ("healthy" or "collapsed") and `reason`.
         """
         hr = self.panel.hr
         self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
@@ -63,7 +63,7 @@ class PanelJudge:
             "is_collapsed": float(is_collapsed),
             "objective": self.watch.objective(figures["quality"]),
         }
-        # A model is as good as what it makes now: a bad evaluation is one, whether or not others came before it.
+        # A model is judged by its current outputs: one bad evaluation is enough, whatever came before.
         bad = is_collapsed or report.score >= self.config.collapse.threshold
         return {
             "metrics": metrics,
@@ -72,7 +72,7 @@ class PanelJudge:
         }
 
     def score(self, sr: Tensor) -> CollapseReport:
-        """The collapse score of outputs (N, C, H, W); every channel is an image."""
+        """Compute the collapse score of outputs (N, C, H, W); every channel counts as an image."""
 
         def again(images: Tensor) -> Tensor:
             return degrade(images[:, None], self.size, self.config.degrade)[:, 0]
@@ -81,14 +81,14 @@ class PanelJudge:
         return collapse_report(_folded(sr), hr, lr, again, self.config.collapse)
 
     def state(self) -> dict[str, Any]:
-        """Plain values to go on from."""
+        """Return plain values to resume from."""
         return self.watch.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Resume from the result of `state`."""
         self.watch.load_state(state)
 
 
 def _folded(images: Tensor) -> Tensor:
-    """(N * C, H, W)."""
+    """Reshape (N, C, H, W) to (N * C, H, W)."""
     return torch.flatten(images, 0, 1)

@@ -1,4 +1,4 @@
-"""Named functions that return a super-resolution run's config: the papers' own, and what suits MRI."""
+"""Recipes of super-resolution: the papers' own, and ours for MRI."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _adam(lr: float, *, ema: float = 0.0, schedule: str = "constant") -> OptimCo
 def srgan_paper() -> GanConfig:
     """SRGAN as published (Ledig et al. 2017, arXiv 1609.04802), on one-channel slices.
 
-    MSE pretraining, then MSE + VGG19 features (conv5_4 after activation, over 12.75 squared) + 1e-3 adversarial;
-    Adam at 1e-4, a tenth of it for the second half. Deviates in resize-convolution for pixel shuffle, in global
-    pooling in the discriminator, in the average of weights, in a pretraining whose rate falls, and in that MSE stays
-    beside the features, as in the usual implementations. Needs VGG19's weights (`loss.extractor_weights`).
+    MSE pretraining, then MSE + VGG19 features (conv5_4 after activation, divided by 12.75 squared) + 1e-3 adversarial;
+    Adam at 1e-4, a tenth of it in the second half. Differs from the paper: resize-convolution instead of pixel shuffle,
+    global pooling in the discriminator, averaged weights, a decaying rate in pretraining, and MSE kept beside the
+    features, as in common implementations. Needs VGG19's weights (`loss.extractor_weights`).
     """
     return GanConfig(
         recipe="srgan_paper",
@@ -84,7 +84,7 @@ def esrgan_paper() -> GanConfig:
 
 
 def mri() -> GanConfig:
-    """What suits slices, on a GPU: RRDB, L1 + several layers of features + RaGAN, a spectral-norm patch critic."""
+    """Our default for a GPU: RRDB, L1 + several feature layers + RaGAN, a spectral-norm patch discriminator."""
     return GanConfig(
         recipe="mri",
         preprocess=PreprocessConfig(normalize="unit", size=(192, 160)),
@@ -101,8 +101,8 @@ def mri() -> GanConfig:
 def mri_small() -> GanConfig:
     """Minutes on two cores: `mri` with plain residual blocks at low resolution, and AlexNet's features.
 
-    In the same minutes plain blocks without a norm gain more over bicubic than dense ones, of which a CPU makes a
-    fifth of the steps.
+    In equal time plain blocks without a norm gain more over bicubic than dense ones, with which a CPU takes a fifth of
+    the steps.
     """
     return dataclasses.replace(
         mri(),
@@ -121,17 +121,17 @@ def mri_small() -> GanConfig:
         discriminator=NetConfig(name="patch", options={"width": 32, "norm": "spectral"}),
         loss=GanLossConfig(perceptual_weight=0.1, extractor="alexnet"),
         pretrain=PretrainConfig(share=0.5, rate=2e-3),
-        # A norm of 0.3 is usual; without the bound some runs of the pixel stage leap off at this rate.
+        # A norm of 0.3 is typical; without the bound some runs diverge in the pixel stage at this rate.
         optim_g=dataclasses.replace(_adam(1e-4, ema=0.99), grad_clip=0.5),
         train=TrainConfig(batch_size=4, max_epochs=1000, minutes=10, num_validations=12),
     )
 
 
 def srgan_small() -> GanConfig:
-    """SRGAN cut down to `mri_small`'s ground and minutes: what `esrgan_small` is compared with.
+    """SRGAN reduced to the data and minutes of `mri_small`, to compare with `esrgan_small`.
 
     Its own: residual blocks with batch norm, MSE, the deepest features after activation at 0.006, vanilla BCE at 1e-3.
-    Alike in both: the discriminator, the features' network, Adam at 1e-4 and the share of the pixel stage.
+    Shared: the discriminator, the feature network, Adam at 1e-4 and the share of the pixel stage.
     """
     return dataclasses.replace(
         mri_small(),
@@ -154,7 +154,7 @@ def srgan_small() -> GanConfig:
 
 
 def esrgan_small() -> GanConfig:
-    """ESRGAN cut down to `mri_small`'s ground and minutes: dense blocks, L1 1e-2, deepest features 1, RaGAN 5e-3."""
+    """ESRGAN reduced to the data and minutes of `mri_small`: dense blocks, L1 1e-2, deepest features 1, RaGAN 5e-3."""
     return dataclasses.replace(
         mri_small(),
         recipe="esrgan_small",
@@ -174,7 +174,7 @@ def esrgan_small() -> GanConfig:
 
 
 def esrgan_small_rmsprop() -> GanConfig:
-    """`esrgan_small` by RMSprop without momentum, in both stages and for both players."""
+    """`esrgan_small` with RMSprop without momentum, in both stages and for both networks."""
     config = esrgan_small()
     return dataclasses.replace(
         config,
@@ -185,7 +185,7 @@ def esrgan_small_rmsprop() -> GanConfig:
 
 
 def mri_tiny() -> GanConfig:
-    """Seconds on two cores, for phantoms and tests: no model to use."""
+    """Seconds on two cores, for phantoms and tests; not a useful model."""
     return dataclasses.replace(
         mri(),
         recipe="mri_tiny",
@@ -216,10 +216,10 @@ GAN_RECIPES: dict[str, Callable[[], GanConfig]] = {
 
 
 def build_gan_recipe(name: str) -> GanConfig:
-    """The config of a super-resolution recipe.
+    """Build the config of a super-resolution recipe.
 
     Raises:
-        UsageError: a name that is not one.
+        UsageError: no such recipe.
     """
     if name not in GAN_RECIPES:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Super-resolution as a task: the answers to what the engine asks."""
+"""The super-resolution task: what the engine calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from glioray.tasks.superres.training import prepare_gan
 
 
 class SuperResTask:
-    """Makes slices sharper: a generator trained by its pixels, then against a discriminator."""
+    """Increases the resolution of slices: a generator trained by pixels, then against a discriminator."""
 
     name = "superres"
     package_format = FORMAT
@@ -58,7 +58,11 @@ class SuperResTask:
 
 
 def check_gan_buildable(config: GanConfig) -> None:
-    """Raises: UsageError for networks or features that only a worker would find not to be there."""
+    """Fail fast on networks or extractors that cannot be built.
+
+    Raises:
+        UsageError: names the setting.
+    """
     channels, hr, lr = config.num_channels, config.degrade.hr_size, config.degrade.lr_size
     try:
         with torch.device("meta"), torch.no_grad():
@@ -66,7 +70,7 @@ def check_gan_buildable(config: GanConfig) -> None:
             net = build_generator(generator.name, channels=channels, **generator.options)
             net(torch.zeros(2, channels, lr, lr), (hr, hr))
             built = build_discriminator(critic.name, channels=channels, **critic.options)
-        # Spectral norm cannot run on meta; what the networks would say of the size is said here.
+        # Spectral norm cannot run on the meta device, so the size is checked here.
         smallest = getattr(built, "min_size", MIN_SIZE)
         if hr < smallest:
             raise ValueError(
@@ -75,7 +79,7 @@ def check_gan_buildable(config: GanConfig) -> None:
     except ValueError as error:
         raise UsageError(f"{error}; see --set generator, discriminator and degrade") from error
     loss, judge = config.loss, config.collapse
-    # A U-Net's encoder is a model in a registry that only the run itself asks.
+    # A U-Net's encoder comes from the registry, which only the run itself asks.
     if loss.perceptual_weight > 0 and not (loss.extractor == "unet" and loss.extractor_weights):
         extractor = resolve_extractor(loss.extractor, weights=loss.extractor_weights)
         if extractor is not None and loss.layers:
@@ -88,7 +92,11 @@ def check_gan_buildable(config: GanConfig) -> None:
 
 
 def check_healthy(spec: SuperResSpec, name: str) -> None:
-    """Raises: ModelError for a super-resolution model whose training ended collapsed, or that was not judged."""
+    """Refuse a model whose training ended collapsed, or that was never scored.
+
+    Raises:
+        ModelError: says why.
+    """
     if spec.collapse == "collapsed":
         score = spec.metrics.get("collapse_score")
         shown = "" if score is None else f", score {score:.2f}"
@@ -98,5 +106,5 @@ def check_healthy(spec: SuperResSpec, name: str) -> None:
         )
     if spec.collapse != "healthy":
         raise ModelError(
-            f"{name} was never judged for collapse and cannot be promoted; train it to a validation"
+            f"{name} was never scored for collapse and cannot be promoted; train it up to a validation"
         )

@@ -108,24 +108,23 @@ def prepare_gan(
 
 
 def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:
-    """The validation cases that a panel is picked of: all, or some evenly out of many.
+    """Choose the validation cases for the panel: all, or an even selection of many.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     if not val:
         raise DataError(
-            "super-resolution is watched for collapse on validation cases and the split has none; choose another "
-            "--fold"
+            "collapse is scored on validation cases but the split has none; choose another --fold"
         )
     step = -(-len(val) // _MAX_PANEL_CASES)
     return list(val[::step])
 
 
 def panel_rows(judge: PanelJudge) -> list[PanelRow]:
-    """The images of a panel that are drawn, the same each time: spread over it, and so over patients and modalities."""
+    """Choose the panel images to draw, the same each time, spread over patients and modalities."""
     num, channels = judge.panel.hr.shape[:2]
-    # A step that is prime to the number of modalities, so that not all are of one of them.
+    # An odd step, so that the images are not all of one modality.
     step = max(1, (num // _NUM_PICTURES) | 1)
     rows = []
     for number in range(0, num, step)[:_NUM_PICTURES]:
@@ -133,7 +132,7 @@ def panel_rows(judge: PanelJudge) -> list[PanelRow]:
         part = [
             images[number, channel].float() for images in (judge.lr, judge.bicubic, judge.sr, judge.panel.hr)
         ]
-        # RAS+ indices grow to the front, top and right; pictures are drawn from the top, the patient's right first.
+        # RAS+ indices grow to the front, top and right; figures start at the top, with the patient's right first.
         lr, bicubic, sr, hr = (image.flip(0, 1).numpy() for image in part)
         rows.append(PanelRow(judge.panel.titles[number], lr, bicubic, sr, hr, _row_figures(*part[1:])))
     return rows
@@ -148,20 +147,18 @@ def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
 
 
 def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], set[str]]:
-    """The weights to begin with, and the patients that they were trained on."""
+    """Load the weights to start from, and the patients they were trained on."""
     uri = config.pretrain.source
     assert uri is not None
     with tempfile.TemporaryDirectory() as folder:
         spec, nets = read_superres(fetch_package(uri, Path(folder), tracking_uri=tracking_uri))
     if "psnr" not in nets:
-        raise ModelError(
-            f"'{uri}' holds no PSNR generator to begin with; name a model that has a pixel stage"
-        )
+        raise ModelError(f"'{uri}' has no PSNR generator to start from; name a model with a pixel stage")
     for name in ("generator", "degrade", "channels"):
         found, wanted = getattr(spec.config, name), getattr(config, name)
         if found != wanted:
             raise ModelError(
-                f"'{uri}' has the {name} {found} but this run wants {wanted}; begin with a model of the same kind"
+                f"'{uri}' has the {name} {found} but this run wants {wanted}; start from a model of the same kind"
             )
     weights = {name: tensor.clone() for name, tensor in nets["psnr"].state_dict().items()}
     return weights, set(spec.train_patients)
