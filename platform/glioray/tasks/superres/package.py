@@ -1,4 +1,4 @@
-"""A super-resolution model as two files, `model.safetensors` and `model.json`: its PSNR generator and its GAN one."""
+"""The package of a super-resolution model: its PSNR generator and its GAN generator."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ STAGES = ("psnr", "gan")
 
 @dataclass(frozen=True, kw_only=True)
 class SuperResSpec:
-    """What a super-resolution model is, beside its weights.
+    """Everything about a super-resolution model but its weights.
 
     Attributes:
-        config: the run's whole config: generator, degradation, scale and normalisation among it.
-        spacing_mm: median voxel size of the high resolution it was trained on, along X, Y, Z.
+        config: of the run, including generator, degradation, scale and normalisation.
+        spacing_mm: median voxel size of the high-resolution training cases, along X, Y, Z.
         manifest_hash: of the data it was trained on.
-        train_patients: whose cases it has seen; none of them may judge it.
-        stages: of `STAGES`, those whose weights it holds.
-        metrics: figures of its last validation, the collapse score among them.
-        collapse: of that validation: "healthy", "collapsed", or "unjudged" where no panel could be made.
-        reason: the component that the score comes from.
-        extractors: name and hash of what it was trained with ("loss") and judged by ("judge").
+        train_patients: patients used for training; they must not evaluate the model.
+        stages: those of `STAGES` whose weights it contains.
+        metrics: of its last validation, including the collapse score.
+        collapse: verdict of that validation: "healthy", "collapsed", or "unjudged" without a panel.
+        reason: the component behind the score.
+        extractors: name and hash of the extractors of the loss ("loss") and of evaluation ("judge").
     """
 
     config: GanConfig
@@ -48,21 +48,21 @@ class SuperResSpec:
     extractors: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The text of `model.json`."""
+        """Return the text of `model.json`."""
         values = {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}
         return json.dumps(values, indent=1, sort_keys=True)
 
     def build(self) -> nn.Module:
-        """A generator, untrained."""
+        """Build an untrained generator."""
         net = self.config.generator
         return build_generator(net.name, channels=self.config.num_channels, **net.options)
 
 
 def parse_superres(text: str | bytes) -> SuperResSpec:
-    """The spec of `to_json`'s text.
+    """Parse the text of `to_json`.
 
     Raises:
-        ModelError: it is not JSON, not of this format, or lacks or adds a setting.
+        ModelError: not JSON, another format, or a missing or unknown setting.
     """
     values = parse_format(
         text,
@@ -82,7 +82,7 @@ def parse_superres(text: str | bytes) -> SuperResSpec:
 
 
 def stage_weights(generators: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The weights of a model's generators, by stage, as one table: `gan.trunk.0.weight`."""
+    """Merge the weights of the generators into one dict, prefixed by stage: `gan.trunk.0.weight`."""
     return {f"{stage}.{name}": t for stage, weights in generators.items() for name, t in weights.items()}
 
 
@@ -90,9 +90,9 @@ def write_superres(folder: Path, spec: SuperResSpec, generators: dict[str, dict[
     """Write a model's two files into a folder.
 
     Args:
-        folder: is made where there is none.
-        spec: its `stages` are those of `generators`.
-        generators: state dict by stage.
+        folder: created if missing.
+        spec: with the `stages` of `generators`.
+        generators: state dicts by stage.
     """
     assert set(spec.stages) == set(generators)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def write_superres(folder: Path, spec: SuperResSpec, generators: dict[str, dict[
 
 
 def read_superres(folder: Path) -> tuple[SuperResSpec, dict[str, nn.Module]]:
-    """The spec and the generators by stage, in evaluation mode.
+    """Read the spec and the generators by stage, in evaluation mode.
 
     Raises:
         ModelError: a file is missing or damaged, or the weights do not fit the generator.

@@ -1,4 +1,4 @@
-"""Collapses made on purpose, and outputs that are fine: what the collapse score is calibrated on."""
+"""Planted collapses and healthy outputs, to calibrate the collapse score."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HEALTHY_LIMIT = 0.3
 
 @dataclass(frozen=True)
 class Scene:
-    """What outputs are made of.
+    """The ingredients of planted outputs.
 
     Attributes:
         hr: (N, H, W) in [0, 1], the truth.
         lr: (N, h, w), the inputs.
-        bicubic: (N, H, W), the inputs interpolated.
-        rng: for whatever is drawn.
+        bicubic: (N, H, W), the upsampled inputs.
+        rng: for random draws.
     """
 
     hr: Tensor
@@ -36,7 +36,7 @@ class Scene:
     rng: np.random.Generator
 
     def noise(self, *shape: int) -> Tensor:
-        """Normal noise."""
+        """Draw normal noise."""
         return torch.from_numpy(self.rng.standard_normal(shape, dtype=np.float32)).to(self.hr.device)
 
 
@@ -45,7 +45,7 @@ Maker = Callable[[Scene], Tensor]
 
 
 def plant(name: str, hr: Tensor, lr: Tensor) -> Tensor:
-    """(N, H, W) float32: what a generator that is collapsed (or healthy) in the named way makes; the same each time.
+    """Make the outputs (N, H, W) float32 of a generator with the named collapse (or a healthy one); deterministic.
 
     Args:
         name: of `PLANTED` or `HEALTHY`.
@@ -53,11 +53,11 @@ def plant(name: str, hr: Tensor, lr: Tensor) -> Tensor:
         lr: (N, h, w), the inputs.
 
     Raises:
-        ValueError: a name that is neither.
+        ValueError: unknown name.
     """
     makers = PLANTED | HEALTHY
     if name not in makers:
-        raise ValueError(f"'{name}' is no planted output; they are {', '.join(makers)}")
+        raise ValueError(f"'{name}' is not a planted output; choose from {', '.join(makers)}")
     bicubic = upsample(lr[:, None], (hr.shape[-2], hr.shape[-1]))[:, 0]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return makers[name](Scene(hr.float(), lr.float(), bicubic, rng)).float()
@@ -65,15 +65,15 @@ def plant(name: str, hr: Tensor, lr: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """One row of the table.
+    """One row of the calibration table.
 
     Attributes:
         name: of the outputs.
         expected: "collapsed" or "healthy".
-        score: that they got.
-        reason: the component that it is of.
-        components: all of them, by name.
-        is_ok: whether the score is on the right side of its bound.
+        score: their collapse score.
+        reason: the component with that score.
+        components: all components, by name.
+        is_ok: whether the score is on the expected side of its bound.
     """
 
     name: str
@@ -91,14 +91,14 @@ def calibrate(
     config: CollapseConfig,
     more_healthy: Mapping[str, Tensor] | None = None,
 ) -> list[Calibration]:
-    """A row for each planted collapse, which should reach the threshold, and for each healthy output, below 0.3.
+    """Score each planted collapse (expected to reach the threshold) and healthy output (expected below 0.3).
 
     Args:
         hr: (N, H, W) in [0, 1], the truth.
         lr: (N, h, w), the inputs.
-        degrade: what makes low resolution of images.
-        config: the bounds in question.
-        more_healthy: further outputs that should be found healthy: those of trained models.
+        degrade: the degradation.
+        config: the bounds to check.
+        more_healthy: further outputs expected to be healthy, such as those of trained models.
 
     Raises:
         ValueError: as `collapse_report`.
@@ -116,7 +116,7 @@ def calibrate(
 
 
 def advise(row: Calibration, config: CollapseConfig) -> str:
-    """Which bound to look at where a row is not on its side: one sentence."""
+    """Name the bound to adjust for a row on the wrong side, in one sentence."""
     found = f"'{row.name}' is {row.expected} and scores {row.score:.2f}"
     bounds = f"collapse.{row.reason}, now {getattr(config, row.reason)}"
     if row.expected == "healthy":
@@ -129,7 +129,7 @@ def _one_real(scene: Scene) -> Tensor:
 
 
 def _prototypes(num: int) -> Maker:
-    """Any of a few real images for each input."""
+    """Output one of a few real images for each input."""
 
     def make(scene: Scene) -> Tensor:
         kept = scene.rng.choice(len(scene.hr), min(num, len(scene.hr)), replace=False)
@@ -139,7 +139,7 @@ def _prototypes(num: int) -> Maker:
 
 
 def _nearest(share: float) -> Maker:
-    """Of a share of the real images the one that is most like the input: memory instead of generation."""
+    """Output the nearest of a share of the real images: memorisation instead of generation."""
 
     def make(scene: Scene) -> Tensor:
         num = max(2, round(share * len(scene.hr)))
@@ -155,7 +155,7 @@ def _permuted(scene: Scene) -> Tensor:
 
 
 def _partly_mean(share: float) -> Maker:
-    """The mean image for a share of the inputs, the truth for all others."""
+    """Output the mean image for a share of the inputs, the truth for all others."""
 
     def make(scene: Scene) -> Tensor:
         made = scene.hr.clone()
@@ -167,14 +167,14 @@ def _partly_mean(share: float) -> Maker:
 
 
 def _cells(scene: Scene, cell: int, *, both: bool) -> Tensor:
-    """(H, W) of 1 and -1, changing every `cell` pixels along the columns, or along both axes."""
+    """Make (H, W) of 1 and -1, alternating every `cell` pixels along columns or both axes."""
     rows, columns = (torch.arange(side, device=scene.hr.device) // cell for side in scene.hr.shape[-2:])
     parity = columns[None] + (rows[:, None] if both else torch.zeros_like(rows)[:, None])
     return 1.0 - 2.0 * (parity % 2)
 
 
 def _checkerboard(cell: int, amplitude: float) -> Maker:
-    """What a transposed convolution, or pixel-shuffle, can leave everywhere."""
+    """Add the checkerboard that transposed convolutions or pixel shuffle can leave."""
     return lambda scene: scene.bicubic + amplitude * _cells(scene, cell, both=True)
 
 
@@ -183,12 +183,12 @@ def _stripes(scene: Scene) -> Tensor:
 
 
 def _texture(scene: Scene) -> Tensor:
-    """The same invented detail on every image."""
+    """Add the same invented detail to every image."""
     return scene.bicubic + 0.05 * scene.noise(*scene.hr.shape[1:])
 
 
 def _untrained(scene: Scene) -> Tensor:
-    """A random network without a skip from its input."""
+    """Output a random network without a skip from its input."""
     features = scene.lr[:, None]
     for wide, deep in ((1, 16), (16, 16), (16, 1)):
         weights = scene.noise(deep, wide, 3, 3) * (2 / (9 * wide)) ** 0.5
@@ -209,7 +209,7 @@ def _with_inf(scene: Scene) -> Tensor:
 
 
 def _blurred(scene: Scene) -> Tensor:
-    """The truth, blurred by 0.6 pixels."""
+    """Output the truth, blurred by 0.6 pixels."""
     x = torch.arange(-2, 3, dtype=torch.float32, device=scene.hr.device)
     window = torch.exp(-0.5 * (x / 0.6).square())
     window = window / window.sum()
@@ -218,17 +218,17 @@ def _blurred(scene: Scene) -> Tensor:
 
 
 def _some_detail(scene: Scene) -> Tensor:
-    """Bicubic with some of the detail that it lacks, as a generator that was trained by L1 makes it."""
+    """Output bicubic with some of the missing detail, as a generator trained by L1 does."""
     return scene.bicubic + 0.4 * (scene.hr - scene.bicubic)
 
 
 def _invented_detail(scene: Scene) -> Tensor:
-    """Bicubic with detail of the right kind in the wrong places, as a generator that was trained against a critic."""
+    """Output bicubic with realistic detail in the wrong places, as an adversarially trained generator does."""
     return scene.bicubic + 0.6 * (scene.hr - scene.bicubic).roll(1, 0)
 
 
 def _untrained_skip(scene: Scene) -> Tensor:
-    """A random network that starts next to nothing, on bicubic."""
+    """Output bicubic plus a random network with near-zero output."""
     weights = scene.noise(1, 1, 5, 5)
     detail = F.conv2d(scene.bicubic[:, None], weights - weights.mean(), padding=2)
     return scene.bicubic + 0.01 * detail[:, 0]
