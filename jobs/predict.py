@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.cases.labels import CONVENTIONS
-from glioray.engine.on_ray.batch import predict_cases
 from glioray.engine.on_ray.connect import check_shared, connect, log_to_stderr
 from glioray.sources import find_cases, open_model
 
@@ -44,8 +43,8 @@ def main() -> dict[str, object]:
             print(f"left out: {problem}", file=sys.stderr)
         connect()
         check_shared(out, "--out")
-        masks, failed = predict_cases(
-            package.folder, data, cases, out, labels=args.labels, with_uncertainty=args.uncertainty
+        masks, failed = package.task.predict(
+            package, data, cases, out, labels=args.labels, with_uncertainty=args.uncertainty
         )
     failed |= {problem.case_id: str(problem) for problem in problems if problem.case_id not in masks}
     return {"model": package.uri, "masks": masks, "failed": failed, "exit_code": 1 if failed else 0}

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from glioray import cli
 from glioray.engine.on_mlflow.registry import champion, set_champion
 from glioray.engine.on_ray.connect import connect, log_to_stderr
-from glioray.promotion import compare_to_champion
+from glioray.engine.promotion import compare_to_champion
 from glioray.sources import open_data, registered_version
 from glioray.tasks import open_package
 

@@ -72,7 +72,7 @@ def sharpen_case(
         ModelError: the case is at high resolution already, or the model cannot do what is asked for.
     """
     plane, size, warning = _plan(resolver, case, how, is_picture)
-    return resolver.sharpen(case, plane=plane, blend=how.blend, size=size), warning
+    return resolver.super_resolve(case, plane=plane, blend=how.blend, size=size), warning
 
 
 def warned(warning: str | None) -> dict[str, str]:

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
-from glioray.cases.manifest import MANIFEST, CaseEntry, Manifest, load_manifest
+from glioray.cases.manifest import MANIFEST, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
 from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
 from glioray.config import MODALITIES
@@ -22,12 +22,11 @@ from glioray.engine.on_mlflow.runs import Kind
 from glioray.engine.on_ray.connect import check_shared, connect, log_to_stderr
 from glioray.engine.on_ray.data import index_data
 from glioray.engine.run import RunPlan
-from glioray.engine.task import ModelPackage, Spec
+from glioray.engine.task import ModelPackage
 from glioray.errors import DataError, ModelError, UsageError
 from glioray.storage import join_uri, open_storage
 from glioray.tasks import load_task, open_labelling, open_package
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.superres.config import GanConfig
 
 
@@ -211,66 +210,3 @@ def _registered_run(uri: str, name: str | None) -> str:
     task, run_id = package.task, uri.removeprefix("runs:/").split("/")[0]
     tags = task.check_promotable(package.spec, uri)
     return register_model(name or task.registered_name, run_id, tags, purpose=task.purpose)
-
-
-def select_cases(manifest: Manifest, spec: ModelSpec, split: str) -> list[CaseEntry]:
-    """The labelled cases of a split; of "unseen", those of patients that the model was not trained on.
-
-    Raises:
-        DataError: there is none.
-    """
-    if split == "unseen":
-        entries = unseen_by_all(manifest, [spec])
-    else:
-        entries = [entry for entry in manifest.select(split) if entry.has_mask]
-    if not entries:
-        raise DataError(f"'{manifest.data}' has no labelled case in the split '{split}'")
-    return entries
-
-
-def unseen_by_all(manifest: Manifest, specs: Sequence[ModelSpec]) -> list[CaseEntry]:
-    """The labelled cases of patients that none of the models was trained, or had its thresholds fitted, on.
-
-    Raises:
-        DataError: there is none.
-    """
-    seen = {patient for spec in specs for patient in spec.train_patients}
-    labelled = manifest.select("labelled")
-    entries = [entry for entry in labelled if entry.patient_id not in seen]
-    if not entries:
-        fitted = any(spec.config.postprocess.fit_thresholds for spec in specs)
-        how = "trained, or had its thresholds fitted, on" if fitted else "trained on"
-        raise DataError(
-            f"the model was {how} every patient of the {len(labelled)} labelled cases in '{manifest.data}'; "
-            "judge it on other cases, or say --split labelled to judge it on what it knows"
-        )
-    return entries
-
-
-def select_superres_cases(
-    manifest: Manifest, specs: Mapping[str, Spec], split: str = "unseen"
-) -> list[CaseEntry]:
-    """The cases of a split, with masks or without; of "unseen", those of patients that none of the models knows.
-
-    Args:
-        manifest: the data.
-        specs: the models, each by what it is called in a message.
-        split: "unseen", or as `Manifest.select` takes it.
-
-    Raises:
-        DataError: there is none; says which of the models knows how many of the patients.
-    """
-    entries = manifest.select("all" if split == "unseen" else split)
-    if split == "unseen":
-        patients = {entry.patient_id for entry in entries}
-        known = {name: patients & set(spec.train_patients) for name, spec in specs.items()}
-        entries = [entry for entry in entries if not any(entry.patient_id in seen for seen in known.values())]
-        if not entries:
-            whose = ", ".join(f"the {name} on {len(seen)}" for name, seen in known.items())
-            raise DataError(
-                f"no patient of the {len(patients)} in '{manifest.data}' is new to all models; trained were {whose} "
-                "of them; judge on other cases, or name a --split to judge on what they know"
-            )
-    if not entries:
-        raise DataError(f"'{manifest.data}' has no case in the split '{split}'")
-    return entries

@@ -159,7 +159,7 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     )
     assert set(judged["slicewise"]) == {"background", "ncr", "ed", "et", "mean"}
     assert judged["intervals"] == {}  # one patient
-    assert "Slice-level figures flatter" in open_storage(out).read("evaluation.md").decode()
+    assert "Slice-level metrics inflate scores" in open_storage(out).read("evaluation.md").decode()
     figures = json.loads(open_storage(out).read("evaluation.json"))
     assert figures["cases"] == judged["cases"]
     assert open_storage(out).read("evaluation.csv").decode().startswith("case,region,dice")

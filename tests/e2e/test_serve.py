@@ -312,7 +312,7 @@ def test_a_case_is_made_sharper_and_segmented(
     assert answer.headers["X-Glioray-Model"] == uri
     assert "X-Glioray-Warning" not in answer.headers
     fine = read_volume(answer.content, name="fine")
-    expected = SuperResolver.load(package, device="cpu").sharpen(
+    expected = SuperResolver.load(package, device="cpu").super_resolve(
         load_case_from_bytes({"t1": low["t1"]}, modalities=["t1"]), blend=0
     )
     assert fine.shape == shape

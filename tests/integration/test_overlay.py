@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from glioray.cases.layouts import discover_cases
-from glioray.engine.on_ray.batch import predict_cases
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.prediction import predict_cases
 from glioray.tasks.segmentation.recipes import build_recipe
 
 ORDERS = ("LPS", "RAS", "PIR", "ASL")

@@ -14,10 +14,11 @@ from mlflow.tracking import MlflowClient
 
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
-from glioray.engine.on_ray.batch import evaluate_cases, predict_cases
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.errors import DataError, UsageError
+from glioray.tasks.segmentation.evaluation import evaluate_cases
+from glioray.tasks.segmentation.prediction import predict_cases
 from glioray.tasks.segmentation.search import SweepPlan, run_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -151,11 +152,11 @@ def test_evaluation_and_prediction_of_a_run_s_folder(plan: RunPlan, tmp_path: Pa
     cases, slices, failed = evaluate_cases(package, plan.manifest.data, entries)
     assert failed == {}
     assert set(cases) == set(slices) == {entry.case_id for entry in entries}
-    # Validation during the training judged the same model on the same cases.
+    # Validation during the training evaluated the same model on the same cases.
     recorded = json.loads((package / "model.json").read_text())["val_cases"]
-    for case_id, figures in cases.items():
+    for case_id, metrics in cases.items():
         for region, dice in recorded[case_id].items():
-            assert figures[region]["dice"] == pytest.approx(dice, abs=1e-3)
+            assert metrics[region]["dice"] == pytest.approx(dice, abs=1e-3)
 
     files = [entry.files for entry in plan.manifest.select("all")[:2]]
     lost = dataclasses.replace(files[1], images={**files[1].images, "t2": "not/there.nii.gz"})

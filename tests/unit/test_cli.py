@@ -18,7 +18,6 @@ from glioray import cli, sources
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig
-from glioray.engine.task import Spec
 from glioray.errors import DataError, ModelError, TrainingError, UsageError
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
@@ -307,39 +306,6 @@ def _ids(entries: list[CaseEntry]) -> list[str]:
     return [entry.case_id for entry in entries]
 
 
-def test_unseen_goes_by_patients_and_masks(manifest: Manifest):
-    assert _ids(sources.select_cases(manifest, _spec("a"), "unseen")) == ["b1", "c1"]
-    assert _ids(sources.select_cases(manifest, _spec("b", "c"), "unseen")) == ["a1", "a2"]
-    assert _ids(sources.select_cases(manifest, _spec(), "unseen")) == ["a1", "a2", "b1", "c1"]
-    assert _ids(sources.unseen_by_all(manifest, [_spec("a"), _spec("b")])) == ["c1"]
-    with pytest.raises(
-        DataError, match="was trained on every patient of the 4 labelled cases in '/data'; judge it"
-    ):
-        sources.select_cases(manifest, _spec("a", "b", "c", "d"), "unseen")
-
-
-def test_unseen_by_a_super_resolution_model_and_by_its_judge(manifest: Manifest):
-    def chosen(known: str, judge: str, split: str = "unseen") -> list[str]:
-        specs: dict[str, Spec] = {
-            "super-resolution model": SuperResSpec(
-                config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="", train_patients=tuple(known)
-            ),
-            "segmenter": _spec(*judge),
-        }
-        return _ids(sources.select_superres_cases(manifest, specs, split))
-
-    assert chosen("a", "") == ["b1", "c1", "d1"]
-    assert chosen("a", "b") == ["c1", "d1"]
-    assert chosen("ab", "cd", "val") == ["c1"]
-    with pytest.raises(
-        DataError,
-        match=r"no patient of the 4 .* trained were the super-resolution model on 2, the segmenter on 3 of them",
-    ):
-        chosen("ab", "bcd")
-    with pytest.raises(DataError, match="has no case in the split 'test'"):
-        chosen("", "", "test")
-
-
 def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
     spec = SuperResSpec(config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="")
     write_superres(tmp_path / "sr", spec, {"psnr": spec.build().state_dict()})
@@ -350,17 +316,6 @@ def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
     assert open_labelling(str(tmp_path / "seg"), tmp_path / "3").spec == plain
     with pytest.raises(ModelError, match="belongs to the task superres; expected one of segmentation"):
         sources.open_model(_args("--model", str(tmp_path / "sr")), tmp_path / "4")
-
-
-def test_other_splits(manifest: Manifest):
-    spec = _spec("a", "b", "c")
-    assert _ids(sources.select_cases(manifest, spec, "val")) == ["c1"]
-    assert _ids(sources.select_cases(manifest, spec, "labelled")) == ["a1", "a2", "b1", "c1"]
-    assert _ids(sources.select_cases(manifest, spec, "all")) == ["a1", "a2", "b1", "c1"]
-    with pytest.raises(DataError, match="'/data' has no labelled case in the split 'test'"):
-        sources.select_cases(manifest, spec, "test")
-    with pytest.raises(UsageError, match="'holdout' is not a split"):
-        sources.select_cases(manifest, spec, "holdout")
 
 
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

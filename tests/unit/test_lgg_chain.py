@@ -23,7 +23,7 @@ from glioray.engine.collectives import Ranks
 from glioray.errors import CaseError, UsageError
 from glioray.slices.preprocess import preprocess
 from glioray.storage import FileStorage
-from glioray.tasks.segmentation.case_metrics import case_figures
+from glioray.tasks.segmentation.case_metrics import case_metrics
 from glioray.tasks.segmentation.learner import SegmentationLearner, counts_in_case
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
@@ -72,7 +72,7 @@ def test_from_files_to_figures(
         assert case.mask is not None
         found = np.where(case.mask > 0, np.uint8(3), np.uint8(0))
         found[:, : int(np.flatnonzero(found.any(axis=(0, 2)))[0]) + 1] = 0
-        figures = case_figures(case, found)
+        figures = case_metrics(case, found)
         assert list(figures) == ["wt"]
         wanted[entry.case_id] = 2 * (found > 0).sum() / ((found > 0).sum() + (case.mask > 0).sum())
         assert figures["wt"]["dice"] == pytest.approx(wanted[entry.case_id])

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from glioray.cases.casefiles import CaseFiles
     from glioray.cases.load import Case
+    from glioray.cases.manifest import Manifest
     from glioray.engine.collectives import Ranks
     from glioray.engine.loop import Feed, Learner
+    from glioray.engine.promotion import Outcome
     from glioray.engine.run import Fill, RunPlan
 
 History = Sequence[Mapping[str, float]]
@@ -59,6 +64,32 @@ class Model(Protocol):
 
     def predict(self, case: Case) -> Any:
         """The model's answer to one case: what that is, is the task's."""
+
+
+class LabellingSpec(Spec, Protocol):
+    """What one task may ask of a model that labels voxels and belongs to another; its config has `preprocess`.
+
+    Attributes:
+        regions: of WT, TC and ET, those that its training masks labelled; its labels say nothing of the others.
+    """
+
+    @property
+    def regions(self) -> tuple[str, ...]: ...
+
+
+class LabellingModel(Protocol):
+    """A model of a task whose `output` is "labels"."""
+
+    @property
+    def spec(self) -> Any: ...
+
+    def predict(self, case: Case) -> NDArray[np.uint8]:
+        """(X, Y, Z) internal labels (`cases.labels.LABELS`) of a case, RAS+, in its own voxels.
+
+        Raises:
+            ModelError: the case's voxels differ too much from those of the training.
+            CaseError: the case holds no brain.
+        """
 
 
 @dataclass(frozen=True)
@@ -183,4 +214,74 @@ class Task(Protocol):
 
         Raises:
             ModelError: such as a generator that collapsed.
+        """
+
+    def evaluate(
+        self,
+        package: ModelPackage,
+        manifest: Manifest,
+        *,
+        split: str,
+        segmenter: ModelPackage | None = None,
+        out: str | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a model on whole cases, all over the cluster; Ray must be up.
+
+        Args:
+            package: the model.
+            manifest: the data.
+            split: "unseen" (cases of patients that no model involved was trained on), or as `Manifest.select` takes
+                it.
+            segmenter: for a task whose output is "images", a model that labels the images that are made; None to
+                evaluate the images alone. None for other tasks.
+            out: a folder or `s3://` URI for files to read, such as evaluation.json and evaluation.md.
+
+        Returns:
+            The JSON answer of jobs/evaluate.py: among others "model", "split", "mean", "intervals", "cases", "failed",
+            with `out` "files", and "exit_code".
+
+        Raises:
+            DataError: no case is left, or none could be evaluated.
+            UsageError: no such split, or a segmenter that cannot label what the model makes.
+        """
+
+    def predict(
+        self,
+        package: ModelPackage,
+        data: str,
+        cases: Sequence[CaseFiles],
+        out: str,
+        *,
+        labels: str | None = None,
+        with_uncertainty: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Write a mask for each case, all over the cluster; Ray must be up.
+
+        Args:
+            package: the model.
+            data: the URI below which the cases lie.
+            cases: their files.
+            out: a folder or `s3://` URI.
+            labels: a name of `cases.labels.CONVENTIONS`; by default that of the case's own mask or layout.
+            with_uncertainty: write each case's uncertainty too.
+
+        Returns:
+            Case id -> URI of the mask, and case id -> reason of the cases that failed.
+
+        Raises:
+            ModelError: models of this task make no masks.
+        """
+
+    def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
+        """Decide whether a candidate may replace the champion; see `engine.promotion.compare_to_champion`.
+
+        Args:
+            packages: of this task: the "candidate" and, where there is one, the "champion".
+            manifest: evaluate both now, on those of these cases that neither was trained on; None to compare the
+                metrics of their last validations.
+
+        Raises:
+            ModelError: the candidate must not be promoted.
+            UsageError: they cannot be compared as they are.
+            DataError: too few cases are left to evaluate on.
         """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_mlflow.registry import champion, fetch_package, resolve_version
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import ModelPackage, Task
 from glioray.errors import ModelError, UsageError
@@ -17,6 +18,8 @@ TASKS = {
     "superres": "glioray.tasks.superres.task:SuperResTask",
 }
 """Task name -> module and class."""
+
+_log = logging.getLogger(__name__)
 
 
 def load_task(name: str) -> Task:
@@ -84,6 +87,47 @@ def open_labelling(uri: str, folder: Path, *, tracking_uri: str | None = None) -
     package = open_package(uri, folder, tracking_uri=tracking_uri)
     if package.task.output != "labels":
         raise ModelError(
-            f"the model {uri} belongs to the task {package.task.name}; expected one of segmentation"
+            f"the model {uri} belongs to the task {package.task.name}; expected one of {', '.join(_labelling_tasks())}"
         )
     return package
+
+
+def open_segmenter(
+    package: ModelPackage, uri: str | None, folder: Path, *, tracking_uri: str | None = None
+) -> ModelPackage | None:
+    """Open the model that labels the images of another one to evaluate it by use.
+
+    Args:
+        package: the model that is evaluated.
+        uri: as for `open_package`; "none" for none; by default the champion of the first task that labels voxels.
+        folder: local; is made where it does not exist.
+        tracking_uri: MLflow's address; by default MLFLOW_TRACKING_URI.
+
+    Returns:
+        None for "none", where there is no champion, and for a package that labels voxels itself.
+
+    Raises:
+        UsageError: a segmenter is given to evaluate a model that labels voxels itself.
+        ModelError: as `open_labelling`.
+    """
+    if package.task.output == "labels":
+        if uri is not None:
+            raise UsageError(
+                f"--segmenter evaluates models that make images, but {package.uri} is one of {package.task.name}; "
+                "leave it out"
+            )
+        return None
+    if uri is None:
+        name = load_task(_labelling_tasks()[0]).registered_name
+        version = champion(name, tracking_uri=tracking_uri)
+        if version is None:
+            _log.info("no champion of %s: evaluated by images alone", name)
+            return None
+        uri = f"models:/{name}/{version}"
+    if uri == "none":
+        return None
+    return open_labelling(resolve_version(uri, tracking_uri=tracking_uri), folder, tracking_uri=tracking_uri)
+
+
+def _labelling_tasks() -> list[str]:
+    return [name for name in TASKS if load_task(name).output == "labels"]

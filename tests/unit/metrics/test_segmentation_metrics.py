@@ -7,14 +7,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from glioray.cases.labels import REGION_LABELS
+from glioray.cases.labels import LABELS, REGION_LABELS
+from glioray.metrics.overlap import overlap_metrics, region_counts
 from glioray.tasks.segmentation.metrics import (
-    NUM_LABELS,
     confusion,
     dice_by_region,
     mean_dice,
-    overlap_metrics,
-    region_counts,
     reported_regions,
 )
 
@@ -30,7 +28,7 @@ def _masks(seed: int, shape: tuple[int, ...] = (9, 8, 7)) -> tuple[NDArray[np.ui
 
 def test_confusion_equals_scikit_learns():
     truth, prediction = _masks(0)
-    expected = sk.confusion_matrix(truth.ravel(), prediction.ravel(), labels=range(NUM_LABELS))
+    expected = sk.confusion_matrix(truth.ravel(), prediction.ravel(), labels=range(len(LABELS)))
     assert np.array_equal(confusion(truth, prediction), expected)
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from glioray.cases.labels import LABELS
-from glioray.tasks.segmentation.metrics import confusion, overlap_metrics
+from glioray.metrics.overlap import overlap_metrics
+from glioray.tasks.segmentation.metrics import confusion
 from glioray.tasks.segmentation.slicewise import slice_sums, slicewise_table
 
 FIGURES = {"precision", "sensitivity", "specificity", "iou", "dice"}
@@ -55,7 +56,7 @@ def test_sums_of_cases_equal_one_long_stack():
         assert parts[name] == pytest.approx(whole[name])
 
 
-def test_slices_without_the_class_flatter():
+def test_slices_without_the_class_inflate_scores():
     """One tumour slice of ten, missed: 0 by patient and 0.9 by slice."""
     truth, prediction = np.zeros((2, 10, 8, 8), np.uint8)
     truth[4, 2:5, 2:5] = 3

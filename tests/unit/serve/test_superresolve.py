@@ -465,14 +465,14 @@ def test_both_routes_share_the_places(
     assert sharper.served is not None
     resolver = sharper.served.model
     entered, go_on = threading.Event(), threading.Event()
-    sharpen = resolver.sharpen
+    super_resolve = resolver.super_resolve
 
     def slow(*args: Any, **options: Any) -> Any:
         entered.set()
         assert go_on.wait(60)
-        return sharpen(*args, **options)
+        return super_resolve(*args, **options)
 
-    monkeypatch.setattr(resolver, "sharpen", slow)
+    monkeypatch.setattr(resolver, "super_resolve", slow)
     answers: list[Any] = []
     with make_client(sharper, max_pending=1) as client:
         first = threading.Thread(target=lambda: answers.append(_post(client, {"t1": study.lr["t1"]})))
@@ -489,7 +489,7 @@ def test_both_routes_share_the_places(
 def test_what_is_served_is_what_the_library_makes(client: TestClient, sharper: Watch, study: Study) -> None:
     assert sharper.served is not None
     case = load_case_from_bytes({"t1": study.lr["t1"]}, modalities=["t1"])
-    expected = sharper.served.model.sharpen(case, blend=0.25)
+    expected = sharper.served.model.super_resolve(case, blend=0.25)
     array, affine = _ras(_post(client, {"t1": study.lr["t1"]}, blend="0.25").content)
     np.testing.assert_array_equal(array, expected.images[0])
     np.testing.assert_allclose(affine, expected.affine)

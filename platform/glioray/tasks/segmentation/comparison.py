@@ -31,7 +31,7 @@ from glioray.engine.run import RunPlan, load_history, train_run
 from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
 from glioray.serialization import fingerprint, to_dict
 from glioray.storage import Storage, join_uri, open_storage
-from glioray.tasks.segmentation.case_metrics import case_figures
+from glioray.tasks.segmentation.case_metrics import case_metrics
 from glioray.tasks.segmentation.comparison_pictures import PICTURES_FILE, log_pictures, mean_dice_of, slug
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.metrics import confusion
@@ -200,7 +200,7 @@ def _judge(plan: RunPlan, storage: Storage) -> dict[str, Any]:
         prediction = predictor.predict(case)
         cases[case.case_id] = {
             "patient": entry.patient_id,
-            "regions": case_figures(case, prediction),
+            "regions": case_metrics(case, prediction),
             "confusion": confusion(case.mask, prediction).tolist(),
         }
         pictures[case.case_id] = _picture(case, prediction)

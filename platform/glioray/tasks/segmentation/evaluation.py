@@ -1,40 +1,47 @@
-"""What `jobs/evaluate.py` does with a segmentation model: cases, figures with intervals, and files to read."""
+"""A segmentation model evaluated on whole cases: metrics with intervals, and files to read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glioray.cases.manifest import Manifest
-from glioray.engine.on_ray.batch import evaluate_cases
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.load import load_case
+from glioray.cases.manifest import CaseEntry, Manifest
+from glioray.engine.evaluation import files_of, patients_of, select_cases
+from glioray.engine.on_ray.batch import map_cases, split_failed
+from glioray.engine.task import ModelPackage
 from glioray.errors import DataError
-from glioray.sources import select_cases
+from glioray.reports.case_metrics import CaseMetrics, mean_metrics, metric_intervals, metrics_csv
 from glioray.storage import join_uri, open_storage
-from glioray.tasks.segmentation.case_metrics import figure_intervals, figures_csv, mean_figures
+from glioray.tasks.segmentation.case_metrics import evaluate_case
 from glioray.tasks.segmentation.evaluation_page import evaluation_markdown
 from glioray.tasks.segmentation.package import ModelSpec
-from glioray.tasks.segmentation.slicewise import slicewise_table
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.slicewise import SliceSums, slicewise_table
 
 
 def evaluate_segmentation(
-    package: Path, spec: ModelSpec, resolved: str, manifest: Manifest, split: str, out: str | None
+    package: ModelPackage, manifest: Manifest, *, split: str, out: str | None = None
 ) -> dict[str, Any]:
-    """The job's answer; where `out` is given, its files lie there.
+    """Evaluate a model on the labelled cases of a split; see `engine.task.Task.evaluate`.
 
     Raises:
-        DataError: no case is left, or none could be judged.
+        DataError: no case is left, or none could be evaluated.
     """
-    entries = select_cases(manifest, spec, split)
-    cases, slices, failed = evaluate_cases(package, manifest.data, entries)
+    entries = select_labelled_cases(manifest, {"model": package.spec}, split)
+    cases, slices, failed = evaluate_cases(package.folder, manifest.data, entries)
     if not cases:
-        raise DataError(f"none of the {len(failed)} cases could be judged; the reasons are above")
-    patients = {entry.case_id: entry.patient_id for entry in entries}
+        raise DataError(f"none of the {len(failed)} cases could be evaluated; the reasons are above")
+    patients = patients_of(entries)
     result: dict[str, Any] = {
-        "model": resolved,
+        "model": package.uri,
         "split": split,
-        "mean": mean_figures(cases),
-        "intervals": figure_intervals(cases, patients),
+        "mean": mean_metrics(cases),
+        "intervals": metric_intervals(cases, patients),
         "slicewise": slicewise_table(slices.values()),
         "cases": cases,
         "failed": failed,
@@ -42,10 +49,50 @@ def evaluate_segmentation(
     if out is not None:
         storage = open_storage(out)
         storage.write("evaluation.json", json.dumps(result, indent=1).encode())
-        storage.write("evaluation.csv", figures_csv(cases).encode())
+        storage.write("evaluation.csv", metrics_csv(cases).encode())
         page = evaluation_markdown(
-            cases, patients, result["slicewise"], title=f"{resolved} on {split} cases", failed=failed
+            cases, patients, result["slicewise"], title=f"{package.uri} on {split} cases", failed=failed
         )
         storage.write("evaluation.md", page.encode())
         result["files"] = [join_uri(storage.uri, f"evaluation.{kind}") for kind in ("json", "csv", "md")]
     return {**result, "exit_code": 1 if failed else 0}
+
+
+def select_labelled_cases(
+    manifest: Manifest, specs: Mapping[str, ModelSpec], split: str = "unseen"
+) -> list[CaseEntry]:
+    """`engine.evaluation.select_cases` of labelled cases.
+
+    Raises:
+        DataError: none is left.
+        UsageError: no such split.
+    """
+    fitted = any(spec.config.postprocess.fit_thresholds for spec in specs.values())
+    used = "trained, or had its thresholds fitted," if fitted else "trained"
+    return select_cases(manifest, specs, split, labelled=True, used=used)
+
+
+def evaluate_cases(
+    package: Path, data: str, entries: Sequence[CaseEntry]
+) -> tuple[dict[str, CaseMetrics], dict[str, SliceSums], dict[str, str]]:
+    """Each case's metrics by region, its sums over slices, and why the others could not be evaluated.
+
+    Args:
+        package: folder of the model.
+        data: the URI below which the cases lie.
+        entries: the cases, with masks.
+    """
+    answers = map_cases({"model": package}, load_predictor, files_of(entries), partial(_evaluate, data))
+    good, failed = split_failed(answers)
+    metrics = {case_id: answer["metrics"] for case_id, answer in good.items()}
+    return metrics, {case_id: answer["slices"] for case_id, answer in good.items()}, failed
+
+
+def load_predictor(folders: Mapping[str, Path]) -> Predictor:
+    """Load a worker's model, for `map_cases`."""
+    return Predictor.load(folders["model"])
+
+
+def _evaluate(data: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
+    metrics, slices = evaluate_case(predictor, load_case(open_storage(data), files))
+    return {"metrics": metrics, "slices": slices}

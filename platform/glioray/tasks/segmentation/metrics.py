@@ -1,8 +1,4 @@
-"""Overlap metrics from confusion matrices.
-
-A case's confusion matrix over the internal labels adds up over slices, ranks and cases, and every ratio of every
-region is computed from it at the end, so that averages are never averaged.
-"""
+"""Dice by tumour region, from tables of counts over the internal labels (see `metrics.overlap`)."""
 
 from __future__ import annotations
 
@@ -13,19 +9,13 @@ from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS, REGION_LABELS
 from glioray.config import REGIONS
-
-NUM_LABELS = len(LABELS)
-Counts = NDArray[np.int64]
+from glioray.metrics import overlap
+from glioray.metrics.overlap import Counts, overlap_metrics
 
 
 def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Counts:
     """Count voxels by true label (rows) and predicted label (columns) of two masks of equal shape: (5, 5)."""
-    if truth.shape != prediction.shape:
-        raise ValueError(
-            f"truth is {truth.shape} but prediction is {prediction.shape}; expected equal shapes"
-        )
-    joint = truth.ravel().astype(np.uint8) * np.uint8(NUM_LABELS) + prediction.ravel()
-    return np.bincount(joint, minlength=NUM_LABELS**2).reshape(NUM_LABELS, NUM_LABELS)
+    return overlap.confusion(truth, prediction, len(LABELS))
 
 
 def reported_regions(
@@ -46,36 +36,6 @@ def reported_regions(
     if any(table[4].sum() + table[:, 4].sum() for table in tables):
         regions["rc"] = (4,)
     return regions
-
-
-def region_counts(counts: Counts, labels: Iterable[int]) -> tuple[int, int, int, int]:
-    """Count true positives, false positives, false negatives and true negatives of a region."""
-    inside = np.zeros(NUM_LABELS, bool)
-    inside[list(labels)] = True
-    tp = int(counts[np.ix_(inside, inside)].sum())
-    fp = int(counts[np.ix_(~inside, inside)].sum())
-    fn = int(counts[np.ix_(inside, ~inside)].sum())
-    return tp, fp, fn, int(counts.sum()) - tp - fp - fn
-
-
-def overlap_metrics(counts: Counts, labels: Iterable[int]) -> dict[str, float]:
-    """Compute Dice, sensitivity, specificity, precision and IoU of a region, each in [0, 1].
-
-    On voxels, Dice is the F1 score, sensitivity the recall, and IoU (Jaccard) is Dice / (2 - Dice).
-
-    A region empty in truth and prediction scores 1. Empty in truth only: Dice, IoU and precision are 0. Empty in the
-    prediction only: Dice, IoU and sensitivity are 0. Sensitivity without truth and precision without prediction
-    equal the Dice.
-    """
-    tp, fp, fn, tn = region_counts(counts, labels)
-    empty = float(tp + fp + fn == 0)
-    return {
-        "dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else empty,
-        "sensitivity": tp / (tp + fn) if tp + fn else empty,
-        "specificity": tn / (tn + fp) if tn + fp else 1.0,
-        "precision": tp / (tp + fp) if tp + fp else empty,
-        "iou": tp / (tp + fp + fn) if tp + fp + fn else empty,
-    }
 
 
 def dice_by_region(

@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS
-from glioray.tasks.segmentation.metrics import confusion, overlap_metrics
+from glioray.metrics.overlap import overlap_metrics
+from glioray.tasks.segmentation.metrics import confusion
 
-SLICE_FIGURES = ("precision", "sensitivity", "specificity", "iou", "dice")
+SLICE_METRICS = ("precision", "sensitivity", "specificity", "iou", "dice")
 
 SliceSums = dict[str, dict[str, float]]
-"""Class -> sums over slices of each figure, `num_slices`, and `num_with_class` (in truth or prediction).
+"""Class -> sums over slices of each metric, `num_slices`, and `num_with_class` (in truth or prediction).
 
 The classes are the internal labels; background and "wt" of a case whose mask tells the whole tumour alone."""
 
 SliceTable = dict[str, dict[str, float]]
-"""Class -> means over slices of each figure, and the share of slices that hold it; "mean" over the classes."""
+"""Class -> means over slices of each metric, and the share of slices that hold it; "mean" over the classes."""
 
 
 def slice_sums(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> SliceSums:
@@ -41,10 +42,10 @@ def slice_sums(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Slice
     tables = [confusion(*pair) for pair in zip(truth, prediction, strict=True)]
     sums: SliceSums = {}
     for label, name in enumerate(LABELS):
-        figures = [overlap_metrics(table, (label,)) for table in tables]
+        rows = [overlap_metrics(table, (label,)) for table in tables]
         held = [float(table[label].sum() + table[:, label].sum() > 0) for table in tables]
         sums[name] = {
-            **{figure: float(sum(row[figure] for row in figures)) for figure in SLICE_FIGURES},
+            **{metric: float(sum(row[metric] for row in rows)) for metric in SLICE_METRICS},
             "num_slices": float(len(tables)),
             "num_with_class": float(sum(held)),
         }
@@ -63,8 +64,8 @@ def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
     for case in cases:
         for name, sums in case.items():
             total = totals.setdefault(name, {})
-            for figure, value in sums.items():
-                total[figure] = total.get(figure, 0.0) + value
+            for metric, value in sums.items():
+                total[metric] = total.get(metric, 0.0) + value
     if not totals.get("background", {}).get("num_slices"):
         raise ValueError("no slices to average; give at least one case")
     table = {
@@ -76,5 +77,5 @@ def slicewise_table(cases: Iterable[SliceSums]) -> SliceTable:
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
-    figures = {name: sums[name] / sums["num_slices"] for name in SLICE_FIGURES}
-    return {**figures, "share_with_class": sums["num_with_class"] / sums["num_slices"]}
+    metrics = {name: sums[name] / sums["num_slices"] for name in SLICE_METRICS}
+    return {**metrics, "share_with_class": sums["num_with_class"] / sums["num_slices"]}

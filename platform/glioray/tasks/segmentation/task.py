@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.manifest import Manifest
 from glioray.engine.collectives import Ranks
+from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
-from glioray.engine.task import Export, Prepared
+from glioray.engine.task import Export, ModelPackage, Prepared
 from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.tasks.segmentation.balance import check_balance
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.evaluation import evaluate_segmentation
 from glioray.tasks.segmentation.package import FORMAT, ModelSpec, parse_spec, read_package
+from glioray.tasks.segmentation.prediction import predict_cases
 from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.promotion import compare_segmentation
 from glioray.tasks.segmentation.recipes import RECIPES
 from glioray.tasks.segmentation.training import balanced, prepare_segmentation
 
@@ -57,6 +64,34 @@ class SegmentationTask:
 
     def check_promotable(self, spec: ModelSpec, name: str) -> dict[str, str]:
         return {}
+
+    def evaluate(
+        self,
+        package: ModelPackage,
+        manifest: Manifest,
+        *,
+        split: str,
+        segmenter: ModelPackage | None = None,
+        out: str | None = None,
+    ) -> dict[str, Any]:
+        return evaluate_segmentation(package, manifest, split=split, out=out)
+
+    def predict(
+        self,
+        package: ModelPackage,
+        data: str,
+        cases: Sequence[CaseFiles],
+        out: str,
+        *,
+        labels: str | None = None,
+        with_uncertainty: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        return predict_cases(
+            package.folder, data, cases, out, labels=labels, with_uncertainty=with_uncertainty
+        )
+
+    def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
+        return compare_segmentation(packages, manifest)
 
 
 def check_buildable(config: RunConfig) -> None:

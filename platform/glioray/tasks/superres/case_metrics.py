@@ -1,4 +1,4 @@
-"""Judging a super-resolution model on whole cases: its images, and what a frozen segmenter makes of them."""
+"""A super-resolution model on one case: metrics of its images, and of what a frozen segmenter makes of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glioray.cases.labels import REGION_LABELS
+from glioray.cases.labels import LABELS, REGION_LABELS
 from glioray.cases.load import Case
 from glioray.cases.nifti import make_header
 from glioray.config import REGIONS
+from glioray.engine.task import LabellingModel, LabellingSpec
 from glioray.errors import CaseError, UsageError
 from glioray.metrics.image import image_figures
+from glioray.metrics.overlap import confusion, overlap_metrics
+from glioray.reports.case_metrics import CaseMetrics
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, preprocess
 from glioray.slices.volumes import resample_labels
-from glioray.tasks.segmentation.case_metrics import CaseFigures
-from glioray.tasks.segmentation.metrics import confusion, overlap_metrics
-from glioray.tasks.segmentation.package import ModelSpec
-from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.degrade import resize, upsample
 from glioray.tasks.superres.lpips import Lpips
@@ -29,36 +28,40 @@ from glioray.tasks.superres.model import StackPair, SuperResolver
 from glioray.tasks.superres.package import SuperResSpec
 
 VIEWS = ("sr", "bicubic", "hr")
-"""What a segmenter is shown of a case: super-resolved, interpolated and real."""
+"""The images of a case that a segmenter labels: super-resolved, interpolated and real."""
 
-# Of one modality of a case, evenly spread: deep features cost a hundred times the other figures.
 _LPIPS_SLICES = 24
-# Of the range. What is 0 in all modalities counts as background; the brain stays the same in all views.
-_LEAST = 1e-4
+"""Slices of each modality, evenly spread: deep features cost a hundred times the other metrics."""
+_MIN_BRAIN = 1e-4
+"""Smallest intensity in the brain: 0 in all modalities is background, and the brain must be the same in all views."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperResFigures:
-    """What is said of one case.
+class CaseEvaluation:
+    """The metrics of one case.
 
     Attributes:
-        images: by modality, and "mean" over them: the figures of `metrics.image.image_figures`.
+        images: by modality, and "mean" over them: `metrics.image.image_figures`.
         use: by region "dice_sr", "dice_bicubic", "dice_hr" and "gain" (of sr over bicubic); empty without a
             segmenter or a mask.
-        shown: of a slice that says most, for each modality: "title", "lr", "bicubic", "sr", "hr", "figures".
+        shown: for each modality the most informative slice: "title", "lr", "bicubic", "sr", "hr", "figures".
     """
 
-    images: CaseFigures
-    use: CaseFigures
+    images: CaseMetrics
+    use: CaseMetrics
     shown: list[dict[str, Any]]
 
 
-def evaluate_superres_case(
-    resolver: SuperResolver, case: Case, *, segmenter: Predictor | None = None, lpips: Lpips | None = None
-) -> SuperResFigures:
-    """A case's figures: it is degraded as the model was trained, and compared with what it was.
+def evaluate_case(
+    resolver: SuperResolver,
+    case: Case,
+    *,
+    segmenter: LabellingModel | None = None,
+    lpips: Lpips | None = None,
+) -> CaseEvaluation:
+    """Degrade a case as in training, super-resolve it, and compare the result with the case.
 
-    A model of one channel is judged on those modalities of the case that it was trained on or the segmenter wants.
+    A model of one channel is evaluated on those modalities of the case that it was trained on or the segmenter needs.
 
     Raises:
         CaseError: it lacks a modality, or holds no brain.
@@ -78,19 +81,19 @@ def evaluate_superres_case(
     (stack,) = preprocess(case, settings, whole=True)
     made = as_trained(stack, config)
     pair = resolver.stack(made)
-    images = stack_figures(made, pair, modalities, lpips)
-    use: CaseFigures = {}
+    images = stack_metrics(made, pair, modalities, lpips)
+    use: CaseMetrics = {}
     if segmenter is not None and stack.mask is not None:
         known = REGIONS if case.convention is None else case.convention.regions
         check_segmenter(segmenter.spec, resolver.spec)
         use = _by_region(_dice(segmenter, stack, pair, modalities, known))
-    return SuperResFigures(images=images, use=use, shown=_shown(made, pair, modalities, images))
+    return CaseEvaluation(images=images, use=use, shown=_shown(made, pair, modalities, images))
 
 
 def as_trained(stack: SliceStack, config: GanConfig) -> SliceStack:
-    """The stack with pixels of the size that the model makes: those of the slice, or of whole slices brought to a size.
+    """The stack at the resolution that the model makes: itself, or whole slices resized as in training.
 
-    Its grid, where `restore` puts slices, is then the window's own.
+    The grid of resized slices, where `restore` puts them, is that of the stack's window.
     """
     if config.degrade.cut == "patch":
         return stack
@@ -113,16 +116,16 @@ def as_trained(stack: SliceStack, config: GanConfig) -> SliceStack:
     )
 
 
-def stack_figures(
+def stack_metrics(
     stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], lpips: Lpips | None = None
-) -> CaseFigures:
+) -> CaseMetrics:
     """By modality, and "mean" over them: `image_figures` of a stack's slices.
 
-    LPIPS, and `quality` with it, is over some of the slices that hold brain, evenly spread.
+    LPIPS, and `quality` with it, is a mean over some of the slices with brain, evenly spread.
     """
     size = (pair.lr.shape[-2], pair.lr.shape[-1])
     hr = torch.from_numpy(stack.images.astype(np.float32))
-    figures: CaseFigures = {}
+    metrics: CaseMetrics = {}
     for number, modality in enumerate(modalities):
         views = [images[:, number] for images in (pair.sr, hr, pair.bicubic)]
         found = image_figures(views[0], views[1], views[2], lr_size=size)
@@ -132,31 +135,31 @@ def stack_figures(
             some = [images[picked] for images in views]
             deep = image_figures(some[0], some[1], some[2], lr_size=size, lpips=lpips.foreground_and_whole)
             found |= {name: value for name, value in deep.items() if "lpips" in name or name == "quality"}
-        figures[modality] = found
-    names = next(iter(figures.values()))
-    figures["mean"] = {
-        name: float(np.mean([figures[modality][name] for modality in modalities])) for name in names
+        metrics[modality] = found
+    names = next(iter(metrics.values()))
+    metrics["mean"] = {
+        name: float(np.mean([metrics[modality][name] for modality in modalities])) for name in names
     }
-    return figures
+    return metrics
 
 
-def use_figures(
+def dice_by_use(
     resolver: SuperResolver,
-    segmenter: Predictor,
+    segmenter: LabellingModel,
     stacks: tuple[SliceStack, ...],
     *,
     known: Collection[str] = REGIONS,
 ) -> dict[str, dict[str, float]]:
-    """By what the segmenter is shown ("sr", "bicubic", "hr"), the Dice of each region, in 3-D.
+    """View ("sr", "bicubic", "hr") -> region -> Dice of the segmenter's labels, in 3-D.
 
-    The segmenter sees whole volumes in [0, 1], which it scales by itself, with the same brain in all three, so that
-    nothing but intensities differs; outside the stack's window there is nothing.
+    The segmenter gets whole volumes in [0, 1], which it normalises itself, with the same brain in all three, so that
+    they differ in intensities only; outside the stack's window they are background.
 
     Args:
         resolver: the model.
         segmenter: frozen.
         stacks: of one case with a mask, as the model's `preprocess` gives them; the first one is used.
-        known: what of WT, TC and ET the mask tells.
+        known: of WT, TC and ET, those that the mask labels.
 
     Raises:
         CaseError: the case has no mask.
@@ -172,25 +175,25 @@ def use_figures(
 def use_summary(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """`dice_sr`, `dice_bicubic`, `dice_hr` as means over regions, and the `gain` of the first over the second.
 
-    `recovered` is that gain as a share of what low resolution cost, where it cost more than 0.01.
+    `recovered` is that gain as a share of the Dice lost by low resolution, where more than 0.01 was lost.
 
     Args:
-        dice: by what the segmenter was shown and by region, as `use_figures` gives it, or means of that over cases.
+        dice: by view and region, as `dice_by_use` returns it, or its means over cases.
     """
     means = {f"dice_{view}": float(np.mean(list(dice[view].values()))) for view in VIEWS}
     means["gain"] = means["dice_sr"] - means["dice_bicubic"]
-    cost = means["dice_hr"] - means["dice_bicubic"]
-    return means | ({"recovered": means["gain"] / cost} if cost > 0.01 else {})
+    lost = means["dice_hr"] - means["dice_bicubic"]
+    return means | ({"recovered": means["gain"] / lost} if lost > 0.01 else {})
 
 
-def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec, *, own_stacks: bool = False) -> None:
-    """Refuses a segmenter that cannot judge what the model makes.
+def check_segmenter(segmenter: LabellingSpec, spec: SuperResSpec, *, own_stacks: bool = False) -> None:
+    """Refuse a segmenter that cannot label what the model makes.
 
     Args:
-        segmenter: its description.
+        segmenter: of the segmenter.
         spec: of the super-resolution model.
-        own_stacks: it is to judge stacks as the model's `preprocess` gives them, which hold the model's modalities
-            alone; of whole cases a model of one channel makes whatever they have.
+        own_stacks: it will label stacks as the model's `preprocess` makes them, which have the model's modalities
+            only; of a whole case a model of one channel makes every modality.
 
     Raises:
         UsageError: it takes other intensities than z-scores, or a modality that is not made.
@@ -211,7 +214,7 @@ def check_segmenter(segmenter: ModelSpec, spec: SuperResSpec, *, own_stacks: boo
 
 
 def _dice(
-    segmenter: Predictor,
+    segmenter: LabellingModel,
     stack: SliceStack,
     pair: StackPair,
     modalities: tuple[str, ...],
@@ -222,16 +225,16 @@ def _dice(
     hr = stack.images.astype(np.float32)
     truth = stack.restore(stack.mask)
     regions = [name for name in REGIONS if name in known and name in segmenter.spec.regions]
-    # Of whole slices brought to a size: back to the pixels that the segmenter knows.
+    # Resized whole slices go back to the pixels that the segmenter was trained on.
     size = (hr.shape[-2], hr.shape[-1])
     sr, bicubic = (v if v.shape[-2:] == size else upsample(v, size) for v in (pair.sr, pair.bicubic))
     views = {"sr": sr.numpy(), "bicubic": bicubic.numpy(), "hr": hr}
     brain = (hr > 0).any(axis=1, keepdims=True)
     dice = {}
     for view, images in views.items():
-        values = np.where(brain, np.clip(np.nan_to_num(images), _LEAST, 1), 0).astype(np.float32)
+        values = np.where(brain, np.clip(np.nan_to_num(images), _MIN_BRAIN, 1), 0).astype(np.float32)
         prediction = segmenter.predict(_as_case(stack, values, modalities))
-        table = confusion(truth, prediction)
+        table = confusion(truth, prediction, len(LABELS))
         dice[view] = {name: overlap_metrics(table, REGION_LABELS[name])["dice"] for name in regions}
     return dice
 
@@ -251,7 +254,7 @@ def _as_case(stack: SliceStack, images: NDArray[np.float32], modalities: tuple[s
     )
 
 
-def _by_region(dice: Mapping[str, Mapping[str, float]]) -> CaseFigures:
+def _by_region(dice: Mapping[str, Mapping[str, float]]) -> CaseMetrics:
     return {
         region: {
             **{f"dice_{view}": dice[view][region] for view in VIEWS},
@@ -262,7 +265,7 @@ def _by_region(dice: Mapping[str, Mapping[str, float]]) -> CaseFigures:
 
 
 def _shown(
-    stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], figures: CaseFigures
+    stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], metrics: CaseMetrics
 ) -> list[dict[str, Any]]:
     """The slice with most tumour, or most brain, in each modality."""
     filled = (stack.images > 0).any(axis=1) if stack.mask is None or not stack.mask.any() else stack.mask > 0
@@ -275,7 +278,7 @@ def _shown(
             "bicubic": pair.bicubic[number, channel].flip(0, 1).numpy(),
             "sr": pair.sr[number, channel].flip(0, 1).numpy(),
             "hr": stack.images[number, channel].astype(np.float32)[::-1, ::-1],
-            "figures": {name: figures[modality][name] for name in names if name in figures[modality]},
+            "figures": {name: metrics[modality][name] for name in names if name in metrics[modality]},
         }
         for channel, modality in enumerate(modalities)
     ]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from glioray.tasks.segmentation.case_metrics import CaseFigures, figure_intervals, mean_figures
-from glioray.tasks.segmentation.evaluation_page import figure_cell, interval_caveat, table_lines
+from glioray.reports.case_metrics import (
+    CaseMetrics,
+    failed_lines,
+    interval_caveat,
+    metric_rows,
+)
+from glioray.reports.tables import Table
 
 _IMAGE_COLUMNS = {
     "quality": ("quality", 3),
@@ -31,8 +36,8 @@ _USE_COLUMNS = {
 
 
 def superres_markdown(
-    images: Mapping[str, CaseFigures],
-    use: Mapping[str, CaseFigures],
+    images: Mapping[str, CaseMetrics],
+    use: Mapping[str, CaseMetrics],
     patients: Mapping[str, str],
     *,
     title: str,
@@ -45,15 +50,15 @@ def superres_markdown(
     """The page: images by modality, the segmenter's Dice by region, a picture a case.
 
     Args:
-        images: each case's figures by modality.
-        use: each judged case's Dice by region; empty where no segmenter judged.
-        patients: whose case each is.
+        images: each case's metrics by modality.
+        use: each labelled case's Dice by region; empty without a segmenter.
+        patients: patient id by case id.
         title: of the page.
         judge: the perceptual distance, or "hfen".
-        segmenter: the model that judged by use.
-        recovered: the share of what low resolution cost the segmenter that the model gave back.
-        failed: cases that could not be judged -> why.
-        pictures: case -> where its picture lies, seen from the page.
+        segmenter: URI of the model that labelled the images.
+        recovered: share of the segmenter's Dice lost by low resolution that the model recovered.
+        failed: cases that could not be evaluated -> reason.
+        pictures: case id -> path of its picture, relative to the page.
     """
     num_patients = len({patients[case_id] for case_id in images})
     lines = [
@@ -63,31 +68,30 @@ def superres_markdown(
         "",
         f"Means over the slices of {len(images)} cases of {num_patients} patients that were degraded as in training, "
         "over the foreground, with 95 % intervals by resampling patients." + interval_caveat(num_patients),
-        *(
-            f"Not among them: {case_id} ({' '.join(reason.split())})."
-            for case_id, reason in (failed or {}).items()
-        ),
+        *failed_lines(failed or {}),
         "",
         *_rows(images, patients, _IMAGE_COLUMNS, "modality"),
         "",
-        f"Quality is what is gained over bicubic interpolation: 1 - d / d of bicubic, d by {judge}; 0 is bicubic, 1 "
-        "the real image. Detail is its energy against the real one's: 0 dB is as much.",
+        f"Quality is the gain over bicubic interpolation: 1 - d / d of bicubic, d by {judge}; 0 is bicubic, 1 the real "
+        "image. Detail is the energy of fine detail relative to the real image: at 0 dB they are equal.",
         "",
         "## By use",
         "",
     ]
     if use:
-        told = (
-            "" if recovered is None else f" Of what low resolution costs, {100 * recovered:.0f} % came back."
+        share = (
+            ""
+            if recovered is None
+            else f" Of the Dice lost by low resolution, {100 * recovered:.0f} % was recovered."
         )
         lines += [
-            f"What the segmenter {segmenter} makes of whole volumes of {len(use)} cases, in 3-D.{told}",
+            f"Dice of the segmenter {segmenter} on whole volumes of {len(use)} cases, in 3-D.{share}",
             "",
             *_rows(use, patients, _USE_COLUMNS, "region"),
             "",
         ]
     else:
-        lines += ["No segmenter judged: there is none, or no case has a mask.", ""]
+        lines += ["No segmenter labelled the images: none was given, or no case has a mask.", ""]
     if pictures:
         lines += ["## Pictures", ""]
         lines += [line for case_id, path in pictures.items() for line in (f"![{case_id}]({path})", "")]
@@ -95,22 +99,17 @@ def superres_markdown(
 
 
 def _rows(
-    cases: Mapping[str, CaseFigures],
+    cases: Mapping[str, CaseMetrics],
     patients: Mapping[str, str],
     columns: Mapping[str, tuple[str, int]],
     kind: str,
 ) -> list[str]:
-    means, intervals = mean_figures(cases), figure_intervals(cases, patients)
-    there = {name: column for name, column in columns.items() if name in next(iter(means.values()))}
-    rows = [
-        [
-            name,
-            str(sum(name in case for case in cases.values())),
-            *(
-                figure_cell(figures[f], intervals.get(name, {}).get(f), digits)
-                for f, (_, digits) in there.items()
-            ),
-        ]
-        for name, figures in means.items()
-    ]
-    return table_lines([kind, "cases", *(head for head, _ in there.values())], rows)
+    present = {name: column for name, column in columns.items() if name in _first_row(cases)}
+    rows = metric_rows(cases, patients, {name: decimals for name, (_, decimals) in present.items()})
+    head = [kind, "cases", *(text for text, _ in present.values())]
+    table = Table(head, [[row, *cells] for row, cells in rows.items()])
+    return table.to_markdown(align_right=True).splitlines()
+
+
+def _first_row(cases: Mapping[str, CaseMetrics]) -> Mapping[str, float]:
+    return next(iter(next(iter(cases.values())).values()))

@@ -10,19 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.package import WEIGHTS_FILE
 from glioray.errors import UsageError
 from glioray.losses.perceptual import PerceptualLoss, default_layers
 from glioray.slices.preprocess import SliceStack
-from glioray.tasks.segmentation.package import read_package
+from glioray.tasks import open_labelling
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.extractors import Extractor, resolve_extractor, unet_extractor
 
 _log = logging.getLogger(__name__)
 
 _NUM_SLICES = 64
-"""Of the training's, over which a U-Net's encoder is told the mean and deviation of each modality."""
+"""Training slices used to estimate each modality's mean and standard deviation."""
 
 
 def loss_extractor(
@@ -60,10 +59,10 @@ def _encoder(
     uri: str, config: GanConfig, stacks: Sequence[SliceStack], tracking_uri: str | None
 ) -> Extractor:
     with tempfile.TemporaryDirectory() as folder:
-        package = fetch_package(uri, Path(folder), tracking_uri=tracking_uri)
-        spec, net = read_package(package)
-        sha256 = hashlib.sha256((package / WEIGHTS_FILE).read_bytes()).hexdigest()
-    seen, own = spec.config.preprocess, config.preprocess
+        package = open_labelling(uri, Path(folder), tracking_uri=tracking_uri)
+        net = package.task.export(package.folder).net
+        sha256 = hashlib.sha256((package.folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    seen, own = package.spec.config.preprocess, config.preprocess
     if (
         config.channels != "joint"
         or seen.modalities != own.modalities

@@ -1,4 +1,4 @@
-"""A model that makes slices sharper."""
+"""A model that super-resolves slices."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StackPair:
 
 
 class SuperResolver:
-    """Makes low-resolution images sharper; safe to call from one thread at a time."""
+    """Super-resolves images; safe to call from one thread at a time."""
 
     def __init__(
         self, spec: SuperResSpec, nets: Mapping[str, nn.Module], device: str = "cpu", batch_size: int = 16
@@ -148,21 +148,21 @@ class SuperResolver:
             lr=lr, bicubic=upsample(lr, (height, width)), sr=self.images(lr, (height, width), blend)
         )
 
-    def sharpen(
+    def super_resolve(
         self, case: Case, *, plane: str | None = None, blend: float | None = None, size: Size | None = None
     ) -> Case:
-        """The case on a finer grid in one plane: its images as acquired made sharper, not degraded first.
+        """The case on a finer grid in one plane: its images super-resolved as acquired, not degraded first.
 
         Both grids fill the same box. Intensities are the case's own, rounded where it holds integers; what is above
         the 99.9th percentile of its brain is cut off there, as in training. What is no brain is 0.
 
         That percentile is the case's own: of low resolution it lies below that of the high resolution which training
         scaled by (on real cases, x4: T2 and FLAIR by some 5 %, T1 by 15 %, T1c with its bright vessels by up to 35 %), so
-        that the generator sees the case as much brighter. A plain one lost at most 0.1 dB by it.
+        that the generator sees the case as much brighter. One trained by pixel losses lost at most 0.1 dB by it.
 
         Args:
             case: low resolution as acquired. A model of one channel takes any modalities, another one its own.
-            plane: whose slices are made sharper; by default `plane_of`.
+            plane: of the slices that are super-resolved; by default `plane_of`.
             blend: of `generator`.
             size: (H, W) of the new slices; by default the model's scale times the old ones'.
 
@@ -217,12 +217,12 @@ class SuperResolver:
         )
 
     def check_fit(self, case: Case, *, plane: str | None = None, force: bool = False) -> str | None:
-        """A sentence where the case's pixels are not what the model was trained to make sharper, or None.
+        """A warning where the case's pixels differ from the training's low resolution, or None.
 
         Args:
             case: low resolution as acquired.
-            plane: whose slices are to be made sharper; by default `plane_of`.
-            force: a sentence even where it would be refused.
+            plane: of the slices to super-resolve; by default `plane_of`.
+            force: warn even where it would be refused.
 
         Raises:
             ModelError: its pixels are nearer to those that the model makes than to those that it takes.
@@ -236,12 +236,12 @@ class SuperResolver:
         ))  # fmt: skip
         seen = f"case {case.case_id} has {plane} pixels of {has} mm"
         if math.sqrt(math.prod(ratios)) < 1 / math.sqrt(scale):
-            told = (
+            message = (
                 f"{seen}, and the model makes {makes} mm out of {wants} mm: it is at high resolution already"
             )
             if not force:
-                raise ModelError(f"{told}; send low resolution, or force it")
-            return told
+                raise ModelError(f"{message}; send low resolution, or force it")
+            return message
         if all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
             return None
         return f"{seen}, but the model was trained to make {makes} mm out of {wants} mm; trust its detail the less"
@@ -263,7 +263,7 @@ class SuperResolver:
         if config.clahe:
             raise ModelError(
                 "the model was trained on equalised contrast (preprocess.clahe), which cannot be undone; train one "
-                "without it to sharpen cases"
+                "without it to super-resolve cases"
             )
         names = case.modalities if self.spec.config.channels == "each" else config.modalities
         return replace(config, modalities=names, spacing_mm=None)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.manifest import Manifest
 from glioray.engine.collectives import Ranks
+from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
-from glioray.engine.task import Export, Prepared
+from glioray.engine.task import Export, ModelPackage, Prepared
 from glioray.errors import ModelError, UsageError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.evaluation import evaluate_superres
 from glioray.tasks.superres.export import export_superres
 from glioray.tasks.superres.extractors import resolve_extractor
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import FORMAT, SuperResSpec, parse_superres
+from glioray.tasks.superres.promotion import compare_superres
 from glioray.tasks.superres.recipes import GAN_RECIPES
 from glioray.tasks.superres.training import prepare_gan
 
@@ -55,6 +61,35 @@ class SuperResTask:
     def check_promotable(self, spec: SuperResSpec, name: str) -> dict[str, str]:
         check_healthy(spec, name)
         return {"collapse": spec.collapse, "recipe": spec.config.recipe}
+
+    def evaluate(
+        self,
+        package: ModelPackage,
+        manifest: Manifest,
+        *,
+        split: str,
+        segmenter: ModelPackage | None = None,
+        out: str | None = None,
+    ) -> dict[str, Any]:
+        return evaluate_superres(package, manifest, split=split, segmenter=segmenter, out=out)
+
+    def predict(
+        self,
+        package: ModelPackage,
+        data: str,
+        cases: Sequence[CaseFiles],
+        out: str,
+        *,
+        labels: str | None = None,
+        with_uncertainty: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        raise ModelError(
+            f"the model {package.uri} makes images, expected one that labels voxels; send its cases to the endpoint's "
+            "/v1/superresolve"
+        )
+
+    def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
+        return compare_superres(packages, manifest)
 
 
 def check_gan_buildable(config: GanConfig) -> None:

@@ -21,8 +21,8 @@ from glioray.engine.task import History, Prepared
 from glioray.errors import DataError, ModelError
 from glioray.metrics.image import psnr
 from glioray.slices.preprocess import SliceStack
-from glioray.tasks.segmentation.predictor import Predictor
-from glioray.tasks.superres.case_metrics import check_segmenter, use_figures, use_summary
+from glioray.tasks import open_labelling
+from glioray.tasks.superres.case_metrics import check_segmenter, dice_by_use, use_summary
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.features import build_perceptual, described, judge_extractor, loss_extractor
 from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
@@ -172,12 +172,13 @@ def _use_judge(
     device: torch.device,
 ) -> UseJudge:
     with tempfile.TemporaryDirectory() as folder:
-        segmenter = Predictor.load(fetch_package(uri, Path(folder), tracking_uri=tracking_uri), str(device))
-    # Now rather than where it judges, at the run's end.
+        package = open_labelling(uri, Path(folder), tracking_uri=tracking_uri)
+        segmenter = package.task.load(package.folder, str(device))
+    # Fail now, rather than at the end of the run, where the segmenter is used.
     check_segmenter(segmenter.spec, spec, own_stacks=True)
 
     def judge(resolver: SuperResolver) -> dict[str, float]:
-        parts = gather([use_figures(resolver, segmenter, stacks, known=known) for stacks, known in mine])
+        parts = gather([dice_by_use(resolver, segmenter, stacks, known=known) for stacks, known in mine])
         cases = [use_summary(dice) for part in parts for dice in part]
         return {
             name: float(np.mean([case[name] for case in cases]))

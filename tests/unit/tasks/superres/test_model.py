@@ -62,10 +62,10 @@ def test_a_stack_may_be_of_any_ratio_and_its_noise_is_the_same_each_time(make_re
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_a_sharpened_case_fills_the_same_box(make_resolver: Make, case: Case, plane: str):
+def test_a_super_resolved_case_fills_the_same_box(make_resolver: Make, case: Case, plane: str):
     coarse = _coarse(case, plane, 2)
     resolver = make_resolver(**{"degrade.lr_size": 24, "degrade.hr_size": 48})
-    fine = resolver.sharpen(coarse)
+    fine = resolver.super_resolve(coarse)
     assert plane_of(coarse) == plane
     assert fine.images.shape == case.images.shape
     assert fine.images.dtype == np.float32
@@ -86,7 +86,7 @@ def test_a_sharpened_case_fills_the_same_box(make_resolver: Make, case: Case, pl
 def test_whole_numbers_stay_whole_and_the_size_may_be_any(make_resolver: Make, case: Case):
     coarse = _coarse(case, "axial", 2)
     coarse = replace(coarse, images=np.rint(coarse.images).astype(np.int16))
-    fine = make_resolver().sharpen(coarse, size=(41, 37))
+    fine = make_resolver().super_resolve(coarse, size=(41, 37))
     assert fine.images.shape == (4, 37, 41, coarse.images.shape[3])
     assert fine.images.dtype == np.int16
     assert fine.reference.shape == fine.images.shape[1:]
@@ -95,7 +95,7 @@ def test_whole_numbers_stay_whole_and_the_size_may_be_any(make_resolver: Make, c
     assert set(np.unique(fine.images[:, ~brain_mask(fine.images)])) <= {0}
 
 
-def test_sharpening_takes_the_units_that_preprocessing_makes(make_resolver: Make, case: Case):
+def test_super_resolving_takes_the_units_that_preprocessing_makes(make_resolver: Make, case: Case):
     """Of a case whose every slice is one window, the images that the generator gets are those of training."""
     resolver = make_resolver(**{"preprocess.percentiles": [1.0, 99.0]})
     seen: list[torch.Tensor] = []
@@ -106,7 +106,7 @@ def test_sharpening_takes_the_units_that_preprocessing_makes(make_resolver: Make
         return plain(lr, *rest, **more)
 
     resolver.images = watched  # type: ignore[method-assign]
-    resolver.sharpen(case, plane="axial")
+    resolver.super_resolve(case, plane="axial")
     (stack,) = preprocess(case, resolver.spec.config.preprocess, whole=True)
     volumes = stack.restore(np.moveaxis(stack.images, 1, 0)).astype(np.float32)
     wanted = volumes.transpose(3, 0, 2, 1)
@@ -118,11 +118,11 @@ def test_a_model_of_one_channel_takes_any_modality_and_one_of_several_its_own(
     make_resolver: Make, case: Case
 ):
     one = replace(case, images=case.images[2:3], modalities=case.modalities[2:3])
-    all_fine, fine = (make_resolver().sharpen(c, plane="axial") for c in (case, one))
+    all_fine, fine = (make_resolver().super_resolve(c, plane="axial") for c in (case, one))
     # The brain is where any modality has some: with fewer of them its edge may be another.
     assert np.mean(np.isclose(fine.images[0], all_fine.images[2], rtol=1e-2, atol=2)) > 0.95
     with pytest.raises(CaseError, match="no t1; expected t1, t1c, t2, flair"):
-        make_resolver(channels="joint").sharpen(one)
+        make_resolver(channels="joint").super_resolve(one)
 
 
 def test_what_fits_what_warns_and_what_is_refused(make_resolver: Make, case: Case):
@@ -156,7 +156,7 @@ def test_the_plane_of_thick_slices_and_of_a_single_one(case: Case):
 
 def test_equalised_contrast_cannot_be_undone(make_resolver: Make, case: Case):
     with pytest.raises(ModelError, match=r"preprocess\.clahe"):
-        make_resolver(**{"preprocess.clahe": 0.02}).sharpen(case)
+        make_resolver(**{"preprocess.clahe": 0.02}).super_resolve(case)
 
 
 def test_images_are_made_few_at_a_time_where_they_are_large(make_resolver: Make):

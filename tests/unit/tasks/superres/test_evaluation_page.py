@@ -40,8 +40,8 @@ def test_the_page_says_what_was_judged_and_by_what():
     assert "| modality | cases | quality | HFEN | of bicubic | PSNR, dB | over bicubic, dB |" in page
     assert "| t1 | 2 | 0.200 [0.100, 0.300] | 0.500 [0.500, 0.500] |" in page
     assert "d by hfen" in page
-    assert "the segmenter models:/seg/2 makes" in page
-    assert "50 % came back" in page
+    assert "Dice of the segmenter models:/seg/2 on" in page
+    assert "50 % was recovered" in page
     assert "| wt | 2 | 0.700 [0.600, 0.800] |" in page
     assert "| et | 1 | 0.600 |" in page
     assert "![a1](pictures/a1.png)" in page
@@ -49,7 +49,7 @@ def test_the_page_says_what_was_judged_and_by_what():
 
 def test_without_a_segmenter_the_page_says_so():
     page = superres_markdown({"a1": _images(0.1)}, {}, PATIENTS, title="m", judge="hfen")
-    assert "No segmenter judged" in page
+    assert "No segmenter labelled" in page
     assert "## Pictures" not in page
 
 

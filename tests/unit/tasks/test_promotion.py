@@ -1,4 +1,4 @@
-"""What a champion may be replaced by, without a registry: the job's own judgement of two descriptions."""
+"""Candidates against champions, without a registry or Ray."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from glioray.config import override, with_settings
-from glioray.engine.on_ray.batch import SuperResJudgement
+from glioray.engine.promotion import compare_to_champion
 from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
-from glioray.promotion import compare_to_champion
-from glioray.tasks import find_task
+from glioray.tasks import find_task, load_task
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
 from glioray.tasks.superres.collapse import CollapseReport
+from glioray.tasks.superres.evaluation import Evaluation
 from glioray.tasks.superres.package import SuperResSpec
 from glioray.tasks.superres.recipes import mri_tiny
 
@@ -76,7 +76,7 @@ def test_dice_on_cases_that_thresholds_were_fitted_on_does_not_count(
         promote(_spec(0.8, fitted=candidate), _spec(0.7, fitted=present))
 
 
-def test_the_first_champion_has_nobody_to_beat(promote: Callable[..., dict[str, Any]]):
+def test_without_a_champion_the_candidate_wins(promote: Callable[..., dict[str, Any]]):
     assert promote(_spec(0.8, fitted=True), None)["reason"] == "there was no champion"
 
 
@@ -93,7 +93,7 @@ def _superres(quality: float | None = 0.3, collapse: str = "healthy", **settings
     )
 
 
-def test_the_sharper_of_two_by_what_was_recorded(promote: Callable[..., dict[str, Any]]):
+def test_the_better_super_resolution_model_by_recorded_quality(promote: Callable[..., dict[str, Any]]):
     answer = promote(_superres(0.4), _superres(0.3))
     assert answer["reason"] == "quality 0.4000 beats 0.3000"
     assert answer["quality"] == {"candidate": 0.4, "champion": 0.3}
@@ -141,53 +141,55 @@ def test_each_kind_under_a_name_of_its_own(promote: Callable[..., dict[str, Any]
 
 
 @pytest.fixture
-def weigh_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def compare_now(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`compare_to_champion` with data, of models whose quality and collapse score on them are given."""
 
-    def weigh_now(
+    def compare_now(
         quality: dict[str, float], score: dict[str, float], more: dict[str, dict[str, float]] | None = None
     ) -> Any:
-        def judged(path: Path, *_: Any, **__: Any) -> SuperResJudgement:
+        def evaluate(path: Path, *_: Any, **__: Any) -> Evaluation:
             made = {"t1": quality[path.name]} | (more or {}).get(path.name, {})
             figures = {name: {"quality": value} for name, value in made.items()}
             figures["mean"] = {"quality": sum(made.values()) / len(made)}
             images = dict.fromkeys(("a", "b"), figures)
-            return SuperResJudgement(images=images, use={}, pictures={}, failed={}, judge="hfen")
+            return Evaluation(images=images, use={}, pictures={}, failed={}, judge="hfen")
 
-        monkeypatch.setattr("glioray.promotion.evaluate_superres_cases", judged)
+        monkeypatch.setattr("glioray.tasks.superres.promotion.evaluate_cases", evaluate)
         monkeypatch.setattr(
-            "glioray.promotion.panel_report",
+            "glioray.tasks.superres.promotion.report_collapse",
             lambda path, *rest: CollapseReport(score[path.name], "diversity", {}),
         )
-        monkeypatch.setattr("glioray.promotion.select_superres_cases", lambda *rest: [])
+        monkeypatch.setattr("glioray.tasks.superres.promotion.select_cases", lambda *_, **__: [])
         manifest: Any = argparse.Namespace(data="/data")
-        return compare_to_champion({role: (Path(role), _superres()) for role in quality}, manifest)
+        task = load_task("superres")
+        packages = {role: ModelPackage(task, Path(role), _superres(), role) for role in quality}
+        return compare_to_champion(packages, manifest)
 
-    return weigh_now
+    return compare_now
 
 
-def test_on_unseen_cases_the_sharper_one_that_did_not_collapse(weigh_now: Callable[..., Any]):
+def test_on_unseen_cases_the_better_one_that_did_not_collapse(compare_now: Callable[..., Any]):
     better, worse = {"candidate": 0.4, "champion": 0.2}, {"candidate": 0.2, "champion": 0.4}
     healthy = {"candidate": 0.1, "champion": 0.0}
-    outcome = weigh_now(better, healthy)
+    outcome = compare_now(better, healthy)
     assert outcome.wins
     assert outcome.reason == "quality 0.4000 beats 0.2000 on 2 cases"
     assert outcome.answer["collapse"]["candidate"] == {"score": 0.1, "reason": "diversity"}
-    assert not weigh_now(worse, healthy).wins
+    assert not compare_now(worse, healthy).wins
     # Its training said that it was healthy.
     with pytest.raises(ModelError, match=r"collapsed on unseen cases \(diversity, score 0\.50\)"):
-        weigh_now(better, {"candidate": 0.5, "champion": 0.0})
+        compare_now(better, {"candidate": 0.5, "champion": 0.0})
     with pytest.raises(ModelError, match="collapsed on unseen cases"):
-        weigh_now({"candidate": 0.4}, {"candidate": 1.0})
-    assert weigh_now({"candidate": 0.4}, {"candidate": 0.0}).wins
-    outcome = weigh_now(worse, {"candidate": 0.1, "champion": 0.9})
+        compare_now({"candidate": 0.4}, {"candidate": 1.0})
+    assert compare_now({"candidate": 0.4}, {"candidate": 0.0}).wins
+    outcome = compare_now(worse, {"candidate": 0.1, "champion": 0.9})
     assert (outcome.wins, outcome.reason) == (True, "the champion has collapsed on unseen cases")
 
 
-def test_models_are_compared_on_what_both_make(weigh_now: Callable[..., Any]):
+def test_models_are_compared_on_what_both_make(compare_now: Callable[..., Any]):
     healthy = {"candidate": 0.0, "champion": 0.0}
     # Alone on t1 the champion is better; flair, which it was not made for, is easy.
-    outcome = weigh_now({"candidate": 0.2, "champion": 0.3}, healthy, {"candidate": {"flair": 0.9}})
+    outcome = compare_now({"candidate": 0.2, "champion": 0.3}, healthy, {"candidate": {"flair": 0.9}})
     assert not outcome.wins
     assert outcome.answer["quality"] == {"candidate": pytest.approx(0.2), "champion": pytest.approx(0.3)}
     assert outcome.answer["modalities"] == ["t1"]

@@ -1,9 +1,7 @@
-"""Figures of whole cases, their means and their table."""
+"""Metrics of whole cases, and their page."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,14 +13,11 @@ from glioray.cases.load import Case
 from glioray.errors import CaseError
 from glioray.metrics.lesionwise import lesionwise_scores
 from glioray.metrics.surface import surface_metrics
-from glioray.reports.intervals import bootstrap_interval
+from glioray.reports.case_metrics import mean_metrics, metric_intervals
 from glioray.tasks.segmentation.case_metrics import (
-    case_figures,
+    case_metrics,
     case_slice_sums,
     evaluate_case,
-    figure_intervals,
-    figures_csv,
-    mean_figures,
     mean_region_dice,
 )
 from glioray.tasks.segmentation.evaluation_page import evaluation_markdown
@@ -44,14 +39,14 @@ NAMES = [
 
 def test_a_perfect_prediction(case: Case):
     assert case.mask is not None
-    figures = case_figures(case, case.mask)
-    assert list(figures) == ["wt", "tc", "et", "ncr", "ed"]
+    metrics = case_metrics(case, case.mask)
+    assert list(metrics) == ["wt", "tc", "et", "ncr", "ed"]
     voxel_ml = np.prod(case.spacing_mm) / 1000
     for name, labels in {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,), "ncr": (1,), "ed": (2,)}.items():
-        assert list(figures[name]) == NAMES
+        assert list(metrics[name]) == NAMES
         ml = np.isin(case.mask, labels).sum() * voxel_ml
         assert ml > 0
-        assert figures[name] == pytest.approx(
+        assert metrics[name] == pytest.approx(
             {
                 **dict.fromkeys([*OVERLAP, "surface_dice", "lesion_dice"], 1.0),
                 **dict.fromkeys(["hd95_mm", "lesion_hd95_mm", "volume_error_ml"], 0.0),
@@ -64,18 +59,18 @@ def test_a_perfect_prediction(case: Case):
 def test_a_shifted_prediction(case: Case):
     assert case.mask is not None
     shifted = np.roll(case.mask, 2, axis=0)
-    figures = case_figures(case, shifted)
+    metrics = case_metrics(case, shifted)
     for name, labels in {"wt": (1, 2, 3), "et": (3,)}.items():
         truth, found = np.isin(case.mask, labels), np.isin(shifted, labels)
         both = (truth & found).sum()
-        assert figures[name]["dice"] == pytest.approx(2 * both / (truth.sum() + found.sum()))
-        assert figures[name]["iou"] == pytest.approx(both / (truth | found).sum())
-        assert figures[name]["precision"] == pytest.approx(both / found.sum())
+        assert metrics[name]["dice"] == pytest.approx(2 * both / (truth.sum() + found.sum()))
+        assert metrics[name]["iou"] == pytest.approx(both / (truth | found).sum())
+        assert metrics[name]["precision"] == pytest.approx(both / found.sum())
         surface = surface_metrics(truth, found, case.spacing_mm)
-        assert {key: figures[name][key] for key in surface} == surface
+        assert {key: metrics[name][key] for key in surface} == surface
         assert surface["hd95_mm"] > 0
         lesions = lesionwise_scores(truth, found, case.spacing_mm)
-        assert (figures[name]["lesion_dice"], figures[name]["lesion_hd95_mm"]) == (
+        assert (metrics[name]["lesion_dice"], metrics[name]["lesion_hd95_mm"]) == (
             lesions.dice,
             lesions.hd95_mm,
         )
@@ -85,14 +80,14 @@ def test_what_is_missed_and_what_is_made_up(case: Case):
     assert case.mask is not None
     without = np.where(case.mask == 3, 1, case.mask).astype(np.uint8)
     ml = (case.mask == 3).sum() * np.prod(case.spacing_mm) / 1000
-    missed = case_figures(case, without)["et"]
+    missed = case_metrics(case, without)["et"]
     assert (missed["dice"], missed["hd95_mm"], missed["volume_ml"]) == (0, 374, 0)
     assert (missed["lesion_dice"], missed["lesion_hd95_mm"], missed["surface_dice"]) == (0, 374, 0)
     assert missed["volume_error_ml"] == pytest.approx(-ml)
-    made_up = case_figures(replace(case, mask=without), case.mask)["et"]
+    made_up = case_metrics(replace(case, mask=without), case.mask)["et"]
     assert (made_up["dice"], made_up["hd95_mm"], made_up["true_volume_ml"]) == (0, 374, 0)
     assert made_up["volume_error_ml"] == pytest.approx(ml)
-    neither = case_figures(replace(case, mask=without), without)["et"]
+    neither = case_metrics(replace(case, mask=without), without)["et"]
     assert (neither["dice"], neither["hd95_mm"]) == (1, 0)
     assert (neither["lesion_dice"], neither["lesion_hd95_mm"], neither["surface_dice"]) == (1, 0, 1)
 
@@ -110,40 +105,17 @@ def test_slices_are_the_axial_ones_through_the_brain(case: Case):
 
 def test_a_model_on_a_real_network(make_predictor: Callable[..., Predictor], case: Case):
     predictor = make_predictor()
-    figures, slices = evaluate_case(predictor, case)
+    metrics, slices = evaluate_case(predictor, case)
     prediction = predictor.predict(case)
-    assert (figures, slices) == (case_figures(case, prediction), case_slice_sums(case, prediction))
-    assert figures["wt"]["volume_ml"] == pytest.approx(
+    assert (metrics, slices) == (case_metrics(case, prediction), case_slice_sums(case, prediction))
+    assert metrics["wt"]["volume_ml"] == pytest.approx(
         np.isin(prediction, (1, 2, 3)).sum() * np.prod(case.spacing_mm) / 1000
     )
 
 
-def test_a_case_without_a_mask_cannot_be_judged(make_predictor: Callable[..., Predictor], case: Case):
+def test_a_case_without_a_mask_cannot_be_evaluated(make_predictor: Callable[..., Predictor], case: Case):
     with pytest.raises(CaseError, match="it has no mask to judge by; add the mask or leave the case out"):
         evaluate_case(make_predictor(), replace(case, mask=None))
-
-
-CASES = {
-    "b": {"wt": {"dice": 0.5, "hd95_mm": 4.0}, "rc": {"dice": 0.2, "hd95_mm": 374.0}},
-    "a": {"wt": {"dice": 1.0, "hd95_mm": 1.0}},
-}
-
-
-def test_means_are_over_the_cases_that_report_a_region():
-    assert mean_figures(CASES) == {
-        "wt": {"dice": 0.75, "hd95_mm": 2.5},
-        "rc": {"dice": 0.2, "hd95_mm": 374.0},
-    }
-    assert mean_figures(dict(reversed(CASES.items()))) == mean_figures(CASES)
-
-
-def test_csv_is_a_line_a_case_and_region():
-    rows = list(csv.DictReader(io.StringIO(figures_csv(CASES))))
-    assert rows == [
-        {"case": "a", "region": "wt", "dice": "1.0", "hd95_mm": "1.0"},
-        {"case": "b", "region": "wt", "dice": "0.5", "hd95_mm": "4.0"},
-        {"case": "b", "region": "rc", "dice": "0.2", "hd95_mm": "374.0"},
-    ]
 
 
 def test_mean_region_dice_is_over_the_three_regions_alone():
@@ -154,18 +126,10 @@ def test_mean_region_dice_is_over_the_three_regions_alone():
     assert mean_region_dice(cases) == pytest.approx(0.45)
 
 
-def test_intervals_are_over_the_patients_that_report_a_region():
-    cases = {f"case{i}": {"wt": {"dice": value}} for i, value in enumerate([0.1, 0.5, 0.9, 0.7])}
-    cases["case0"]["rc"] = {"dice": 0.3}
-    patients = {"case0": "p", "case1": "p", "case2": "q", "case3": "r"}
-    intervals = figure_intervals(cases, patients)
-    assert intervals == {"wt": {"dice": bootstrap_interval([0.1, 0.5, 0.9, 0.7], ["p", "p", "q", "r"])}}
-
-
-def test_the_page_has_both_tables_and_says_which_one_flatters(case: Case):
+def test_the_page_has_both_tables_and_says_which_one_inflates_scores(case: Case):
     assert case.mask is not None
     shifted = np.roll(case.mask, 1, axis=1)
-    cases = {"a": case_figures(case, case.mask), "b": case_figures(case, shifted)}
+    cases = {"a": case_metrics(case, case.mask), "b": case_metrics(case, shifted)}
     table = slicewise_table([case_slice_sums(case, case.mask), case_slice_sums(case, shifted)])
     page = evaluation_markdown(cases, {"a": "p", "b": "q"}, table, title="models:/x/1 on val cases")
     lines = page.splitlines()
@@ -174,7 +138,7 @@ def test_the_page_has_both_tables_and_says_which_one_flatters(case: Case):
     row = next(line for line in lines if line.startswith("| WT |"))
     assert row.startswith(f"| WT | 2 | {(1 + dice) / 2:.3f} [{dice:.3f}, 1.000] |")
     assert sum(line.startswith(("| WT |", "| TC |", "| ET |", "| NCR |", "| ED |")) for line in lines) == 8
-    assert "Slice-level figures flatter" in page
+    assert "Slice-level metrics inflate scores" in page
     assert "2 cases of 2 patients" in page
     assert "| column average |" in page
     widths = {line.count("|") for line in lines if line.startswith("|")}
@@ -183,18 +147,18 @@ def test_the_page_has_both_tables_and_says_which_one_flatters(case: Case):
 
 def test_one_patient_has_means_without_intervals(case: Case):
     assert case.mask is not None
-    cases = {"a": case_figures(case, case.mask)}
+    cases = {"a": case_metrics(case, case.mask)}
     table = slicewise_table([case_slice_sums(case, case.mask)])
-    assert figure_intervals(cases, {"a": "p"}) == {}
+    assert metric_intervals(cases, {"a": "p"}) == {}
     page = evaluation_markdown(cases, {"a": "p"}, table, title="t")
     assert "| WT | 1 | 1.000 | 1.000 |" in page
-    assert "One patient says nothing of the spread" in page
+    assert "With one patient there are no intervals" in page
     assert "too narrow" not in page
 
 
 def test_the_page_names_the_cases_that_it_leaves_out(case: Case):
     assert case.mask is not None
-    cases = {"a": case_figures(case, case.mask)}
+    cases = {"a": case_metrics(case, case.mask)}
     table = slicewise_table([case_slice_sums(case, case.mask)])
     page = evaluation_markdown(
         cases, {"a": "p", "b": "q"}, table, title="t", failed={"b": "it has no\nbrain"}
@@ -203,18 +167,18 @@ def test_the_page_names_the_cases_that_it_leaves_out(case: Case):
     assert "Not among them: b (it has no brain)." in page
 
 
-def test_a_mask_that_tells_the_whole_tumour_alone_is_judged_by_that(case: Case):
+def test_a_mask_that_labels_the_whole_tumour_alone_is_evaluated_by_that(case: Case):
     assert case.mask is not None
     inside = np.isin(case.mask, (1, 2, 3))
     whole = replace(case, mask=np.where(inside, np.uint8(2), np.uint8(0)), convention=CONVENTIONS["wt"])
-    figures, usual = case_figures(whole, case.mask), case_figures(case, case.mask)
-    assert figures == {"wt": pytest.approx(usual["wt"])}
+    metrics, usual = case_metrics(whole, case.mask), case_metrics(case, case.mask)
+    assert metrics == {"wt": pytest.approx(usual["wt"])}
     table = slicewise_table([case_slice_sums(whole, case.mask)])
     assert list(table) == ["background", "wt", "mean"]
     assert table["wt"]["dice"] == 1
     assert 0 < table["wt"]["share_with_class"] < 1
     # Beside cases that tell all, each region's mean is over the cases that report it.
-    both = {"a": figures, "b": usual}
-    assert mean_figures(both)["tc"] == pytest.approx(usual["tc"])
+    both = {"a": metrics, "b": usual}
+    assert mean_metrics(both)["tc"] == pytest.approx(usual["tc"])
     dice = {name: {region: f["dice"] for region, f in case.items()} for name, case in both.items()}
     assert mean_region_dice({**dice, "c": {"wt": 0.0}}) == pytest.approx(2 / 3)

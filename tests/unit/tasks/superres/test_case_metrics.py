@@ -1,4 +1,4 @@
-"""A super-resolution model judged by its images and by a frozen segmenter."""
+"""A super-resolution model evaluated by its images and by a frozen segmenter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 from glioray.cases.load import Case
 from glioray.config import REGIONS
-from glioray.engine.on_ray.batch import evaluate_superres_cases
 from glioray.errors import CaseError, UsageError
 from glioray.metrics.image import image_figures
 from glioray.slices.preprocess import preprocess
@@ -23,11 +22,12 @@ from glioray.tasks.superres.case_metrics import (
     VIEWS,
     as_trained,
     check_segmenter,
-    evaluate_superres_case,
-    use_figures,
+    dice_by_use,
+    evaluate_case,
     use_summary,
 )
 from glioray.tasks.superres.degrade import degrade, upsample
+from glioray.tasks.superres.evaluation import evaluate_cases
 from glioray.tasks.superres.extractors import resolve_extractor
 from glioray.tasks.superres.lpips import Lpips
 from glioray.tasks.superres.model import SuperResolver
@@ -62,7 +62,7 @@ def test_the_segmenter_sees_what_it_sees_of_the_case_itself(
     resolver, segmenter = make_resolver(), make_predictor()
     case = replace(case, mask=segmenter.predict(case))
     stacks = preprocess(case, resolver.spec.config.preprocess, whole=True)
-    dice = use_figures(_perfect(resolver, stacks[0].images), segmenter, stacks)
+    dice = dice_by_use(_perfect(resolver, stacks[0].images), segmenter, stacks)
     assert set(dice) == set(VIEWS)
     assert dice["sr"] == dice["hr"]
     # But for the brightest thousandth, which is cut off, and for half precision.
@@ -75,7 +75,7 @@ def test_a_case_by_modality_and_by_region(
     make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
 ):
     resolver, segmenter = make_resolver(), make_predictor()
-    found = evaluate_superres_case(resolver, case, segmenter=segmenter)
+    found = evaluate_case(resolver, case, segmenter=segmenter)
     assert list(found.images) == [*case.modalities, "mean"]
     (stack,) = preprocess(case, resolver.spec.config.preprocess, whole=True)
     pair = resolver.stack(stack)
@@ -86,7 +86,7 @@ def test_a_case_by_modality_and_by_region(
     psnr = [found.images[name]["psnr"] for name in case.modalities]
     assert found.images["mean"]["psnr"] == pytest.approx(np.mean(psnr))
     assert set(found.use) == set(REGIONS)
-    dice = use_figures(resolver, segmenter, (stack,))
+    dice = dice_by_use(resolver, segmenter, (stack,))
     for name, figures in found.use.items():
         assert {view: figures[f"dice_{view}"] for view in VIEWS} == {view: dice[view][name] for view in VIEWS}
         assert figures["gain"] == figures["dice_sr"] - figures["dice_bicubic"]
@@ -102,7 +102,7 @@ def test_a_case_by_modality_and_by_region(
 def test_interpolation_gains_nothing(
     make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
 ):
-    found = evaluate_superres_case(_plain(make_resolver()), case, segmenter=make_predictor())
+    found = evaluate_case(_plain(make_resolver()), case, segmenter=make_predictor())
     assert all(figures["gain"] == 0 for figures in found.use.values())
     assert all(figures["gain_psnr"] == figures["quality"] == 0 for figures in found.images.values())
 
@@ -116,19 +116,19 @@ def test_lpips_judges_where_there_is_an_extractor(
     monkeypatch.setattr("glioray.tasks.superres.case_metrics._LPIPS_SLICES", 2)
     resolver, judge = make_resolver(), _alexnet()
     one = replace(case, images=case.images[:1], modalities=case.modalities[:1])
-    figures = evaluate_superres_case(resolver, one, lpips=judge).images["t1"]
+    figures = evaluate_case(resolver, one, lpips=judge).images["t1"]
     assert figures["quality"] == pytest.approx(1 - figures["lpips"] / figures["bicubic_lpips"])
-    assert figures["psnr"] == evaluate_superres_case(resolver, one).images["t1"]["psnr"]
+    assert figures["psnr"] == evaluate_case(resolver, one).images["t1"]["psnr"]
 
 
 def test_without_a_mask_images_alone_are_judged(
     make_resolver: Make, make_predictor: Callable[..., Predictor], case: Case
 ):
     bare, resolver, segmenter = replace(case, mask=None), make_resolver(), make_predictor()
-    assert evaluate_superres_case(resolver, bare, segmenter=segmenter).use == {}
+    assert evaluate_case(resolver, bare, segmenter=segmenter).use == {}
     stacks = preprocess(bare, resolver.spec.config.preprocess)
     with pytest.raises(CaseError, match="no mask to judge by"):
-        use_figures(resolver, segmenter, stacks)
+        dice_by_use(resolver, segmenter, stacks)
 
 
 def test_of_a_mask_that_tells_the_whole_tumour_alone_that_is_judged(
@@ -136,7 +136,7 @@ def test_of_a_mask_that_tells_the_whole_tumour_alone_that_is_judged(
 ):
     resolver = make_resolver()
     stacks = preprocess(case, resolver.spec.config.preprocess)
-    dice = use_figures(resolver, make_predictor(), stacks, known=("wt",))
+    dice = dice_by_use(resolver, make_predictor(), stacks, known=("wt",))
     assert all(list(found) == ["wt"] for found in dice.values())
 
 
@@ -179,7 +179,7 @@ def test_whole_slices_are_judged_at_the_pixels_of_training(
     (stack,) = preprocess(case, config.preprocess, whole=True)
     wanted = torch.cat([fixed_images(torch.from_numpy(s.astype(np.float32)), config) for s in stack.images])
     wanted = degrade(wanted, (12, 12), config.degrade).squeeze(1).unflatten(0, (-1, 4))
-    found = evaluate_superres_case(resolver, case, segmenter=make_predictor())
+    found = evaluate_case(resolver, case, segmenter=make_predictor())
     torch.testing.assert_close(seen[0], wanted, atol=2e-3, rtol=0)
     # The segmenter sees the pixels that it knows.
     assert set(found.use) == set(REGIONS)
@@ -197,4 +197,4 @@ def test_a_judge_that_cannot_be_had_is_said_before_any_worker_starts(make_resolv
     weights = {stage: net.state_dict() for stage, net in resolver.nets.items()}
     write_superres(tmp_path, resolver.spec, weights)
     with pytest.raises(UsageError, match="'vgg19' needs weights"):
-        evaluate_superres_cases(tmp_path, None, str(tmp_path), [])
+        evaluate_cases(tmp_path, None, str(tmp_path), [])

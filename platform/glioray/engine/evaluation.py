@@ -1,0 +1,63 @@
+"""Which cases evaluate a model, and what is said of them, whatever its task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.manifest import CaseEntry, Manifest
+from glioray.engine.task import Spec
+from glioray.errors import DataError
+
+
+def select_cases(
+    manifest: Manifest,
+    specs: Mapping[str, Spec],
+    split: str = "unseen",
+    *,
+    labelled: bool,
+    used: str = "trained",
+) -> list[CaseEntry]:
+    """Select the cases of a split; of "unseen", those of patients that no model was trained on.
+
+    Args:
+        manifest: the data.
+        specs: of the models, by their names in a message.
+        split: "unseen", or as `Manifest.select` takes it.
+        labelled: leave out cases without a mask.
+        used: what was done with `Spec.train_patients`, in a message.
+
+    Raises:
+        DataError: none is left; says how many of the patients each model was trained on.
+        UsageError: no such split.
+    """
+    kind = "labelled case" if labelled else "case"
+    entries = manifest.select("all" if split == "unseen" else split)
+    entries = [entry for entry in entries if entry.has_mask or not labelled]
+    if not entries:
+        where = "" if split == "unseen" else f" in the split '{split}'"
+        raise DataError(f"'{manifest.data}' has no {kind}{where}; name another --split or other data")
+    if split != "unseen":
+        return entries
+    patients = {entry.patient_id for entry in entries}
+    seen = {name: patients & set(spec.train_patients) for name, spec in specs.items()}
+    unseen = [entry for entry in entries if not any(entry.patient_id in known for known in seen.values())]
+    if not unseen:
+        counts = ", ".join(f"the {name} on {len(known)}" for name, known in seen.items())
+        raise DataError(
+            f"no patient of the {len(entries)} {kind}s in '{manifest.data}' is new to every model: of {len(patients)} "
+            f"patients were {used} {counts}; evaluate on other cases, or name a --split, such as labelled, to include "
+            "patients of the training"
+        )
+    return unseen
+
+
+def files_of(entries: Sequence[CaseEntry]) -> list[CaseFiles]:
+    """The cases' files, each with the label convention that the manifest states."""
+    return [replace(entry.files, declared=entry.convention or entry.files.declared) for entry in entries]
+
+
+def patients_of(entries: Sequence[CaseEntry]) -> dict[str, str]:
+    """Case id -> patient id."""
+    return {entry.case_id: entry.patient_id for entry in entries}
