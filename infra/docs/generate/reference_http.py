@@ -14,6 +14,8 @@ Generated from the endpoint's OpenAPI description, which a running endpoint serv
 [Serve](../guides/serve.md) shows requests. Every answer carries the header `{NOTICE_HEADER}`: research use only.
 """
 
+_REFUSAL = {"$ref": "#/components/schemas/Refusal"}
+
 
 def render_http() -> str:
     """The page of the routes and of what they take and answer."""
@@ -53,8 +55,13 @@ def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
             lines.append(_row(cells))
         lines.append("")
     lines += ["| status | answer |", "|---|---|"]
+    answers: dict[str, list[str]] = {}
     for status, answer in operation["responses"].items():
-        lines.append(_row((status, _answer_of(answer))))
+        # Every refusal is one sentence; its description is the status' own name.
+        is_refusal = answer.get("content", {}).get("application/json", {}).get("schema") == _REFUSAL
+        text = _answer_of({**answer, "description": "why not, in one sentence"} if is_refusal else answer)
+        answers.setdefault(text, []).append(str(status))
+    lines += [_row((", ".join(statuses), text)) for text, statuses in answers.items()]
     return "\n".join([*lines, ""])
 
 
