@@ -1,381 +1,426 @@
-"""What a run is: frozen dataclasses that check themselves; `plain.py` brings them to plain dicts and back.
+"""What a run is: frozen pydantic models that validate themselves. The parts that every task has are here.
 
-Standard library only. A `RunConfig` is what a recipe returns, what the flags of a job override, what a
-checkpoint carries and what MLflow stores; `fingerprint` names it.
+A task's own config derives from `TaskConfig`. It is what a recipe returns, what the flags of a job override, what a
+checkpoint carries and what MLflow stores; `fingerprint` names it. Ranges, allowed words, defaults and descriptions
+are data: `list_settings` and `serialization.json_schema` give them to the documentation, the flags and the search.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from glioray.errors import UsageError
-from glioray.serialization import fingerprint, from_dict, to_dict
+from glioray.serialization import RULE, describe, explain, fingerprint, from_dict, json_schema, to_dict
 
-C = TypeVar("C")
+C = TypeVar("C", bound="Config")
+Item = TypeVar("Item")
 
-MODALITIES = ("t1", "t1c", "t2", "flair")
+Modality = Literal["t1", "t1c", "t2", "flair"]
+
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 """The fixed order of the modalities everywhere: arrays, checkpoints, requests."""
 
 REGIONS = ("wt", "tc", "et")
-"""Whole tumour, tumour core, enhancing tumour: the regions that BraTS is judged on, outermost first."""
+"""Whole tumour, tumour core, enhancing tumour: the regions that BraTS is evaluated on, outermost first."""
 
-PLANES = ("axial", "coronal", "sagittal")
+Plane = Literal["axial", "coronal", "sagittal"]
 
-OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "schedulefree")
+PLANES: tuple[Plane, ...] = get_args(Plane)
 
-SCHEDULES = ("constant", "cosine", "cyclic", "onecycle", "poly", "step")
+Optimizer = Literal["adam", "adamw", "sgd", "rmsprop", "adagrad", "schedulefree"]
 
-NORMALIZATIONS = ("zscore", "unit", "none")
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+Schedule = Literal["constant", "cosine", "cyclic", "onecycle", "poly", "step"]
+
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
-def check(condition: bool, name: str, value: object, expected: str) -> None:
-    """Refuse a setting whose condition does not hold.
+def _check_distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each value once")
+    return values
+
+
+def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError("(low, high) with low < high")
+    return bounds
+
+
+Distinct = Annotated[
+    tuple[Item, ...],
+    Field(min_length=1, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_check_distinct),
+]
+"""At least one value, none twice."""
+
+Interval = Annotated[tuple[float, float], AfterValidator(_check_rising)]
+"""(low, high) with low < high."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A share or a probability."""
+
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+_Millimetres = Annotated[float, Field(ge=0.1, le=10)]
+_Pixels = Annotated[int, Field(ge=32, multiple_of=16)]
+
+
+class Config(BaseModel):
+    """A frozen group of settings. Values are never converted, but for an int that stands for a float.
 
     Raises:
-        UsageError: names the setting, its value and what is expected.
-    """
-    if not condition:
-        raise UsageError(f"{name} is {value!r}; expected {expected}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """The deterministic part between a file and a slice; its fingerprint keys the cache.
-
-    Attributes:
-        planes: of the slices; with several, one network sees them all and a prediction is their mean.
-        size: (H, W) of a slice in pixels: the brain's box, centred, padded with 0 or cut.
-        modalities: that the network is fed, in this order; cases may lack the others.
-        skull_strip: remove what is not brain, for scans that still have a skull; it is found on T1 where that
-            is among the modalities, or else on the first of them.
-        n4: correct the coil's bias field (N4).
-        spacing_mm: of the voxels along X, Y, Z that cases are resampled to; None leaves each as it is.
-        percentiles: of the brain's intensities, (low, high), that they are cut at before normalising.
-        normalize: "zscore" (per modality inside the brain), "unit" (to [0, 1], where 1 is its 99.9th percentile) or
-            "none".
-        clip: bounds of the z-scores, (low, high); keeps stray scanner maxima from swamping a batch.
-        clahe: clip limit of contrast-limited adaptive histogram equalisation, in (0, 1]; 0 turns it off.
-        brain_channel: feed the brain's mask as one further channel.
-        neighbours: slices on each side that are fed as further channels (2.5-D); 0 for plain 2-D.
-        neighbour_step: the distance between them, in slices.
+        UsageError: a setting that does not exist, or a value that is not allowed.
     """
 
-    planes: tuple[str, ...] = ("axial",)
-    size: tuple[int, int] = (192, 160)
-    modalities: tuple[str, ...] = MODALITIES
-    skull_strip: bool = False
-    n4: bool = False
-    spacing_mm: tuple[float, float, float] | None = None
-    percentiles: tuple[float, float] | None = None
-    normalize: str = "zscore"
-    clip: tuple[float, float] = (-20.0, 20.0)
-    clahe: float = 0.0
-    brain_channel: bool = False
-    neighbours: int = 0
-    neighbour_step: int = 1
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        known = set(self.planes) <= set(PLANES) and len(set(self.planes)) == len(self.planes) > 0
-        check(known, "preprocess.planes", self.planes, f"some of {', '.join(PLANES)}")
-        check(
-            all(s >= 32 and s % 16 == 0 for s in self.size),
-            "preprocess.size",
-            self.size,
-            "multiples of 16 from 32 on",
-        )
-        fed = (
-            set(self.modalities) <= set(MODALITIES) and len(set(self.modalities)) == len(self.modalities) > 0
-        )
-        check(fed, "preprocess.modalities", self.modalities, f"some of {', '.join(MODALITIES)}")
-        spacing, cut = self.spacing_mm, self.percentiles
-        check(
-            spacing is None or all(0.1 <= mm <= 10 for mm in spacing),
-            "preprocess.spacing_mm",
-            spacing,
-            "None or three from 0.1 to 10",
-        )
-        check(
-            cut is None or 0 <= cut[0] < cut[1] <= 100,
-            "preprocess.percentiles",
-            cut,
-            "None or (low, high) from 0 to 100",
-        )
-        check(0 <= self.clahe <= 1, "preprocess.clahe", self.clahe, "0 (off) to 1")
-        check(
-            self.normalize in NORMALIZATIONS,
-            "preprocess.normalize",
-            self.normalize,
-            f"one of {', '.join(NORMALIZATIONS)}",
-        )
-        check(self.clip[0] < self.clip[1], "preprocess.clip", self.clip, "(low, high) with low < high")
-        check(0 <= self.neighbours <= 4, "preprocess.neighbours", self.neighbours, "0 to 4")
-        check(1 <= self.neighbour_step <= 8, "preprocess.neighbour_step", self.neighbour_step, "1 to 8")
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise UsageError(explain(error, type(self), where=type(self).__name__)) from None
+
+    # Pydantic then builds nested parts without calling `__init__`, so that their errors keep the full path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some of its own settings replaced; `with_settings` takes dotted names.
+
+        Raises:
+            UsageError: a setting that does not exist, or a value that is not allowed.
+        """
+        # What was never set keeps its default, which may follow from what is changed.
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**stated, **changes})
+
+    def _expect(self, condition: bool, setting: str, expected: str) -> None:
+        """In a model validator: refuse a value that other settings do not allow.
+
+        Args:
+            condition: what must hold.
+            setting: the dotted name of the setting at fault, below this object.
+            expected: what it may be, and why.
+        """
+        if not condition:
+            found = reduce(getattr, setting.split("."), self)
+            context = {"setting": setting, "found": found, "expected": expected}
+            raise PydanticCustomError(RULE, "{setting} is {found}; expected {expected}", context)
+
+
+class PreprocessConfig(Config):
+    """How a case becomes slices. Slices are cached under `cache_key`."""
+
+    planes: Distinct[Plane] = Field(
+        ("axial",),
+        description="Planes to cut slices along; with several, one network learns all and averages its predictions.",
+    )
+    size: tuple[_Pixels, _Pixels] = Field(
+        (192, 160),
+        description="Height and width of a slice in pixels: the brain's box, centred, zero-padded or cropped.",
+    )
+    modalities: Distinct[Modality] = Field(
+        MODALITIES, description="Modalities that the network sees, in this order; cases may lack the others."
+    )
+    skull_strip: bool = Field(
+        False,
+        description="Remove what is not brain; it is found on T1, or on the first modality where T1 is not used.",
+    )
+    n4: bool = Field(False, description="Correct the coil's bias field (N4).")
+    spacing_mm: tuple[_Millimetres, _Millimetres, _Millimetres] | None = Field(
+        None, description="Voxel size along X, Y, Z in mm to resample cases to; None keeps each case's own."
+    )
+    percentiles: Annotated[tuple[_Percent, _Percent], AfterValidator(_check_rising)] | None = Field(
+        None,
+        description="Percentiles (low, high) of the brain's intensities to clip to before normalising; None: no clipping.",
+    )
+    normalize: Literal["zscore", "unit", "none"] = Field(
+        "zscore",
+        description="Intensities: 'zscore' per modality inside the brain, 'unit' to 0..1 (1 is the 99.9th percentile), "
+        "or 'none'.",
+    )
+    clip: Interval = Field(
+        (-20.0, 20.0),
+        description="Lowest and highest z-score; keeps stray scanner maxima from dominating a batch.",
+    )
+    clahe: Fraction = Field(
+        0.0, description="Clip limit of contrast-limited adaptive histogram equalisation; 0: off."
+    )
+    brain_channel: bool = Field(False, description="Add the brain's mask as an input channel.")
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=4,
+        description="Slices on each side that are added as input channels (2.5-D); 0: plain 2-D.",
+    )
+    neighbour_step: int = Field(
+        1, ge=1, le=8, description="Distance between neighbouring input slices, in slices."
+    )
 
     @property
     def num_channels(self) -> int:
-        """Channels that the network is fed: modalities (and the brain's mask) times slices."""
+        """Input channels of the network: modalities (and the brain's mask) times slices."""
         return (len(self.modalities) + self.brain_channel) * (2 * self.neighbours + 1)
 
     @property
     def cache_key(self) -> str:
-        """Names what is stored: neighbours are put together when a batch is drawn, so they do not count."""
-        return fingerprint(dataclasses.replace(self, neighbours=0, neighbour_step=1))
+        """The name of the cached slices. Neighbours are joined when a batch is drawn, so they do not count."""
+        return fingerprint(self.replace(neighbours=0, neighbour_step=1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Which slices an epoch draws.
+class SampleConfig(Config):
+    """Which slices an epoch draws."""
 
-    Attributes:
-        foreground_share: share of each batch that is drawn from slices with tumour, to one slice and at least
-            one; None draws all alike.
-        empty_share: share of the slices without tumour that is kept at all (evenly spaced along the axis).
-        min_tumour_px: slices with some tumour, but less than so many pixels of it in the window, are left out.
-        slice_split: shares (train, val, test) by which slices, rather than patients, are split; None for
-            patients. Neighbouring slices of one patient then lie on both sides, so that figures flatter.
-        balance_cases: draw each case equally often, however many of its slices there are.
-        steps_per_epoch: optimiser steps an epoch; None for one pass over the kept slices.
-    """
+    foreground_share: Fraction | None = Field(
+        None,
+        description="Share of each batch drawn from slices with tumour, to the nearest slice and at least one; None: "
+        "all slices alike.",
+    )
+    empty_share: Fraction = Field(
+        1.0,
+        description="Share of the slices without tumour that is used at all, evenly spaced along the axis.",
+    )
+    min_tumour_px: int = Field(
+        0, ge=0, description="Slices with some tumour but fewer pixels of it than this are left out."
+    )
+    slice_split: tuple[Fraction, Fraction, Fraction] | None = Field(
+        None,
+        description="Shares (train, val, test), adding up to 1, to split slices by; None splits patients. Neighbouring "
+        "slices of a patient then lie on both sides, which inflates scores.",
+    )
+    balance_cases: bool = Field(
+        False, description="Draw every case equally often, however many of its slices there are."
+    )
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="Optimiser steps in an epoch; None: one pass over the slices."
+    )
 
-    foreground_share: float | None = None
-    empty_share: float = 1.0
-    min_tumour_px: int = 0
-    slice_split: tuple[float, float, float] | None = None
-    balance_cases: bool = False
-    steps_per_epoch: int | None = None
-
-    def __post_init__(self) -> None:
-        share = self.foreground_share
-        check(share is None or 0 <= share <= 1, "sample.foreground_share", share, "None or 0 to 1")
-        check(0 <= self.empty_share <= 1, "sample.empty_share", self.empty_share, "0 to 1")
-        check(self.min_tumour_px >= 0, "sample.min_tumour_px", self.min_tumour_px, "at least 0")
+    @model_validator(mode="after")
+    def _check_slice_split(self) -> Self:
         parts = self.slice_split
-        check(
-            parts is None
-            or (min(parts) >= 0 and parts[0] > 0 and parts[1] > 0 and abs(sum(parts) - 1) < 1e-6),
-            "sample.slice_split",
-            parts,
+        self._expect(
+            parts is None or (parts[0] > 0 and parts[1] > 0 and abs(sum(parts) - 1) < 1e-6),
+            "slice_split",
             "None or shares (train, val, test) that add up to 1, train and val above 0",
         )
-        steps = self.steps_per_epoch
-        check(steps is None or steps > 0, "sample.steps_per_epoch", steps, "None or at least 1")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Augmentation on batches, on the training device, after the deterministic part.
+class AugmentConfig(Config):
+    """Augmentation of batches, on the training device, after preprocessing.
 
-    Probabilities (`*_p`, `flip`) are per sample; the ranges of all else are multiplied by `strength`, and 0
-    turns everything off. Intensities are z-scores.
-
-    Attributes:
-        flip: probability of mirroring rows and columns; columns only where they run from left to right.
-        affine_p: of rotation, scaling, stretching and shifting.
-        rotate_deg: largest angle.
-        scale: largest log factor of the size.
-        stretch: largest log factor of rows against columns.
-        shift: largest shift, as a share of the size.
-        intensity_p: of contrast, brightness and tone curve, each per channel.
-        contrast: largest log factor.
-        brightness: largest offset.
-        curve: height of the steps that a smooth random tone curve is made of.
-        gamma_p: of a power law over each channel's range.
-        gamma: largest log exponent.
-        bias: standard deviation of a smooth additive field, as coils leave behind.
-        noise_p: of white noise.
-        noise_std: its largest standard deviation.
-        blur_p: of a 3 x 3 mean, as thick slices leave behind.
-        drop_p: of blanking a whole modality, per channel.
-        elastic_p: of a smooth random deformation.
-        elastic_px: standard deviation of its displacements on a coarse 3 x 3 grid, in pixels.
-        lowres_p: of being sampled down and up again.
-        lowres: the largest factor of that.
-        ghost_p: of ghosts, as periodic motion leaves along one axis.
-        ghost: their largest share of the image.
-        motion_p: of a head that moved in the midst of the scan.
-        motion_px: its largest shift, in pixels.
+    Probabilities (`*_p`, `flip`) are per sample. `strength` multiplies all other amounts. Intensities are z-scores.
     """
 
-    strength: float = 1.0
-    flip: tuple[float, float] = (0.0, 0.5)
-    affine_p: float = 0.3
-    rotate_deg: float = 15.0
-    scale: float = 0.15
-    stretch: float = 0.0
-    shift: float = 0.0
-    intensity_p: float = 0.5
-    contrast: float = 0.15
-    brightness: float = 0.1
-    curve: float = 0.0
-    gamma_p: float = 0.15
-    gamma: float = 0.3
-    bias: float = 0.0
-    noise_p: float = 0.15
-    noise_std: float = 0.1
-    blur_p: float = 0.0
-    drop_p: float = 0.0
-    elastic_p: float = 0.0
-    elastic_px: float = 10.0
-    lowres_p: float = 0.0
-    lowres: float = 2.0
-    ghost_p: float = 0.0
-    ghost: float = 0.4
-    motion_p: float = 0.0
-    motion_px: float = 6.0
+    strength: float = Field(
+        1.0, ge=0, le=3, description="Factor of every amount; 0 turns all augmentation off."
+    )
+    flip: tuple[Fraction, Fraction] = Field(
+        (0.0, 0.5),
+        description="Probability of mirroring rows, and columns; columns only where they run from left to right.",
+    )
+    affine_p: Fraction = Field(0.3, description="Probability of rotating, scaling, stretching and shifting.")
+    rotate_deg: float = Field(15.0, ge=0, description="Largest angle in degrees.")
+    scale: float = Field(0.15, ge=0, description="Largest log factor of the size.")
+    stretch: float = Field(0.0, ge=0, description="Largest log factor of rows against columns.")
+    shift: float = Field(0.0, ge=0, description="Largest shift, as a share of the size.")
+    intensity_p: Fraction = Field(
+        0.5, description="Probability of contrast, brightness and tone curve, for each channel."
+    )
+    contrast: float = Field(0.15, ge=0, description="Largest log factor of the contrast.")
+    brightness: float = Field(0.1, ge=0, description="Largest offset of the brightness, in z-scores.")
+    curve: float = Field(0.0, ge=0, description="Height of the steps of a smooth random tone curve.")
+    gamma_p: Fraction = Field(0.15, description="Probability of a power law over each channel's range.")
+    gamma: float = Field(0.3, ge=0, description="Largest log exponent of the power law.")
+    bias: float = Field(
+        0.0,
+        ge=0,
+        description="Standard deviation of a smooth additive field, as coils leave behind; in z-scores.",
+    )
+    noise_p: Fraction = Field(0.15, description="Probability of white noise.")
+    noise_std: float = Field(
+        0.1, ge=0, description="Largest standard deviation of the white noise, in z-scores."
+    )
+    blur_p: Fraction = Field(0.0, description="Probability of a 3 x 3 mean, as thick slices leave behind.")
+    drop_p: Fraction = Field(0.0, description="Probability of blanking a whole modality, for each channel.")
+    elastic_p: Fraction = Field(0.0, description="Probability of a smooth random deformation.")
+    elastic_px: float = Field(
+        10.0,
+        ge=0,
+        description="Standard deviation of the deformation on a coarse 3 x 3 grid, in pixels.",
+    )
+    lowres_p: Fraction = Field(0.0, description="Probability of sampling down and up again.")
+    lowres: float = Field(2.0, ge=1, description="Largest factor of sampling down.")
+    ghost_p: Fraction = Field(
+        0.0, description="Probability of ghosts, as periodic motion leaves along one axis."
+    )
+    ghost: Fraction = Field(0.4, description="Largest share of ghosts in the image.")
+    motion_p: Fraction = Field(0.0, description="Probability of a head that moved during the scan.")
+    motion_px: float = Field(6.0, ge=0, description="Largest shift of the moved head, in pixels.")
 
-    def __post_init__(self) -> None:
-        check(0 <= self.strength <= 3, "augment.strength", self.strength, "0 to 3")
-        for name in [f.name for f in dataclasses.fields(self) if f.name.endswith("_p")]:
-            check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
-        check(all(0 <= p <= 1 for p in self.flip), "augment.flip", self.flip, "two from 0 to 1")
-        check(self.lowres >= 1, "augment.lowres", self.lowres, "at least 1")
-        check(0 <= self.ghost <= 1, "augment.ghost", self.ghost, "0 to 1")
+
+class NetConfig(Config):
+    """A network of `glioray.nets`."""
+
+    name: str = Field("unet", description="Name of the network in its registry.")
+    options: dict[str, Any] = Field({}, description="Keyword arguments of the network.")
+
+
+class OptimConfig(Config):
+    """Optimiser, schedule, clipping and averaging of the weights."""
+
+    name: Optimizer = Field("adamw", description="Optimiser.")
+    lr: float = Field(1e-3, gt=0, le=10, description="Largest learning rate.")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="Decay of the weights; biases and norms are not decayed."
+    )
+    momentum: FractionBelowOne = Field(0.9, description="Momentum of sgd (Nesterov's) and rmsprop.")
+    betas: tuple[FractionBelowOne, FractionBelowOne] = Field(
+        (0.9, 0.999), description="Decay rates of the two moments of adam and adamw."
+    )
+    schedule: Schedule = Field(
+        "cosine", description="Course of the learning rate over the run; schedulefree needs 'constant'."
+    )
+    warmup: FractionBelowOne = Field(0.05, description="Share of the run in which the rate rises.")
+    floor: Fraction = Field(
+        0.01, description="Last learning rate of cosine, cyclic, onecycle and poly, as a share of `lr`."
+    )
+    power: float = Field(0.9, gt=0, description="Exponent of the schedule poly.")
+    cycles: int = Field(4, ge=1, description="Number of cycles of the schedule cyclic.")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.125, 0.25, 0.5, 0.75),
+        description="When the schedule step lowers the rate, as shares of the run after the warm-up.",
+    )
+    drop: float = Field(
+        0.5, gt=0, le=1, description="Factor of the rate at each milestone of the schedule step."
+    )
+    grad_clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0: no clipping.")
+    ema: FractionBelowOne = Field(
+        0.99,
+        description="Decay of the moving average of the weights; 0: off, which schedulefree needs.",
+    )
+
+    @model_validator(mode="after")
+    def _check_schedulefree(self) -> Self:
+        if self.name == "schedulefree":
+            self._expect(
+                self.schedule == "constant",
+                "schedule",
+                "constant with schedulefree, which replaces the schedule",
+            )
+            self._expect(self.ema == 0, "ema", "0 with schedulefree, which averages the weights itself")
+        return self
+
+
+class TrainConfig(Config):
+    """How long, how wide and from which seed."""
+
+    batch_size: int = Field(16, ge=1, description="Slices in a step, over all workers together.")
+    max_epochs: int = Field(50, ge=1, description="Epochs after which the run ends.")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes of training after which the run ends; None: no limit. The schedule follows whichever of "
+        "epochs and minutes ends first.",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Arithmetic of the network; 'auto' takes bf16 where the device is faster with it."
+    )
+    num_validations: int = Field(
+        10,
+        ge=1,
+        description="Validations, each with a checkpoint, at ends of epochs evenly over the run; the last epoch has one.",
+    )
+    num_kept: int = Field(1, ge=1, description="Newest checkpoints to keep; several can form an ensemble.")
+    num_workers: int = Field(1, ge=1, description="Data-parallel ranks.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+
+    @model_validator(mode="after")
+    def _check_batch_size(self) -> Self:
+        workers = self.num_workers
+        self._expect(
+            self.batch_size % workers == 0, "batch_size", f"a multiple of the {workers} workers (num_workers)"
+        )
+        return self
+
+
+class TaskConfig(Config):
+    """A whole run of one task: what every task's config has. `task` names the task and is not a setting."""
+
+    task: ClassVar[str]
+
+    recipe: str = Field(description="Name of the recipe that the run started from.")
+    preprocess: PreprocessConfig = Field(PreprocessConfig(), description="How a case becomes slices.")
+    sample: SampleConfig = Field(SampleConfig(), description="Which slices an epoch draws.")
+    train: TrainConfig = Field(TrainConfig(), description="How long, how wide and from which seed.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetConfig:
-    """A network by its name in `glioray.nets`, and its keyword arguments."""
-
-    name: str = "unet"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Optimiser, schedule, clipping and averaging of the weights.
+class Setting:
+    """One setting of a config.
 
     Attributes:
-        name: one of `OPTIMIZERS`.
-        lr: the largest learning rate.
-        weight_decay: of weights; biases and norms are not decayed.
-        momentum: of sgd (Nesterov's) and rmsprop.
-        betas: of adam and adamw.
-        schedule: one of `SCHEDULES`, as `training.optim.learning_rate` has them; schedulefree wants constant.
-        warmup: share of the run in which the rate rises.
-        floor: share of `lr` that cosine, cyclic, onecycle and poly end on.
-        power: of poly.
-        cycles: of cyclic.
-        milestones: of step: shares of what comes after the warm-up, at each of which the rate falls.
-        drop: of step: to this share of what it was.
-        grad_clip: largest norm of the gradient; 0 turns it off.
-        ema: decay of the weights' moving average; 0 turns it off, as schedulefree wants it.
+        path: its dotted name.
+        value: in the config that was listed.
+        description: one or two plain sentences, with the unit.
+        schema: its JSON schema: "type", "minimum", "exclusiveMaximum", "enum" and the like.
     """
 
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    floor: float = 0.01
-    power: float = 0.9
-    cycles: int = 4
-    milestones: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
-    drop: float = 0.5
-    grad_clip: float = 1.0
-    ema: float = 0.99
+    path: str
+    value: Any
+    description: str
+    schema: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        check(self.name in OPTIMIZERS, "optim.name", self.name, f"one of {', '.join(OPTIMIZERS)}")
-        check(0 < self.lr <= 10, "optim.lr", self.lr, "above 0, at most 10")
-        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
-        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
-        check(self.schedule in SCHEDULES, "optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        check(
-            self.name != "schedulefree" or self.schedule == "constant",
-            "optim.schedule",
-            self.schedule,
-            "constant with schedulefree, which replaces the schedule",
-        )
-        check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to below 1")
-        check(0 <= self.floor <= 1, "optim.floor", self.floor, "0 to 1")
-        check(self.power > 0, "optim.power", self.power, "above 0")
-        check(self.cycles >= 1, "optim.cycles", self.cycles, "at least 1")
-        check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two from 0 to below 1")
-        check(
-            all(0 < share < 1 for share in self.milestones),
-            "optim.milestones",
-            self.milestones,
-            "shares between 0 and 1",
-        )
-        check(0 < self.drop <= 1, "optim.drop", self.drop, "above 0, at most 1")
-        check(0 <= self.ema < 1, "optim.ema", self.ema, "0 to below 1")
-        check(
-            self.name != "schedulefree" or self.ema == 0,
-            "optim.ema",
-            self.ema,
-            "0 with schedulefree, which averages the weights itself",
-        )
-        check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "0 (off) or more")
+    @property
+    def allowed(self) -> str:
+        """What the setting may be, in words: "a number above 0 and at most 10"."""
+        return describe(self.schema)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, how wide and from which seed.
+def list_settings(config: Config, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a config, in order, groups taken apart; those of `options` are their network's or loss's.
 
-    Attributes:
-        batch_size: the global batch, over all workers.
-        max_epochs: the run ends after so many.
-        minutes: and after so many minutes of training; the schedule follows whichever ends first.
-        precision: "auto" (bf16 where the device gains by it), "bf16" or "fp32".
-        num_validations: evenly over the run, each with a checkpoint, at the ends of epochs; the last one always.
-        num_kept: checkpoints that are kept; several can be put together to an ensemble.
-        num_workers: ranks.
+    Args:
+        config: whose values are listed: a recipe's, or the defaults as in `RunConfig(recipe="")`.
+        prefix: put before each path.
     """
-
-    batch_size: int = 16
-    max_epochs: int = 50
-    minutes: float | None = None
-    precision: str = "auto"
-    num_validations: int = 10
-    num_kept: int = 1
-    num_workers: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
-        check(self.max_epochs >= 1, "train.max_epochs", self.max_epochs, "at least 1")
-        check(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
-        check(
-            self.precision in ("auto", "bf16", "fp32"),
-            "train.precision",
-            self.precision,
-            "auto, bf16 or fp32",
-        )
-        check(self.num_validations >= 1, "train.num_validations", self.num_validations, "at least 1")
-        check(self.num_kept >= 1, "train.num_kept", self.num_kept, "at least 1")
-        check(self.num_workers >= 1, "train.num_workers", self.num_workers, "at least 1")
-        check(self.seed >= 0, "train.seed", self.seed, "at least 0")
-        check(
-            self.batch_size % self.num_workers == 0,
-            "train.batch_size",
-            self.batch_size,
-            f"a multiple of the {self.num_workers} workers",
-        )
+    properties = json_schema(type(config))["properties"]
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if "$ref" in properties[name]:
+            yield from list_settings(value, f"{prefix}{name}.")
+        else:
+            text = field.description or ""
+            yield Setting(path=f"{prefix}{name}", value=value, description=text, schema=properties[name])
 
 
 def override(config: C, **settings: Any) -> C:
-    """`with_settings`, where a None value keeps what is there: `override(c, **{"train.seed": 3})`."""
+    """`with_settings`, where None keeps the present value: `override(c, **{"train.seed": 3})`."""
     return with_settings(config, {path: value for path, value in settings.items() if value is not None})
 
 
 def with_settings(config: C, settings: Mapping[str, Any]) -> C:
-    """A copy with dotted settings replaced, all at once: some are only possible together.
+    """A copy with dotted settings replaced, validated together: some values are only allowed with each other.
 
     Raises:
-        UsageError: a name that is not a setting, or a value that cannot be.
+        UsageError: a setting that does not exist, or a value that is not allowed.
     """
     values = to_dict(config)
     for path, value in settings.items():
         *parents, last = path.split(".")
         node = values
-        for name in parents:
+        for depth, name in enumerate(parents, 1):
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
-                raise UsageError(f"'{path}' is not a setting; '{name}' is {node!r} and has none below it")
+                parent = ".".join(parents[:depth])
+                raise UsageError(f"no setting '{path}'; {parent} is {node!r} and has none below it")
         node[last] = value
     return from_dict(type(config), values)

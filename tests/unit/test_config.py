@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
+from functools import reduce
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from glioray.config import (
     MODALITIES,
@@ -15,14 +16,19 @@ from glioray.config import (
     OptimConfig,
     PreprocessConfig,
     SampleConfig,
+    TaskConfig,
     TrainConfig,
+    list_settings,
     override,
     with_settings,
 )
 from glioray.errors import UsageError
-from glioray.serialization import fingerprint, from_dict, to_dict
+from glioray.losses import SEGMENTATION_LOSSES, LossEntry
+from glioray.serialization import fingerprint, from_dict, json_schema, to_dict
 from glioray.tasks.segmentation.config import LossConfig, PostprocessConfig, RunConfig
 from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.recipes import GAN_RECIPES
 
 CONFIG = RunConfig(recipe="test")
 
@@ -45,40 +51,77 @@ def test_tuples_come_back_as_tuples():
 
 
 def test_a_config_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         CONFIG.train.seed = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"mood": 1}, "'mood' is not a setting; the settings are recipe, preprocess, "),
-        (
-            {"train": {"mood": 1}},
-            "'mood' is not a setting of train; the settings are batch_size, max_epochs, ",
-        ),
-        ({"train": {"seed": "three"}}, "train.seed is 'three'; expected int"),
-        ({"train": {"seed": 1.5}}, "train.seed is 1.5; expected int"),
-        ({"train": {"seed": True}}, "train.seed is True; expected int"),
-        ({"train": {"seed": None}}, "train.seed is None; expected int"),
-        ({"optim": {"lr": "fast"}}, "optim.lr is 'fast'; expected float"),
-        ({"optim": {"lr": True}}, "optim.lr is True; expected float"),
+        ({"mood": 1}, "no setting 'mood'; the settings are recipe, preprocess, "),
+        ({"train": {"mood": 1}}, "no setting 'train.mood'; train has batch_size, max_epochs, "),
+        ({"optim": {"lrr": 1}}, "no setting 'optim.lrr'; did you mean optim.lr?"),
+        ({"optm": {"lr": 1}}, "no setting 'optm'; did you mean optim?"),
+        ({"train": {"seed": "three"}}, "train.seed is 'three'; expected a whole number, at least 0"),
+        ({"train": {"seed": "1"}}, "train.seed is '1'; expected a whole number, at least 0"),
+        ({"train": {"seed": 1.5}}, "train.seed is 1.5; expected a whole number, at least 0"),
+        ({"train": {"seed": 1.0}}, "train.seed is 1.0; expected a whole number, at least 0"),
+        ({"train": {"seed": True}}, "train.seed is True; expected a whole number, at least 0"),
+        ({"train": {"seed": None}}, "train.seed is None; expected a whole number, at least 0"),
+        ({"train": {"seed": -1}}, "train.seed is -1; expected at least 0"),
+        ({"optim": {"lr": "fast"}}, "optim.lr is 'fast'; expected a number above 0 and at most 10"),
+        ({"optim": {"lr": True}}, "optim.lr is True; expected a number above 0 and at most 10"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr is nan; expected a number above 0 and at most 10"),
+        ({"optim": {"lr": -1.0}}, "optim.lr is -1.0; expected above 0 and at most 10"),
+        ({"optim": {"grad_clip": float("inf")}}, "optim.grad_clip is inf; expected a number, at least 0"),
+        ({"optim": {"name": "adamm"}}, "optim.name is 'adamm'; expected one of adam, adamw, sgd, "),
         ({"optim": 3}, "optim is 3; expected an object of settings"),
-        ({"preprocess": {"size": [32]}}, "preprocess.size is [32]; expected 2 values"),
+        (
+            {"preprocess": {"size": [32]}},
+            "preprocess.size is [32]; expected 2 values, each a multiple of 16, ",
+        ),
         ({"preprocess": {"size": 32}}, "preprocess.size is 32; expected 2 values"),
-        ({"preprocess": {"size": [32, "a"]}}, "preprocess.size[1] is 'a'; expected int"),
-        ({"preprocess": {"planes": "axial"}}, "preprocess.planes is 'axial'; expected a list of str"),
-        ({"preprocess": {"modalities": 3}}, "preprocess.modalities is 3; expected a list of str"),
-        ({"preprocess": {"modalities": None}}, "preprocess.modalities is None; expected a list of str"),
-        ({"net": {"options": [1]}}, "net.options is [1]; expected dict"),
-        ({"train": {"minutes": "ten"}}, "train.minutes is 'ten'; expected float"),
-        ({"recipe": 3}, "recipe is 3; expected str"),
+        ({"preprocess": {"size": [32, 32, 32]}}, "preprocess.size is [32, 32, 32]; expected 2 values"),
+        ({"preprocess": {"size": [32, "a"]}}, "preprocess.size[1] is 'a'; expected a multiple of 16"),
+        ({"preprocess": {"planes": "axial"}}, "preprocess.planes is 'axial'; expected a list of one or more"),
+        (
+            {"preprocess": {"modalities": 3}},
+            "preprocess.modalities is 3; expected a list of one or more values",
+        ),
+        (
+            {"preprocess": {"modalities": None}},
+            "preprocess.modalities is None; expected a list of one or more",
+        ),
+        ({"net": {"options": [1]}}, "net.options is [1]; expected an object of settings"),
+        ({"train": {"minutes": "ten"}}, "train.minutes is 'ten'; expected None or a number above 0"),
+        ({"train": {"minutes": 0}}, "train.minutes is 0; expected None or above 0"),
+        ({"recipe": 3}, "recipe is 3; expected text"),
     ],
 )
 def test_what_is_not_a_setting(change: dict[str, Any], sentence: str):
     with pytest.raises(UsageError) as caught:
         from_dict(RunConfig, {"recipe": "test", **change})
     assert str(caught.value).startswith(sentence)
+
+
+def test_only_the_first_error_is_told_and_near_words_are_suggested():
+    settings = {"optim.name": "adamm", "train.seed": -1, "optim.ema": 2}
+    with pytest.raises(UsageError) as caught:
+        with_settings(CONFIG, settings)
+    assert str(caught.value) == "train.seed is -1; expected at least 0 (and 2 more)"
+    with pytest.raises(UsageError, match=r"; did you mean adam\?$"):
+        with_settings(CONFIG, {"optim.name": "adamm"})
+    with pytest.raises(UsageError, match=r"^recipe is missing; expected text$"):
+        from_dict(RunConfig, {})
+
+
+def test_a_part_made_directly_names_its_class():
+    with pytest.raises(UsageError, match=r"^OptimConfig\.lr is -1; expected above 0 and at most 10$"):
+        OptimConfig(lr=-1)
+    with pytest.raises(UsageError, match=r"^no setting 'OptimConfig\.lrr'; did you mean OptimConfig\.lr\?$"):
+        OptimConfig().replace(lrr=1)
+    with pytest.raises(UsageError, match=r"^RunConfig\.train\.seed is -1; expected at least 0$"):
+        RunConfig(recipe="test", train={"seed": -1})  # type: ignore[arg-type]
 
 
 def test_an_int_is_a_float_where_one_is_wanted():
@@ -142,7 +185,9 @@ def test_values_are_checked(cls: Any, name: str, good: list[Any], bad: list[Any]
     for value in good:
         assert getattr(cls(**{name: value}), name) == value
     for value in bad:
-        with pytest.raises(UsageError, match=r"^\w+\.\w+ is .+; expected .+"):
+        with pytest.raises(
+            UsageError, match=rf"^{cls.__name__}\.({name}|batch_size)(\[\d\])? is .+; expected .+"
+        ):
             cls(**{name: value})
 
 
@@ -150,13 +195,10 @@ def test_override_changes_what_it_names_alone():
     config = override(
         CONFIG, **{"train.seed": 3, "net.options.width": 8, "train.minutes": 2, "preprocess.size": [64, 32]}
     )
-    assert config.train == dataclasses.replace(CONFIG.train, seed=3, minutes=2.0)
+    assert config.train == CONFIG.train.replace(seed=3, minutes=2.0)
     assert config.net.options == {"width": 8}
     assert config.preprocess.size == (64, 32)
-    assert (
-        dataclasses.replace(config, train=CONFIG.train, net=CONFIG.net, preprocess=CONFIG.preprocess)
-        == CONFIG
-    )
+    assert config.replace(train=CONFIG.train, net=CONFIG.net, preprocess=CONFIG.preprocess) == CONFIG
     assert CONFIG.net.options == {}
     assert override(CONFIG, **{"train.seed": None}) == CONFIG
 
@@ -164,12 +206,12 @@ def test_override_changes_what_it_names_alone():
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("seed", "'seed' is not a setting; the settings are recipe"),
-        ("train.mood", "'mood' is not a setting of train"),
-        ("mood.seed", "'mood' is not a setting; the settings are recipe"),
-        ("optim.lr.x", "'optim.lr.x' is not a setting; 'lr' is 0.001 and has none below it"),
-        ("recipe.x.y", "'recipe.x.y' is not a setting; 'recipe' is 'test' and has none below it"),
-        ("", "'' is not a setting"),
+        ("seed", "no setting 'seed'; did you mean train.seed?"),
+        ("train.mood", "no setting 'train.mood'; train has batch_size"),
+        ("mood.seed", "no setting 'mood'; the settings are recipe"),
+        ("optim.lr.x", "no setting 'optim.lr.x'; optim.lr is 0.001 and has none below it"),
+        ("recipe.x.y", "no setting 'recipe.x.y'; recipe is 'test' and has none below it"),
+        ("", "no setting ''; the settings are recipe"),
     ],
 )
 def test_override_of_what_is_not_there(path: str, sentence: str):
@@ -206,6 +248,33 @@ def test_fingerprints_name_values():
     assert fingerprint({"a": [1, 2.5, None, "x"]}) == "629bba16e68e"
 
 
+# As computed before configs were pydantic models: names of runs, caches and demos hang on them.
+FINGERPRINTS = {
+    "unet_tiny": ("400d7b93f9f3", "e36a8689d7d7"),
+    "unet_small": ("a3cde756992b", "dc1d0ba2a82c"),
+    "attention_small": ("4106e4585b9f", "dc1d0ba2a82c"),
+    "unet_brats": ("906f25541391", "dc1d0ba2a82c"),
+    "keras_study": ("25e5b73d7fe5", "c67687b56590"),
+    "mri": ("f0a94dc5532e", "04cf409313cd"),
+    "mri_small": ("2e6b5e86f77a", "04cf409313cd"),
+    "mri_tiny": ("71ce98581c00", "08a047c07814"),
+    "srgan_paper": ("b191c92bee79", "04cf409313cd"),
+    "esrgan_paper": ("abf00033662f", "04cf409313cd"),
+    "srgan_small": ("41b907443113", "04cf409313cd"),
+    "esrgan_small": ("1f648134ed7a", "04cf409313cd"),
+    "esrgan_small_rmsprop": ("b756f5f4a4d6", "04cf409313cd"),
+}
+
+
+def test_fingerprints_of_recipes_stay():
+    recipes = {**RECIPES, **GAN_RECIPES}
+    found = {name: recipes[name]() for name in FINGERPRINTS}
+    assert {name: (fingerprint(c), c.preprocess.cache_key) for name, c in found.items()} == FINGERPRINTS
+    assert {name: fingerprint(override(c)) for name, c in found.items()} == {
+        name: whole for name, (whole, _) in FINGERPRINTS.items()
+    }
+
+
 def test_neighbours_share_the_cache_and_all_else_parts_it():
     plain = PreprocessConfig()
     assert PreprocessConfig(neighbours=2, neighbour_step=3).cache_key == plain.cache_key
@@ -218,8 +287,63 @@ def test_neighbours_share_the_cache_and_all_else_parts_it():
     assert len({config.cache_key for config in (plain, *others)}) == 5
 
 
-def test_channels_and_targets():
+def test_channels():
     assert [PreprocessConfig(neighbours=n).num_channels for n in (0, 1, 2)] == [4, 12, 20]
     assert len(MODALITIES) == 4
+
+
+def test_the_target_follows_from_the_loss_and_is_not_dumped():
+    """Packages and identities from before the setting have no target."""
     assert LossConfig(name="region_dice_bce").target == "regions"
     assert LossConfig(name="dice_ce").target == "classes"
+    stated = LossConfig(name="region_dice", target="regions")
+    assert stated == LossConfig(name="region_dice") == from_dict(LossConfig, to_dict(stated))
+    assert "target" not in to_dict(stated)
+    changed = with_settings(CONFIG, {"loss.name": "region_dice"}).loss
+    assert changed.target == LossConfig(name="dice").replace(name="region_dice").target == "regions"
+    with pytest.raises(
+        UsageError, match=r"^loss.target is 'classes'; expected regions with the loss 'region_dice'$"
+    ):
+        with_settings(CONFIG, {"loss.name": "region_dice", "loss.target": "classes"})
+    with pytest.raises(
+        UsageError, match=r"^loss.name is 'tverski'; expected one of boundary, .*mean tversky\?$"
+    ):
+        with_settings(CONFIG, {"loss.name": "tverski"})
+
+
+def test_a_loss_of_either_target_is_told_which(monkeypatch: pytest.MonkeyPatch):
+    both = LossEntry(SEGMENTATION_LOSSES["dice"].build, ("classes", "regions"))
+    monkeypatch.setitem(SEGMENTATION_LOSSES, "either", both)
+    config = with_settings(CONFIG, {"loss.name": "either", "postprocess.fit_thresholds": False})
+    assert (config.loss.target, "target" in to_dict(config.loss)) == ("classes", False)
+    regions = with_settings(config, {"loss.target": "regions", "postprocess.fit_thresholds": True})
+    assert to_dict(regions.loss)["target"] == "regions"
+    assert from_dict(RunConfig, to_dict(regions)) == regions
+
+
+def test_a_task_names_itself_outside_of_its_settings():
+    assert (RunConfig.task, GanConfig.task) == ("segmentation", "superres")
+    assert "task" not in to_dict(CONFIG)
+
+
+@pytest.mark.parametrize("config", [CONFIG, GanConfig(recipe="test")], ids=["segmentation", "superres"])
+def test_every_setting_is_described(config: TaskConfig):
+    settings = {setting.path: setting for setting in list_settings(config)}
+    assert settings["train.seed"].value == config.train.seed
+    assert settings["train.minutes"].allowed == "None or a number above 0"
+    for setting in settings.values():
+        assert setting.description.endswith("."), setting.path
+        assert setting.allowed not in ("", "a JSON value"), setting.path
+        # A dump may leave out what is implied; what is there is what is listed.
+        value = reduce(lambda node, name: node.get(name, {}), setting.path.split("."), to_dict(config))
+        assert value == {} or value == json.loads(json.dumps(setting.value)), setting.path
+    schema = json_schema(type(config))
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["$defs"]["OptimConfig"]["properties"]["lr"] == {
+        "default": 0.001,
+        "description": "Largest learning rate.",
+        "exclusiveMinimum": 0,
+        "maximum": 10,
+        "title": "Lr",
+        "type": "number",
+    }

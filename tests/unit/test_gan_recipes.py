@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -36,9 +34,9 @@ def test_a_name_that_is_no_recipe_lists_those_that_are():
 
 def test_srgan_and_esrgan_differ_in_what_is_theirs_alone():
     srgan, esrgan, rmsprop = map(build_gan_recipe, ("srgan_small", "esrgan_small", "esrgan_small_rmsprop"))
-    for field in dataclasses.fields(srgan):
-        if field.name not in OWN:
-            assert getattr(srgan, field.name) == getattr(esrgan, field.name), field.name
+    for name, value in srgan:
+        if name not in OWN:
+            assert value == getattr(esrgan, name), name
     assert srgan.discriminator == esrgan.discriminator
     assert (srgan.optim_g, srgan.optim_d) == (esrgan.optim_g, esrgan.optim_d)
     assert srgan.pretrain.share == esrgan.pretrain.share
@@ -47,7 +45,7 @@ def test_srgan_and_esrgan_differ_in_what_is_theirs_alone():
         esrgan.loss.extractor,
         esrgan.loss.perceptual_crop,
     )
-    back = dataclasses.replace(rmsprop, recipe="esrgan_small", optim_g=esrgan.optim_g, optim_d=esrgan.optim_d)
+    back = rmsprop.replace(recipe="esrgan_small", optim_g=esrgan.optim_g, optim_d=esrgan.optim_d)
     assert back == esrgan
     assert (rmsprop.optim_g.name, rmsprop.optim_d.name, rmsprop.optim_g.momentum) == ("rmsprop", "rmsprop", 0)
 
@@ -64,9 +62,9 @@ def test_an_entrant_brings_its_networks_and_losses_and_the_ground_all_else():
         srgan.pretrain,
     )
     assert (made.optim_g.lr, made.optim_d.lr, made.loss.pixel_weight) == (0.001, srgan.optim_d.lr, 2)
-    for field in dataclasses.fields(made):
-        if field.name not in OWN:
-            assert getattr(made, field.name) == getattr(ground, field.name), field.name
+    for name, value in made:
+        if name not in OWN:
+            assert value == getattr(ground, name), name
     with pytest.raises(UsageError, match=r"sets degrade.lr_size, which all entrants share; set it by --set"):
         gan_entrant_config(ground, "srgan_small:degrade.lr_size=16")
     with pytest.raises(UsageError, match=r"entrant 'srgan_small:optim_g\.rate=1': "):

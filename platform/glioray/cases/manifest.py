@@ -205,12 +205,10 @@ class Manifest:
             if form != _FORMAT:
                 raise UsageError(f"its format is {form}; expected {_FORMAT}")
             manifest = from_dict(cls, values)
-            splits = {name: tuple(ids) for name, ids in manifest.splits.items()}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(
                 f"the manifest is not valid ({error}); create it again with jobs/prepare.py"
             ) from error
-        manifest = dataclasses.replace(manifest, splits=splits)
         if manifest.hash != stated:
             raise DataError(
                 f"the manifest was changed: it states the hash {stated} but has {manifest.hash}; "

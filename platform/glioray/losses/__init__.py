@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,39 +17,58 @@ from glioray.losses.overlap import DiceLoss, GeneralisedDiceLoss, TverskyLoss
 from glioray.losses.pixel import CrossEntropyLoss, FocalLoss
 from glioray.losses.targets import Classes, Compared, Reduce, Regions
 
+Target = Literal["classes", "regions"]
+"""What a network predicts: one softmax over background and labels, or a sigmoid each for WT, TC and ET."""
+
+_COMPARED: dict[Target, type[Compared]] = {"classes": Classes, "regions": Regions}
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """A loss of the registry.
+
+    Attributes:
+        build: the module, of `Compared`, `reduce` and the loss's own options.
+        targets: that it can be trained for, its default first.
+    """
+
+    build: Callable[..., nn.Module]
+    targets: tuple[Target, ...]
+
+
 _FOCAL_TVERSKY = partial(TverskyLoss, gamma=4 / 3)
 _SOFT_DICE = partial(DiceLoss, squared=True)
 
-SEGMENTATION_LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "boundary": BoundaryLoss,
-    "ce": CrossEntropyLoss,
-    "dice": DiceLoss,
-    "dice_ce": DiceCELoss,
-    "exp_log": ExpLogLoss,
-    "focal": FocalLoss,
-    "focal_tversky": _FOCAL_TVERSKY,
-    "generalised_dice": GeneralisedDiceLoss,
-    "hausdorff": HausdorffLoss,
-    "soft_dice": _SOFT_DICE,
-    "tversky": TverskyLoss,
-    "region_bce": CrossEntropyLoss,
-    "region_boundary": BoundaryLoss,
-    "region_dice": DiceLoss,
-    "region_dice_bce": DiceCELoss,
-    "region_exp_log": ExpLogLoss,
-    "region_focal": FocalLoss,
-    "region_focal_tversky": _FOCAL_TVERSKY,
-    "region_generalised_dice": GeneralisedDiceLoss,
-    "region_hausdorff": HausdorffLoss,
-    "region_soft_dice": _SOFT_DICE,
-    "region_tversky": TverskyLoss,
+SEGMENTATION_LOSSES: dict[str, LossEntry] = {
+    "boundary": LossEntry(BoundaryLoss, ("classes",)),
+    "ce": LossEntry(CrossEntropyLoss, ("classes",)),
+    "dice": LossEntry(DiceLoss, ("classes",)),
+    "dice_ce": LossEntry(DiceCELoss, ("classes",)),
+    "exp_log": LossEntry(ExpLogLoss, ("classes",)),
+    "focal": LossEntry(FocalLoss, ("classes",)),
+    "focal_tversky": LossEntry(_FOCAL_TVERSKY, ("classes",)),
+    "generalised_dice": LossEntry(GeneralisedDiceLoss, ("classes",)),
+    "hausdorff": LossEntry(HausdorffLoss, ("classes",)),
+    "soft_dice": LossEntry(_SOFT_DICE, ("classes",)),
+    "tversky": LossEntry(TverskyLoss, ("classes",)),
+    "region_bce": LossEntry(CrossEntropyLoss, ("regions",)),
+    "region_boundary": LossEntry(BoundaryLoss, ("regions",)),
+    "region_dice": LossEntry(DiceLoss, ("regions",)),
+    "region_dice_bce": LossEntry(DiceCELoss, ("regions",)),
+    "region_exp_log": LossEntry(ExpLogLoss, ("regions",)),
+    "region_focal": LossEntry(FocalLoss, ("regions",)),
+    "region_focal_tversky": LossEntry(_FOCAL_TVERSKY, ("regions",)),
+    "region_generalised_dice": LossEntry(GeneralisedDiceLoss, ("regions",)),
+    "region_hausdorff": LossEntry(HausdorffLoss, ("regions",)),
+    "region_soft_dice": LossEntry(_SOFT_DICE, ("regions",)),
+    "region_tversky": LossEntry(TverskyLoss, ("regions",)),
 }
-"""Names that start with `region_` are for networks that predict WT, TC and ET, the others for classes."""
 
 
 def build_loss(
     name: str,
     *,
+    target: Target | None = None,
     reduce: Reduce | None = None,
     side_weights: str = "halving",
     presence_weight: float = 1.0,
@@ -58,20 +78,24 @@ def build_loss(
 
     Args:
         name: in `SEGMENTATION_LOSSES`.
+        target: what the network predicts; None for the loss's default.
         reduce: sums a tensor over ranks and lets gradients through; None for one rank.
         side_weights: of side outputs, finest first: "equal" or "halving".
         presence_weight: of the classification of slices, where the network has one.
         options: the loss's own.
 
     Raises:
-        ValueError: a name that is not in the registry, or an option that the loss does not have.
+        ValueError: a name that is not in the registry, or a target or option that the loss does not have.
     """
-    target: type[Compared] = Regions if name.startswith("region_") else Classes
+    entry = _entry(name)
+    if target is not None and target not in entry.targets:
+        raise ValueError(f"loss '{name}' has no target '{target}'; expected {' or '.join(entry.targets)}")
+    compared = _COMPARED[target or entry.targets[0]]
     try:
-        loss = _entry(name)(target, reduce=reduce, **options)
+        loss = entry.build(compared, reduce=reduce, **options)
     except TypeError as error:
         raise ValueError(f"loss '{name}' does not take these options: {error}") from error
-    return DeepSupervision(loss, target, side_weights=side_weights, presence_weight=presence_weight)
+    return DeepSupervision(loss, compared, side_weights=side_weights, presence_weight=presence_weight)
 
 
 def takes_class_weights(name: str) -> bool:
@@ -80,10 +104,10 @@ def takes_class_weights(name: str) -> bool:
     Raises:
         ValueError: a name that is not in the registry.
     """
-    return "class_weights" in inspect.signature(_entry(name)).parameters
+    return "class_weights" in inspect.signature(_entry(name).build).parameters
 
 
-def _entry(name: str) -> Callable[..., nn.Module]:
+def _entry(name: str) -> LossEntry:
     if name not in SEGMENTATION_LOSSES:
         raise ValueError(f"'{name}' is not a loss; the losses are {', '.join(sorted(SEGMENTATION_LOSSES))}")
     return SEGMENTATION_LOSSES[name]

@@ -21,7 +21,6 @@ from glioray.reports.case_figures import preparation_figure
 from glioray.reports.data_figures import CaptionedFigures
 from glioray.reports.html import render
 from glioray.reports.tables import Table
-from glioray.serialization import to_dict
 from glioray.slices.example import before_and_after
 from glioray.storage import open_storage
 
@@ -62,8 +61,7 @@ def preparation_figures(manifest: Manifest, config: PreprocessConfig) -> Caption
     convention = None if entry.convention is None else CONVENTIONS[entry.convention]
     case = load_case(open_storage(manifest.data), entry.files, convention=convention)
     default = PreprocessConfig()
-    settings = {name: getattr(config, name) for name in to_dict(config)}
-    changed = [f"{name} = {value}" for name, value in settings.items() if value != getattr(default, name)]
+    changed = [f"{name} = {value}" for name, value in config if value != getattr(default, name)]
     caption = f"Case {case.case_id} as stored in its files, and as the network's input, preprocessed"
     caption += f" with {', '.join(changed)}." if changed else " with the default settings."
     return {"preparation": (preparation_figure(*before_and_after(case, config)), caption)}

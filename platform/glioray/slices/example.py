@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ def before_and_after(case: Case, config: PreprocessConfig) -> tuple[Pictures, Pi
     Raises:
         CaseError, UsageError: as `preprocess`.
     """
-    (stack,) = preprocess(case, replace(config, planes=("axial",)), whole=True)
+    (stack,) = preprocess(case, config.replace(planes=("axial",)), whole=True)
     if stack.mask is not None and stack.mask.any():
         number = int(np.count_nonzero(stack.mask, axis=(1, 2)).argmax())
     else:

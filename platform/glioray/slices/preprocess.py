@@ -149,7 +149,7 @@ def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> 
     Resampling is left: it would tear the slices apart that were kept.
     """
     whole = replace(case, images=full_volume.images, mask=None, full_volume=None)
-    whole = prepare_volume(whole, replace(config, spacing_mm=None))
+    whole = prepare_volume(whole, config.replace(spacing_mm=None))
     brain = brain_mask(whole.images).T
     box = bounding_box(brain)
     if box is None:
@@ -167,7 +167,7 @@ def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> 
         modalities=whole.modalities,
         full_volume=None,
     )
-    return cut, replace(config, skull_strip=False, n4=False, percentiles=None, clahe=0.0, normalize="none")
+    return cut, config.replace(skull_strip=False, n4=False, percentiles=None, clahe=0.0, normalize="none")
 
 
 def _no_brain(case_id: str) -> CaseError:

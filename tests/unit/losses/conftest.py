@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from glioray.losses import SEGMENTATION_LOSSES
+
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -17,7 +19,7 @@ def make_batch() -> MakeBatch:
 
     def make(name: str, seed: int = 0, labels: int = 4) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        channels = 3 if name.startswith("region_") else 4
+        channels = 3 if "regions" in SEGMENTATION_LOSSES[name].targets else 4
         logits = 3 * torch.randn(3, channels, 12, 10, generator=generator)
         return logits, torch.randint(0, labels, (3, 12, 10), generator=generator, dtype=torch.uint8)
 

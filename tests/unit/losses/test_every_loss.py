@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glioray.losses import SEGMENTATION_LOSSES, build_loss, takes_class_weights
+from glioray.losses import SEGMENTATION_LOSSES, LossEntry, build_loss, takes_class_weights
 from glioray.losses.targets import region_targets
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
@@ -19,7 +19,7 @@ WITHOUT_SUMS = {"ce", "region_bce", "focal", "region_focal"}
 
 
 def _truth(name: str, masks: Tensor) -> Tensor:
-    if name.startswith("region_"):
+    if "regions" in SEGMENTATION_LOSSES[name].targets:
         return region_targets(masks)
     return torch.nn.functional.one_hot(masks.long(), 4).movedim(-1, 1).float()
 
@@ -27,8 +27,8 @@ def _truth(name: str, masks: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_targets_have_the_same_losses(name: str):
     other = {"ce": "region_bce", "dice_ce": "region_dice_bce"}
-    if not name.startswith("region_"):
-        assert SEGMENTATION_LOSSES[other.get(name, f"region_{name}")] is SEGMENTATION_LOSSES[name]
+    if "classes" in SEGMENTATION_LOSSES[name].targets:
+        assert SEGMENTATION_LOSSES[other.get(name, f"region_{name}")].build is SEGMENTATION_LOSSES[name].build
     assert len(NAMES) % 2 == 0
 
 
@@ -85,14 +85,16 @@ def test_a_loss_can_be_learned_from(name: str):
     """Logits under plain descent come to the truth of a small tumour with its rims."""
     masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
     masks[0, 2:9, 2:9], masks[0, 3:7, 3:7], masks[0, 4:6, 4:6] = 2, 3, 1
-    logits = torch.zeros(2, 3 if name.startswith("region_") else 4, 12, 12, requires_grad=True)
+    logits = torch.zeros(
+        2, 3 if "regions" in SEGMENTATION_LOSSES[name].targets else 4, 12, 12, requires_grad=True
+    )
     optimizer, loss = torch.optim.Adam([logits], lr=0.3), build_loss(name)
     for _ in range(60):
         optimizer.zero_grad()
         loss(logits, masks).backward()
         optimizer.step()
     found = logits.detach()
-    if name.startswith("region_"):
+    if "regions" in SEGMENTATION_LOSSES[name].targets:
         assert torch.equal(found > 0, region_targets(masks) > 0)
     else:
         assert torch.equal(found.argmax(1), masks.long())
@@ -159,7 +161,7 @@ def test_a_ratio_a_sample_is_the_mean_over_samples(make_batch: MakeBatch, name: 
     assert float(loss(logits, masks)) == pytest.approx(sum(one_by_one) / len(masks), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("region_")])
+@pytest.mark.parametrize("name", [name for name in NAMES if "classes" in SEGMENTATION_LOSSES[name].targets])
 def test_the_resection_cavity_is_a_class_where_the_network_has_one_and_background_else(
     make_batch: MakeBatch, name: str
 ):
@@ -169,6 +171,19 @@ def test_the_resection_cavity_is_a_class_where_the_network_has_one_and_backgroun
     assert float(loss(logits, masks)) == float(loss(logits, without))
     five = torch.cat([logits, logits[:, :1] + 1], dim=1)
     assert float(loss(five, masks)) != float(loss(five, without))
+
+
+def test_an_entry_states_its_targets(monkeypatch: pytest.MonkeyPatch, make_batch: MakeBatch):
+    """A name says nothing of the target: one entry can be trained for either."""
+    both = LossEntry(SEGMENTATION_LOSSES["dice"].build, ("regions", "classes"))
+    monkeypatch.setitem(SEGMENTATION_LOSSES, "either", both)
+    for target, name in (("classes", "dice"), ("regions", "region_dice"), (None, "region_dice")):
+        logits, masks = make_batch(name)
+        assert torch.equal(
+            build_loss("either", target=target)(logits, masks), build_loss(name)(logits, masks)
+        )
+    with pytest.raises(ValueError, match="loss 'dice' has no target 'regions'; expected classes"):
+        build_loss("dice", target="regions")
 
 
 def test_unknown_names_and_options():

@@ -12,7 +12,7 @@ from monai.losses import GeneralizedDiceLoss as MonaiGeneralizedDiceLoss
 from monai.losses import TverskyLoss as MonaiTverskyLoss
 from torch import Tensor
 
-from glioray.losses import build_loss
+from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.losses.overlap import overlap_sums
 from glioray.losses.targets import region_targets
 
@@ -29,7 +29,7 @@ NCR_AND_NONE = torch.tensor([[[1, 0]]], dtype=torch.uint8)
 
 
 def _theirs(name: str, loss: type, logits: Tensor, masks: Tensor, **options: object) -> float:
-    if name.startswith("region_"):
+    if "regions" in SEGMENTATION_LOSSES[name].targets:
         return float(loss(sigmoid=True, **options)(logits, region_targets(masks)))
     background = loss is MonaiGeneralizedDiceLoss
     return float(
@@ -121,7 +121,7 @@ def test_tversky_equals_monais(make_batch: MakeBatch, name: str, alpha: float, b
 def test_generalised_dice_equals_monais(make_batch: MakeBatch, name: str, labels: int):
     """With two labels, two channels are empty: ED and ET."""
     logits, masks = make_batch(name, labels=labels)
-    targets = region_targets(masks) if name.startswith("region_") else None
+    targets = region_targets(masks) if "regions" in SEGMENTATION_LOSSES[name].targets else None
     counts = (
         targets.sum((0, 2, 3)) if targets is not None else torch.bincount(masks.flatten().long(), minlength=4)
     )

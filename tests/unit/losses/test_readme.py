@@ -36,8 +36,8 @@ def test_the_table_is_the_registry():
     assert sorted(named) == sorted(SEGMENTATION_LOSSES)
     for classes, regions, _, options, _ in rows:
         name = classes.strip("`")
-        assert SEGMENTATION_LOSSES[name] is SEGMENTATION_LOSSES[regions.strip("`")]
-        parameters = inspect.signature(SEGMENTATION_LOSSES[name]).parameters
+        assert SEGMENTATION_LOSSES[name].build is SEGMENTATION_LOSSES[regions.strip("`")].build
+        parameters = inspect.signature(SEGMENTATION_LOSSES[name].build).parameters
         stated = dict(re.findall(r"`(\w+)`(?: \(([^)]*)\))?", options))
         # The power is the focal form's alone.
         assert set(stated) == set(parameters) - _NOT_OPTIONS - ({"gamma"} if name == "tversky" else set()), (

@@ -117,13 +117,11 @@ def real_stacks(real_data: Path) -> Stacks:
 def test_real_slices_tell_collapsed_from_healthy(
     real_stacks: Stacks, modality: str | None, degraded: DegradeConfig
 ):
-    config = dataclasses.replace(build_gan_recipe("mri"), degrade=degraded)
+    config = build_gan_recipe("mri").replace(degrade=degraded)
     if modality is not None:
         channel = config.preprocess.modalities.index(modality)
         alone = slice(channel, channel + 1)
-        config = dataclasses.replace(
-            config, preprocess=dataclasses.replace(config.preprocess, modalities=(modality,))
-        )
+        config = config.replace(preprocess=config.preprocess.replace(modalities=(modality,)))
         real_stacks = [
             (dataclasses.replace(case[0], images=case[0].images[:, alone]),) for case in real_stacks
         ]

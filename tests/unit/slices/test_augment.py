@@ -28,7 +28,7 @@ ALL = AugmentConfig(
     ghost_p=0.4,
     motion_p=0.4,
 )
-OLDER = dataclasses.replace(ALL, elastic_p=0.0, lowres_p=0.0, ghost_p=0.0, motion_p=0.0)
+OLDER = ALL.replace(elastic_p=0.0, lowres_p=0.0, ghost_p=0.0, motion_p=0.0)
 NOTHING = AugmentConfig(flip=(0.0, 0.0), affine_p=0, intensity_p=0, gamma_p=0, noise_p=0)
 
 
@@ -90,10 +90,10 @@ def test_a_recipe_of_before_is_varied_as_before(
 
 def test_what_is_turned_on_leaves_all_other_draws_alone() -> None:
     """Elastic deformation, motion, ghosts and low resolution of no extent at all change nothing."""
-    config = dataclasses.replace(OLDER, affine_p=1.0, gamma_p=0.0)
+    config = OLDER.replace(affine_p=1.0, gamma_p=0.0)
     extents = {"elastic_px": 0.0, "lowres": 1.0, "ghost": 0.0, "motion_px": 0.0}
     chances = {"elastic_p": 1.0, "lowres_p": 1.0, "ghost_p": 1.0, "motion_p": 1.0}
-    images, masks = Augment(dataclasses.replace(config, **extents, **chances), seed=1)(batch_of(), 0)
+    images, masks = Augment(config.replace(**extents, **chances), seed=1)(batch_of(), 0)
     expected = Augment(config, seed=1)(batch_of(), 0)
     torch.testing.assert_close(images, expected[0], rtol=0, atol=1e-4)
     assert torch.equal(masks, expected[1])
@@ -109,16 +109,16 @@ def test_what_is_turned_on_leaves_all_other_draws_alone() -> None:
     ],
 )
 def test_strength_scales_extents(chance: str, extent: str, whole: float, half: float) -> None:
-    config = dataclasses.replace(NOTHING, **{chance: 1.0})
-    strong = dataclasses.replace(config, **{extent: whole}, strength=0.5)
+    config = NOTHING.replace(**{chance: 1.0})
+    strong = config.replace(**{extent: whole}, strength=0.5)
     found = Augment(strong, seed=1)(batch_of(), 0)
-    expected = Augment(dataclasses.replace(config, **{extent: half}), seed=1)(batch_of(), 0)
+    expected = Augment(config.replace(**{extent: half}), seed=1)(batch_of(), 0)
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
     assert torch.equal(found[1], expected[1])
     assert not torch.equal(found[0], batch_of().images)
 
 
-@pytest.mark.parametrize("config", [ALL, dataclasses.replace(ALL, affine_p=0.0, elastic_p=0.0)], ids=str)
+@pytest.mark.parametrize("config", [ALL, ALL.replace(affine_p=0.0, elastic_p=0.0)], ids=str)
 def test_a_mask_among_the_channels_is_moved_and_never_varied(config: AugmentConfig) -> None:
     """The channels beside it are varied as they are without it."""
     batch = batch_of()
@@ -133,7 +133,7 @@ def test_a_mask_among_the_channels_is_moved_and_never_varied(config: AugmentConf
     found = images[:, 2]
     assert set(found.unique().tolist()) == {0, 1}
     if config.affine_p == 0:
-        flipped = Augment(dataclasses.replace(NOTHING, flip=config.flip), seed=1)(with_brain, 0)[0][:, 2]
+        flipped = Augment(NOTHING.replace(flip=config.flip), seed=1)(with_brain, 0)[0][:, 2]
         assert torch.equal(found, flipped)
     else:
         assert not torch.equal(found, brain[:, 0])
@@ -160,12 +160,12 @@ def test_samples_are_varied_each_in_its_own_way() -> None:
 
 
 def test_the_background_stays_0_and_values_finite() -> None:
-    config = dataclasses.replace(ALL, strength=2.0, affine_p=0.0, elastic_p=0.0, flip=(0.0, 0.0))
+    config = ALL.replace(strength=2.0, affine_p=0.0, elastic_p=0.0, flip=(0.0, 0.0))
     batch = batch_of()
     images, _ = Augment(config, seed=1)(batch, 0)
     assert not images[batch.images == 0].any()
     assert torch.isfinite(images).all()
-    moved, _ = Augment(dataclasses.replace(ALL, strength=2.0), seed=1)(batch, 0)
+    moved, _ = Augment(ALL.replace(strength=2.0), seed=1)(batch, 0)
     assert (moved == 0).float().mean() > 0.3
     assert torch.isfinite(moved).all()
 
@@ -182,7 +182,7 @@ def test_an_image_of_nothing_stays_one() -> None:
 
 def test_strength_0_is_the_identity() -> None:
     batch = batch_of()
-    images, masks = Augment(dataclasses.replace(ALL, strength=0.0), seed=1)(batch, 0)
+    images, masks = Augment(ALL.replace(strength=0.0), seed=1)(batch, 0)
     assert torch.equal(images, batch.images)
     assert torch.equal(masks, batch.masks)
 
@@ -209,7 +209,7 @@ def test_masks_stay_labels_and_follow_the_image(settings: dict[str, Any]) -> Non
     drawn = Batch(
         batch.masks[:, None].repeat(1, 4, 1, 1).float(), batch.masks, batch.positions, batch.lateral
     )
-    images, masks = Augment(dataclasses.replace(NOTHING, **settings), seed=1)(drawn, 0)
+    images, masks = Augment(NOTHING.replace(**settings), seed=1)(drawn, 0)
     assert masks.dtype == torch.uint8
     assert set(masks.unique().tolist()) == {0, 1, 3}
     for image, mask, before in zip(images[:, 0], masks, batch.masks, strict=True):
@@ -221,21 +221,21 @@ def test_masks_stay_labels_and_follow_the_image(settings: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("flip", "axis"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
 def test_a_flip_mirrors_image_and_mask(flip: tuple[float, float], axis: int) -> None:
     batch = batch_of()
-    images, masks = Augment(dataclasses.replace(NOTHING, flip=flip), seed=1)(batch, 0)
+    images, masks = Augment(NOTHING.replace(flip=flip), seed=1)(batch, 0)
     assert torch.equal(images, batch.images.flip(2 + axis))
     assert torch.equal(masks, batch.masks.flip(1 + axis))
 
 
 def test_columns_are_mirrored_only_where_they_run_from_left_to_right() -> None:
     batch = batch_of(lateral=False)
-    images, masks = Augment(dataclasses.replace(NOTHING, flip=(0.0, 1.0)), seed=1)(batch, 0)
+    images, masks = Augment(NOTHING.replace(flip=(0.0, 1.0)), seed=1)(batch, 0)
     assert torch.equal(images, batch.images)
     assert torch.equal(masks, batch.masks)
 
 
 def test_a_flip_comes_as_often_as_it_should() -> None:
     batch = batch_of(16)
-    augment = Augment(dataclasses.replace(NOTHING, flip=(0.0, 0.25)), seed=1)
+    augment = Augment(NOTHING.replace(flip=(0.0, 0.25)), seed=1)
     flipped = [
         not torch.equal(mask, batch.masks[0]) for epoch in range(40) for mask in augment(batch, epoch)[1]
     ]
@@ -250,7 +250,7 @@ def test_a_rotation_keeps_pixels_square() -> None:
     batch = Batch(
         disc.repeat(8, 1, 1, 1), disc.to(torch.uint8).repeat(8, 1, 1), np.arange(8), np.full(8, True)
     )
-    config = dataclasses.replace(NOTHING, affine_p=1.0, rotate_deg=90, scale=0.0)
+    config = NOTHING.replace(affine_p=1.0, rotate_deg=90, scale=0.0)
     _, masks = Augment(config, seed=1)(batch, 0)
     assert ((masks != batch.masks).sum(dim=(1, 2)) < 0.05 * disc.sum()).all()
 
@@ -273,7 +273,7 @@ def test_a_rotation_keeps_pixels_square() -> None:
 )
 def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[str, Any]) -> None:
     batch = batch_of()
-    images, masks = Augment(dataclasses.replace(NOTHING, **setting), seed=1)(batch, 0)
+    images, masks = Augment(NOTHING.replace(**setting), seed=1)(batch, 0)
     assert torch.equal(masks, batch.masks)
     changed = (images != batch.images).flatten(1).any(dim=1)
     assert changed.all()
@@ -282,7 +282,7 @@ def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[
 
 def test_a_dropped_modality_is_blank_and_the_others_are_as_they_were() -> None:
     batch = batch_of()
-    images, _ = Augment(dataclasses.replace(NOTHING, drop_p=0.5), seed=1)(batch, 0)
+    images, _ = Augment(NOTHING.replace(drop_p=0.5), seed=1)(batch, 0)
     dropped = ~images.flatten(2).any(dim=2)
     assert 0.2 < dropped.float().mean() < 0.8
     assert torch.equal(images[~dropped], batch.images[~dropped])

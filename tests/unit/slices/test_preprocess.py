@@ -1,7 +1,6 @@
 """From a case to its slices: what is normalised, what is cut away, and how masks find back."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,7 +87,7 @@ def test_intensities_are_cut_at_percentiles_of_the_brain(make_case: MakeCase) ->
         np.testing.assert_allclose(found[brain], expected, rtol=2**-10, atol=1e-3)
         assert not found[~brain].any()
     (plain,) = preprocess(case, PreprocessConfig(size=(32, 32), normalize="none"), whole=True)
-    (cut,) = preprocess(case, replace(config, normalize="none", percentiles=(0.0, 100.0)), whole=True)
+    (cut,) = preprocess(case, config.replace(normalize="none", percentiles=(0.0, 100.0)), whole=True)
     np.testing.assert_array_equal(plain.images, cut.images)
 
 
@@ -99,7 +98,7 @@ def test_the_brain_s_mask_comes_last(make_case: MakeCase) -> None:
     for whole in (False, True):
         plain = preprocess(case, ALL_PLANES, whole=whole)
         for one, other in zip(
-            plain, preprocess(case, replace(ALL_PLANES, brain_channel=True), whole=whole), strict=True
+            plain, preprocess(case, ALL_PLANES.replace(brain_channel=True), whole=whole), strict=True
         ):
             assert (other.images.shape[1], other.images.dtype) == (5, np.float16)
             np.testing.assert_array_equal(other.images[:, :4], one.images)
@@ -213,8 +212,8 @@ def test_a_millilitre_is_a_thousand_cubic_millimetres(make_case: MakeCase) -> No
     "config",
     [
         ALL_PLANES,
-        replace(ALL_PLANES, modalities=("flair", "t1"), spacing_mm=(1.2, 1.2, 1.2), brain_channel=True),
-        replace(ALL_PLANES, percentiles=(1.0, 99.0), clahe=0.02),
+        ALL_PLANES.replace(modalities=("flair", "t1"), spacing_mm=(1.2, 1.2, 1.2), brain_channel=True),
+        ALL_PLANES.replace(percentiles=(1.0, 99.0), clahe=0.02),
     ],
 )
 def test_a_case_gives_the_same_bits_for_any_number_of_threads_and_order_of_memory(

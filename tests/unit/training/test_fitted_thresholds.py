@@ -101,10 +101,10 @@ def test_without_validation_cases_thresholds_stay(
 
 
 def test_classes_and_slices_have_no_thresholds(make_plan: Plans):
-    with pytest.raises(UsageError, match=r"fit_thresholds is True; expected false with loss.name 'dice_ce'"):
+    with pytest.raises(UsageError, match=r"fit_thresholds is True; expected False with loss.name 'dice_ce'"):
         override(make_plan().config, **{"postprocess.fit_thresholds": True, "loss.name": "dice_ce"})
     settings = {"postprocess.fit_thresholds": True, "sample.slice_split": [0.5, 0.5, 0.0]}
-    with pytest.raises(UsageError, match=r"fit_thresholds is True; expected false with sample.slice_split"):
+    with pytest.raises(UsageError, match=r"fit_thresholds is True; expected False with sample.slice_split"):
         override(make_plan().config, **settings)
 
 

@@ -392,7 +392,7 @@ def test_a_segmenter_s_judgement_comes_last(gan_runs: ModuleType, make_gan_plan:
         return dict(figures)
 
     plan = make_gan_plan(**{"train.max_epochs": 2})
-    judged = dataclasses.replace(plan.config, use=override(plan.config, **settings).use)
+    judged = plan.config.replace(use=override(plan.config, **settings).use)
 
     def change(task: Any) -> None:
         task.config, task.judge_use = judged, judge

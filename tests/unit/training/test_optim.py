@@ -245,7 +245,11 @@ def test_moving_average_averages_buffers_and_copies_integers():
 
 
 def test_schedulefree_takes_no_second_average_and_no_schedule():
-    with pytest.raises(UsageError, match=r"optim.ema is 0.9; expected 0 with schedulefree, which averages"):
+    with pytest.raises(
+        UsageError, match=r"OptimConfig\.ema is 0.9; expected 0 with schedulefree, which averages"
+    ):
         OptimConfig(name="schedulefree", schedule="constant", ema=0.9)
-    with pytest.raises(UsageError, match=r"optim.schedule is 'cosine'; expected constant with schedulefree"):
+    with pytest.raises(
+        UsageError, match=r"OptimConfig\.schedule is 'cosine'; expected constant with schedulefree"
+    ):
         OptimConfig(name="schedulefree", ema=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from glioray.cases.labels import LABELS, REGION_LABELS
@@ -51,7 +50,7 @@ def balance_classes(config: RunConfig, train: Sequence[CaseEntry], num_classes: 
             f"loss.balance is '{config.loss.balance}' and loss.options.class_weights is {given}; set one of the two"
         )
     options = {**config.loss.options, "class_weights": weights}
-    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, options=options))
+    return config.replace(loss=config.loss.replace(options=options))
 
 
 def _label_weights(counts: dict[str, int], num_voxels: int, power: float) -> list[float]:

@@ -2,116 +2,116 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from glioray.config import (
-    AugmentConfig,
-    NetConfig,
-    OptimConfig,
-    PreprocessConfig,
-    SampleConfig,
-    TrainConfig,
-    check,
-)
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from glioray.config import AugmentConfig, Config, NetConfig, OptimConfig, TaskConfig
+from glioray.losses import SEGMENTATION_LOSSES, Target
+
+_Between0And1 = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """A loss by its name in `glioray.losses`, and its keyword arguments.
-
-    Attributes:
-        name: in the registry.
-        options: its own.
-        balance: how the training cases' label statistics weigh classes, where the loss has class weights:
-            "none", "inverse" (one over the frequency) or "sqrt" (the root of that).
-        side_weights: of a network's side outputs, finest first: "equal", or "halving" (each half of the one
-            before; nnU-Net's). Both add up to 1 with the logits' own weight.
-        presence_weight: of the classification of slices, for networks that have one.
-    """
-
-    name: str = "dice_ce"
-    options: dict[str, Any] = field(default_factory=dict)
-    balance: str = "none"
-    side_weights: str = "halving"
-    presence_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(
-            self.balance in ("none", "inverse", "sqrt"), "loss.balance", self.balance, "none, inverse or sqrt"
-        )
-        check(
-            self.side_weights in ("equal", "halving"),
-            "loss.side_weights",
-            self.side_weights,
-            "equal or halving",
-        )
-        check(self.presence_weight >= 0, "loss.presence_weight", self.presence_weight, "at least 0")
-
-    @property
-    def target(self) -> str:
-        """What the network predicts: "regions" (a sigmoid each for WT, TC, ET) or "classes" (a softmax)."""
-        return "regions" if self.name.startswith("region_") else "classes"
+def _check_loss(name: str) -> str:
+    if name not in SEGMENTATION_LOSSES:
+        raise ValueError(f"one of {', '.join(sorted(SEGMENTATION_LOSSES))}")
+    return name
 
 
-@dataclass(frozen=True, kw_only=True)
-class PostprocessConfig:
-    """From probabilities to a mask; kept with the model and shared by evaluation and serving.
-
-    Attributes:
-        mirror: axes of a slice, (H, W), over whose mirrored copies predictions are averaged.
-        thresholds: per region WT, TC, ET, where the network predicts regions.
-        fit_thresholds: replace them, at the end of a training, by those that do best on its validation cases.
-        min_et_ml: an enhancing tumour smaller than this in all is relabelled as necrotic core.
-        min_component_ml: connected whole-tumour components smaller than this are removed.
-        fill_holes: holes within a region, in 3-D, become part of it.
-    """
-
-    mirror: tuple[bool, bool] = (False, True)
-    thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    fit_thresholds: bool = False
-    min_et_ml: float = 0.0
-    min_component_ml: float = 0.0
-    fill_holes: bool = False
-
-    def __post_init__(self) -> None:
-        check(
-            all(0 < t < 1 for t in self.thresholds),
-            "postprocess.thresholds",
-            self.thresholds,
-            "three between 0 and 1",
-        )
-        check(self.min_et_ml >= 0, "postprocess.min_et_ml", self.min_et_ml, "at least 0")
-        check(self.min_component_ml >= 0, "postprocess.min_component_ml", self.min_component_ml, "at least 0")
+def _implied_target(values: dict[str, Any]) -> Target:
+    return SEGMENTATION_LOSSES[values["name"]].targets[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """A whole run."""
+class LossConfig(Config):
+    """A loss of `glioray.losses`, and what the network is trained to predict."""
+
+    name: Annotated[str, AfterValidator(_check_loss)] = Field(
+        "dice_ce",
+        description="Name of the loss in its registry.",
+        json_schema_extra=lambda schema: schema.update(enum=sorted(SEGMENTATION_LOSSES)),
+    )
+    target: Target = Field(
+        default_factory=_implied_target,
+        description="What the network predicts: 'classes' (one softmax) or 'regions' (a sigmoid each for WT, TC, ET); by "
+        "default the loss's own.",
+    )
+    options: dict[str, Any] = Field({}, description="Keyword arguments of the loss.")
+    balance: Literal["none", "inverse", "sqrt"] = Field(
+        "none",
+        description="Class weights from the training cases' voxel counts: one over the frequency ('inverse'), its root "
+        "('sqrt') or 'none'; only for losses with class weights.",
+    )
+    side_weights: Literal["equal", "halving"] = Field(
+        "halving",
+        description="Weights of a network's side outputs, finest first: 'equal', or 'halving' (each half of the one "
+        "before, as in nnU-Net). All weights add up to 1.",
+    )
+    presence_weight: float = Field(
+        1.0, ge=0, description="Weight of the classification of slices, for networks that have one."
+    )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        targets = SEGMENTATION_LOSSES[self.name].targets
+        self._expect(self.target in targets, "target", f"{' or '.join(targets)} with the loss '{self.name}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the target that the name implies: packages and run identities from before the field has none."""
+        values: dict[str, Any] = dump(self)
+        if self.target == _implied_target(values):
+            del values["target"]
+        return values
+
+
+class PostprocessConfig(Config):
+    """From probabilities to a mask; kept with the model, and the same in evaluation and serving."""
+
+    mirror: tuple[bool, bool] = Field(
+        (False, True),
+        description="Axes (rows, columns) of a slice whose mirrored copies are predicted and averaged too.",
+    )
+    thresholds: tuple[_Between0And1, _Between0And1, _Between0And1] = Field(
+        (0.5, 0.5, 0.5),
+        description="Smallest probability of WT, TC and ET, where the network predicts regions.",
+    )
+    fit_thresholds: bool = Field(
+        False,
+        description="Replace the thresholds, at the end of a training, by the best ones on its validation cases.",
+    )
+    min_et_ml: float = Field(
+        0.0, ge=0, description="A smaller enhancing tumour, in ml, is relabelled as necrotic core; 0: off."
+    )
+    min_component_ml: float = Field(
+        0.0, ge=0, description="Smaller connected components of the whole tumour, in ml, are removed; 0: off."
+    )
+    fill_holes: bool = Field(False, description="Fill holes within a region, in 3-D.")
+
+
+class RunConfig(TaskConfig):
+    """A whole segmentation run."""
 
     task: ClassVar[str] = "segmentation"
 
-    recipe: str
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    net: NetConfig = field(default_factory=NetConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    augment: AugmentConfig = Field(AugmentConfig(), description="Augmentation of batches.")
+    net: NetConfig = Field(NetConfig(), description="The network.")
+    loss: LossConfig = Field(LossConfig(), description="The loss.")
+    optim: OptimConfig = Field(OptimConfig(), description="Optimiser and schedule.")
+    postprocess: PostprocessConfig = Field(PostprocessConfig(), description="From probabilities to a mask.")
 
-    def __post_init__(self) -> None:
-        check(
-            not self.postprocess.fit_thresholds or self.loss.target == "regions",
-            "postprocess.fit_thresholds",
-            True,
-            f"false with loss.name '{self.loss.name}', whose network predicts classes; thresholds are those of "
-            "regions, so take a loss whose name starts with region_",
-        )
-        check(
-            not self.postprocess.fit_thresholds or self.sample.slice_split is None,
-            "postprocess.fit_thresholds",
-            True,
-            "false with sample.slice_split, which leaves no whole case to fit thresholds on",
-        )
+    @model_validator(mode="after")
+    def _check_fit_thresholds(self) -> Self:
+        if self.postprocess.fit_thresholds:
+            self._expect(
+                self.loss.target == "regions",
+                "postprocess.fit_thresholds",
+                f"False with loss.name '{self.loss.name}', whose network predicts classes: thresholds belong to "
+                "regions, so use a loss with loss.target 'regions'",
+            )
+            self._expect(
+                self.sample.slice_split is None,
+                "postprocess.fit_thresholds",
+                "False with sample.slice_split, which leaves no whole case to fit thresholds on",
+            )
+        return self

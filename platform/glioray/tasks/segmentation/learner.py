@@ -72,6 +72,7 @@ class SegmentationLearner:
             self.ddp = nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
         self.loss = build_loss(
             config.loss.name,
+            target=config.loss.target,
             reduce=reduce_sum,
             side_weights=config.loss.side_weights,
             presence_weight=config.loss.presence_weight,
@@ -155,8 +156,8 @@ class SegmentationLearner:
                 _log.warning("there is no validation case to fit thresholds on; they stay as they are")
             return {}
         thresholds = fit_thresholds(self._histograms, config.postprocess.thresholds)
-        rules = dataclasses.replace(config.postprocess, thresholds=thresholds)
-        self.spec = dataclasses.replace(self.spec, config=dataclasses.replace(config, postprocess=rules))
+        rules = config.postprocess.replace(thresholds=thresholds)
+        self.spec = dataclasses.replace(self.spec, config=config.replace(postprocess=rules))
         if self.is_first:
             _log.info(
                 "thresholds fitted on the %d validation cases: WT %g, TC %g, ET %g; their Dice is optimistic from here "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Return the text of `model.json`."""
-        return json.dumps(
-            {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}, indent=1, sort_keys=True
-        )
+        return json.dumps({"format": FORMAT, **to_dict(self)}, indent=1, sort_keys=True)
 
     def build(self, *, pretrained: bool = False) -> nn.Module:
         """Build the untrained network, or ensemble of networks.
@@ -83,7 +81,7 @@ def parse_spec(text: str | bytes) -> ModelSpec:
     values = parse_format(text, FORMAT, f"this version of glioray reads '{FORMAT}'")
     try:
         return from_dict(ModelSpec, values)
-    except (UsageError, TypeError) as error:
+    except UsageError as error:
         raise ModelError(
             f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or export "
             "the model again"
@@ -154,9 +152,9 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
                 )
     config = first.config
     thresholds = np.mean([spec.config.postprocess.thresholds for spec in specs], axis=0)
-    rules = replace(config.postprocess, thresholds=_three(thresholds))
+    rules = config.postprocess.replace(thresholds=_three(thresholds))
     joined = ModelSpec(
-        config=replace(config, postprocess=rules),
+        config=config.replace(postprocess=rules),
         out_channels=first.out_channels,
         spacing_mm=_three(np.mean([spec.spacing_mm for spec in specs], axis=0)),
         manifest_hash="+".join(sorted({spec.manifest_hash for spec in specs})),

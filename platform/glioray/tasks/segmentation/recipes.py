@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from glioray.config import AugmentConfig, NetConfig, OptimConfig, PreprocessConfig, SampleConfig, TrainConfig
@@ -62,7 +61,7 @@ def attention_small() -> RunConfig:
     """`unet_small` with MONAI's attention U-Net, which beat it in both tournaments of `infra/decisions/0005`."""
     options = {"width": 16, "stem_stride": 2, "prior": 0.12}
     net = NetConfig(name="attention_unet", options=options)
-    return dataclasses.replace(unet_small(), recipe="attention_small", net=net)
+    return unet_small().replace(recipe="attention_small", net=net)
 
 
 def unet_brats() -> RunConfig:

@@ -105,6 +105,7 @@ def check_buildable(config: RunConfig) -> None:
             build_net(config.net.name, in_channels=1, out_channels=1, **config.net.options)
         build_loss(
             config.loss.name,
+            target=config.loss.target,
             side_weights=config.loss.side_weights,
             presence_weight=config.loss.presence_weight,
             **config.loss.options,

@@ -77,7 +77,7 @@ def evaluate_case(
             found = f"has {', '.join(case.modalities)}; expected any of {', '.join(sorted(wanted))}"
             raise CaseError(case.case_id, "", found, "leave the case out")
     # The plane that the model learned from first; its degradation is within slices.
-    settings = replace(config.preprocess, modalities=modalities, planes=config.preprocess.planes[:1])
+    settings = config.preprocess.replace(modalities=modalities, planes=config.preprocess.planes[:1])
     (stack,) = preprocess(case, settings, whole=True)
     made = as_trained(stack, config)
     pair = resolver.stack(made)

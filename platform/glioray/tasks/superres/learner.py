@@ -87,9 +87,7 @@ class GanLearner:
         )
         self.game = build_gan_loss(loss.adversarial, reduce=reduce_sum, label_smoothing=loss.label_smoothing)
         self.optimizers = {
-            "pixel": build_optimizer(
-                self.generator, dataclasses.replace(config.optim_g, lr=config.pretrain.rate)
-            ),
+            "pixel": build_optimizer(self.generator, config.optim_g.replace(lr=config.pretrain.rate)),
             "g": build_optimizer(self.generator, config.optim_g),
             "d": build_optimizer(self.critic, config.optim_d),
         }
@@ -139,9 +137,7 @@ class GanLearner:
 
     def _pixel_step(self, pairs: Pairs, done: float) -> dict[str, float]:
         stage = self.config.pretrain
-        settings = dataclasses.replace(
-            self.config.optim_g, lr=stage.rate, schedule=stage.schedule, warmup=stage.warmup
-        )
+        settings = self.config.optim_g.replace(lr=stage.rate, schedule=stage.schedule, warmup=stage.warmup)
         rate = learning_rate(settings, done)
         loss = self.pretrain_pixel(self._sharpen(pairs), pairs.hr)
         norm = self._update("pixel", self.generator, loss, rate, {"pixel": loss})

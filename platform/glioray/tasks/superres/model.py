@@ -266,7 +266,7 @@ class SuperResolver:
                 "without it to super-resolve cases"
             )
         names = case.modalities if self.spec.config.channels == "each" else config.modalities
-        return replace(config, modalities=names, spacing_mm=None)
+        return config.replace(modalities=names, spacing_mm=None)
 
 
 def plane_of(case: Case) -> str:

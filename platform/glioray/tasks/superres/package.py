@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -49,8 +49,7 @@ class SuperResSpec:
 
     def to_json(self) -> str:
         """Return the text of `model.json`."""
-        values = {"format": FORMAT, **asdict(self), "config": to_dict(self.config)}
-        return json.dumps(values, indent=1, sort_keys=True)
+        return json.dumps({"format": FORMAT, **to_dict(self)}, indent=1, sort_keys=True)
 
     def build(self) -> nn.Module:
         """Build an untrained generator."""
@@ -74,7 +73,7 @@ def parse_superres(text: str | bytes) -> SuperResSpec:
         if not spec.stages or not set(spec.stages) <= set(STAGES):
             raise UsageError(f"stages is {spec.stages!r}; expected {' and '.join(STAGES)}, or one of them")
         return spec
-    except (UsageError, TypeError) as error:
+    except UsageError as error:
         raise ModelError(
             f"{SPEC_FILE} does not fit this version of glioray ({error}); use the version that wrote it, or train "
             "the model again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from glioray.config import NetConfig, OptimConfig, PreprocessConfig, SampleConfig, TrainConfig
@@ -48,8 +47,8 @@ def srgan_paper() -> GanConfig:
             adversarial_weight=1e-3,
         ),
         pretrain=PretrainConfig(share=0.8, pixel="mse", rate=1e-4),
-        optim_g=dataclasses.replace(_adam(1e-4, ema=0.999, schedule="step"), milestones=(0.5,), drop=0.1),
-        optim_d=dataclasses.replace(_adam(1e-4, schedule="step"), milestones=(0.5,), drop=0.1),
+        optim_g=_adam(1e-4, ema=0.999, schedule="step").replace(milestones=(0.5,), drop=0.1),
+        optim_d=_adam(1e-4, schedule="step").replace(milestones=(0.5,), drop=0.1),
         train=TrainConfig(batch_size=16, max_epochs=200),
     )
 
@@ -104,8 +103,7 @@ def mri_small() -> GanConfig:
     In equal time plain blocks without a norm gain more over bicubic than dense ones, with which a CPU takes a fifth of
     the steps.
     """
-    return dataclasses.replace(
-        mri(),
+    return mri().replace(
         recipe="mri_small",
         sample=SampleConfig(balance_cases=True, steps_per_epoch=25),
         generator=NetConfig(
@@ -122,7 +120,7 @@ def mri_small() -> GanConfig:
         loss=GanLossConfig(perceptual_weight=0.1, extractor="alexnet"),
         pretrain=PretrainConfig(share=0.5, rate=2e-3),
         # A norm of 0.3 is typical; without the bound some runs diverge in the pixel stage at this rate.
-        optim_g=dataclasses.replace(_adam(1e-4, ema=0.99), grad_clip=0.5),
+        optim_g=_adam(1e-4, ema=0.99).replace(grad_clip=0.5),
         train=TrainConfig(batch_size=4, max_epochs=1000, minutes=10, num_validations=12),
     )
 
@@ -133,8 +131,7 @@ def srgan_small() -> GanConfig:
     Its own: residual blocks with batch norm, MSE, the deepest features after activation at 0.006, vanilla BCE at 1e-3.
     Shared: the discriminator, the feature network, Adam at 1e-4 and the share of the pixel stage.
     """
-    return dataclasses.replace(
-        mri_small(),
+    return mri_small().replace(
         recipe="srgan_small",
         generator=NetConfig(
             name="srresnet", options={"width": 32, "num_blocks": 6, "head_width": 16, "norm": "batch"}
@@ -155,8 +152,7 @@ def srgan_small() -> GanConfig:
 
 def esrgan_small() -> GanConfig:
     """ESRGAN reduced to the data and minutes of `mri_small`: dense blocks, L1 1e-2, deepest features 1, RaGAN 5e-3."""
-    return dataclasses.replace(
-        mri_small(),
+    return mri_small().replace(
         recipe="esrgan_small",
         generator=NetConfig(
             name="rrdbnet", options={"width": 32, "num_blocks": 3, "growth": 16, "head_width": 16}
@@ -176,18 +172,16 @@ def esrgan_small() -> GanConfig:
 def esrgan_small_rmsprop() -> GanConfig:
     """`esrgan_small` with RMSprop without momentum, in both stages and for both networks."""
     config = esrgan_small()
-    return dataclasses.replace(
-        config,
+    return config.replace(
         recipe="esrgan_small_rmsprop",
-        optim_g=dataclasses.replace(config.optim_g, name="rmsprop", momentum=0.0),
-        optim_d=dataclasses.replace(config.optim_d, name="rmsprop", momentum=0.0),
+        optim_g=config.optim_g.replace(name="rmsprop", momentum=0.0),
+        optim_d=config.optim_d.replace(name="rmsprop", momentum=0.0),
     )
 
 
 def mri_tiny() -> GanConfig:
     """Seconds on two cores, for phantoms and tests; not a useful model."""
-    return dataclasses.replace(
-        mri(),
+    return mri().replace(
         recipe="mri_tiny",
         preprocess=PreprocessConfig(normalize="unit", size=(64, 64)),
         degrade=DegradeConfig(hr_size=64, lr_size=16),

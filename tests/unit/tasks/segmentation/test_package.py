@@ -86,10 +86,10 @@ def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda v: {**v, "colour": 1}, "'colour' is not a setting"),
+        (lambda v: {**v, "colour": 1}, "no setting 'colour'; the settings are"),
         (lambda v: _without(v, "config"), "config"),
-        (lambda v: {**v, "config": {**v["config"], "mood": 1}}, "'mood' is not a setting of config"),
-        (lambda v: {**v, "out_channels": "three"}, "out_channels is 'three'; expected int"),
+        (lambda v: {**v, "config": {**v["config"], "mood": 1}}, "no setting 'config.mood'; config has"),
+        (lambda v: {**v, "out_channels": "three"}, "out_channels is 'three'; expected a whole number"),
     ],
 )
 def test_a_description_with_other_settings(package: Path, change: Any, found: str):

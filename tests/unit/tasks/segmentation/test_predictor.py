@@ -30,7 +30,7 @@ def _manual(predictor: Predictor, case: Case, planes: tuple[str, ...] = ("axial"
     total = np.zeros((predictor.spec.out_channels, *case.images.shape[1:]), np.float32)
     axes = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
     for plane in planes:
-        (stack,) = preprocess(case, replace(predictor.spec.config.preprocess, planes=(plane,)), whole=True)
+        (stack,) = preprocess(case, predictor.spec.config.preprocess.replace(planes=(plane,)), whole=True)
         for number, image in enumerate(stack.images):
             with torch.no_grad():
                 logits = predictor.net(torch.as_tensor(image, dtype=torch.float32)[None])[0]

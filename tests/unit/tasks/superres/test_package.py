@@ -117,9 +117,9 @@ def test_a_description_of_another_format(package: Path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda v: {**v, "colour": 1}, "'colour' is not a setting"),
+        (lambda v: {**v, "colour": 1}, "no setting 'colour'; the settings are"),
         (lambda v: {name: value for name, value in v.items() if name != "config"}, "config"),
-        (lambda v: {**v, "config": {**v["config"], "mood": 1}}, "'mood' is not a setting of config"),
+        (lambda v: {**v, "config": {**v["config"], "mood": 1}}, "no setting 'config.mood'; config has"),
         (lambda v: {**v, "spacing_mm": [1.0]}, r"spacing_mm is \[1.0\]; expected 3 values"),
     ],
     ids=["more", "less", "config", "type"],
