@@ -11,6 +11,7 @@ import reference_http
 import reference_recipes
 import reference_settings
 
+from glioray.config import list_settings
 from glioray.tasks import TASKS, load_task
 
 
@@ -18,8 +19,10 @@ def test_every_setting_is_documented() -> None:
     text = reference_settings.render_settings()
     for name in ("preprocess.size", "optim.lr", "loss.name", "train.minutes", "collapse.threshold"):
         assert f"| `{name}` |" in text
-    bare = re.findall(r"^\| `([\w.]+)` \|.*\|  \|$", text, re.MULTILINE)
-    assert set(bare) == {"augment.strength", "net.name", "net.options", "train.seed"}
+    for name in TASKS:
+        for setting in list_settings(load_task(name).config_type(recipe="")):
+            assert f"| `{setting.path}` | {setting.allowed} | " in text
+            assert f" | {setting.description} |" in text
 
 
 def test_every_recipe_is_listed_with_what_it_changes() -> None:

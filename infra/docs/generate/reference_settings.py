@@ -1,73 +1,36 @@
-"""The reference of the settings: defaults, ranges and meaning, from the config types."""
+"""The reference of the settings: what is allowed, the default and the meaning, from the config types."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.superres.config import GanConfig
+from glioray.config import Setting, list_settings
+from glioray.engine.task import Task
+from glioray.tasks import TASKS, load_task
 
-TASKS = {"segmentation": RunConfig, "super-resolution": GanConfig}
 _INTRODUCTION = """# Settings
 
 Generated from the config types. Every setting has a dotted name, which `--set NAME=VALUE` replaces and `settings={...}`
-of the Python API takes. The defaults are those of the types; a [recipe](recipes.md) replaces some. Images are (H, W) in
-pixels; voxel spacings are in mm, volumes in ml.
+of the Python API takes. The defaults are those of the task's config; a [recipe](recipes.md) replaces some. In
+`--set`, values are JSON: None is `null`, True is `true`, (1, 2) is `[1, 2]`.
 """
 
 
-@dataclass(frozen=True)
-class Setting:
-    name: str
-    type: str
-    default: str
-    meaning: str
-
-
 def render_settings() -> str:
-    """The page of all settings, a section for each type of them."""
-    places: dict[type, dict[str, list[str]]] = {}
-    parts = [_INTRODUCTION]
-    for task, root in TASKS.items():
-        for name, kind in _sections(root):
-            places.setdefault(kind, {}).setdefault(task, []).append(name)
-    for kind, by_task in places.items():
-        names = list(dict.fromkeys(name for names in by_task.values() for name in names))
-        where = "; ".join(f"{task}: {', '.join(f'`{n}`' for n in names)}" for task, names in by_task.items())
-        summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
-        parts += [f"## {', '.join(f'`{name}`' for name in names)}", "", f"{summary} ({where})", ""]
-        parts += ["| setting | type | default | meaning |", "|---|---|---|---|"]
-        parts += [
-            f"| `{names[0]}.{s.name}` | {s.type} | `{s.default}` | {s.meaning} |" for s in _settings(kind)
-        ]
-        parts.append("")
-    return "\n".join(parts)
+    """The page of all settings, by task and group."""
+    return "\n".join([_INTRODUCTION, *(line for name in TASKS for line in _render_task(load_task(name)))])
 
 
-def _sections(root: type) -> Iterator[tuple[str, type]]:
-    for name, kind in typing.get_type_hints(root).items():
-        if dataclasses.is_dataclass(kind):
-            yield name, typing.cast(type, kind)
-
-
-def _settings(kind: type) -> Iterator[Setting]:
-    meanings = _attributes(inspect.getdoc(kind) or "")
-    hints: dict[str, Any] = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        name = getattr(hints[field.name], "__name__", str(hints[field.name]))
-        shown = (str(hints[field.name]) if "[" in str(hints[field.name]) else name).replace("|", "or")
-        yield Setting(field.name, shown, repr(default), meanings.get(field.name, "").replace("|", "\\|"))
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """The meaning of each attribute, from the section "Attributes" of a docstring."""
-    section = docstring.partition("Attributes:\n")[2]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+def _render_task(task: Task) -> Iterator[str]:
+    yield f"## {task.name}\n\n{task.config_type.__doc__}\n"
+    groups: dict[str, list[Setting]] = {}
+    for setting in list_settings(task.config_type(recipe="")):
+        groups.setdefault(setting.path.rpartition(".")[0], []).append(setting)
+    for group, settings in groups.items():
+        description = task.config_type.model_fields[group].description if group else "The run itself."
+        yield f"### `{group}`\n" if group else "### Without a group\n"
+        yield f"{description}\n\n| setting | allowed | default | meaning |\n|---|---|---|---|"
+        for one in settings:
+            cells = (f"`{one.path}`", one.allowed, f"`{one.value!r}`", one.description)
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield ""
