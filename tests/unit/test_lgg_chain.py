@@ -117,7 +117,7 @@ def test_a_skull_is_found_in_the_whole_head(nifti_data: Manifest, monkeypatch: p
         seen.append(head.shape)
         return head > np.median(head[head != 0])
 
-    monkeypatch.setattr("glioray.slices.volumes.brain_of_head", find)
+    monkeypatch.setattr("glioray.slices.volumes.extract_brain", find)
     case = load_case(FileStorage(nifti_data.data), nifti_data.cases[0].files)
     config = PreprocessConfig(modalities=NIFTI, size=(48, 48), skull_strip=True, spacing_mm=(5.0, 5.0, 5.0))
     (stack,) = preprocess(case, config)

@@ -1,7 +1,7 @@
-"""What scanners and restless patients do to an image, for a batch at once, each sample with draws of its own.
+"""MRI artefacts for a whole batch on its device, with separate random parameters for each sample.
 
-MONAI's k-space transforms and bias field take one image and one draw a call, know neither ghosts nor motion, and
-TorchIO's work on one subject on the CPU; these few lines take (B, C, H, W) where it is.
+MONAI's k-space transforms take one image and one set of parameters per call and include neither ghosts nor
+motion; TorchIO's transforms take one subject on the CPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def low_resolution(images: Tensor, factors: NDArray[np.float64]) -> Tensor:
-    """Images (B, C, H, W) with `factors` (B, C), each at least 1, times fewer samples along rows and columns.
+def simulate_low_resolution(images: Tensor, factors: NDArray[np.float64]) -> Tensor:
+    """Downsample rows and columns by nearest neighbour, then upsample linearly.
 
-    Taken by the nearest neighbour and brought back linearly. A factor of 1 changes nothing.
+    Args:
+        images: (B, C, H, W).
+        factors: (B, C), at least 1; how many times fewer samples along each axis. 1 changes nothing.
 
     Reference:
-        Isensee et al., nnU-Net, 2021, supplement: the low-resolution simulation, there with cubic interpolation.
+        Isensee et al., nnU-Net, 2021, supplement: low-resolution simulation, there with cubic interpolation.
     """
     for axis in (2, 3):
         length = images.shape[axis]
@@ -33,39 +35,39 @@ def low_resolution(images: Tensor, factors: NDArray[np.float64]) -> Tensor:
             nearest = (np.clip(sample, 0, num_samples - 1) + 0.5) * length / num_samples
             index = torch.as_tensor(nearest.astype(np.int64), device=images.device)
             ends.append(torch.take_along_dim(images, _along(index, axis), axis))
-        share = torch.as_tensor(place - below, dtype=images.dtype, device=images.device)
-        images = ends[0].lerp(ends[1], _along(share, axis))
+        weight = torch.as_tensor(place - below, dtype=images.dtype, device=images.device)
+        images = ends[0].lerp(ends[1], _along(weight, axis))
     return images
 
 
-def ghosts(images: Tensor, shares: Tensor, periods: Tensor, axes: Tensor) -> Tensor:
-    """Images (B, C, H, W) of which two ghosts, shifted to either side, hold a share.
+def add_ghosts(images: Tensor, shares: Tensor, periods: Tensor, axes: Tensor) -> Tensor:
+    """Add two ghosts to each image, shifted to either side, as pulsation and breathing do.
 
-    Lines of k-space are weighed by a cosine along one axis, as pulse and breath do; the line of frequency 0
-    stays, and with it the mean.
+    The lines of k-space are multiplied by a cosine along one axis. The line of frequency 0, and so the mean,
+    is unchanged.
 
     Args:
-        images: background 0; what is returned holds anything there.
-        shares: (B, C) of the image, in [0, 1], that goes to its ghosts.
-        periods: (B,) of the cosine in lines: the ghosts lie (length / period) pixels off.
-        axes: (B,) 0 for rows and 1 for columns, along which they lie.
+        images: (B, C, H, W) with background 0; the result is undefined in the background.
+        shares: (B, C), the fraction in [0, 1] of the image that moves to its ghosts.
+        periods: (B,), the period of the cosine in lines; ghosts are shifted by (length / period) pixels.
+        axes: (B,), the axis of the shift: 0 for rows, 1 for columns.
     """
     lines = _lines(images, axes)
     weights = 1 - shares[..., None, None] * (1 - torch.cos(2 * math.pi * lines / _wide(periods)))
     return _in_k_space(images, lambda spectrum: spectrum * weights)
 
 
-def motion(images: Tensor, shifts_px: Tensor, starts: Tensor, axes: Tensor) -> Tensor:
-    """Images (B, C, H, W) of heads that were shifted before the scan was over.
+def add_motion(images: Tensor, shifts_px: Tensor, starts: Tensor, axes: Tensor) -> Tensor:
+    """Simulate a head that moves during the scan.
 
-    The lines of k-space from one on are those of the shifted head. They are outer lines of one side: the middle,
-    and with it where things are, is that of the head before it moved, so that the masks still hold.
+    The lines of k-space from a starting line outwards, on one side, come from the shifted head. The central
+    lines, which determine positions, come from the head before it moved, so that masks remain valid.
 
     Args:
-        images: background 0; what is returned holds anything there.
-        shifts_px: (B, C, 2) along rows and columns.
-        starts: (B, C) first line of the shifted head, as a share of all lines, in (0, 0.5].
-        axes: (B,) 0 or 1, along which lines are numbered.
+        images: (B, C, H, W) with background 0; the result is undefined in the background.
+        shifts_px: (B, C, 2), along rows and columns.
+        starts: (B, C), the first line of the shifted head as a fraction in (0, 0.5] of all lines.
+        axes: (B,), the axis along which lines are numbered: 0 for rows, 1 for columns.
     """
     height, width = images.shape[2:]
     rows = torch.fft.fftfreq(height, device=images.device)[:, None] * shifts_px[..., 0, None, None]
@@ -77,10 +79,10 @@ def motion(images: Tensor, shifts_px: Tensor, starts: Tensor, axes: Tensor) -> T
 
 
 def _in_k_space(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The magnitude image of a changed spectrum.
+    """Apply `change` to the spectrum of the images and return magnitude images.
 
-    Air is the darkest in a scan, but in z-scores it is as bright as the mean of the brain: it would lend the brain
-    an outline that is none. So the brain is lifted above it for as long.
+    Air is the darkest part of a scan, but in z-scores its 0 equals the mean of the brain, which would give the
+    brain a false outline. So the brain is raised above 0 before the transform and lowered afterwards.
     """
     darkest = images.amin((2, 3), keepdim=True)
     lifted = torch.where(images == 0, 0, images - darkest)
@@ -88,7 +90,7 @@ def _in_k_space(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _lines(images: Tensor, axes: Tensor) -> Tensor:
-    """(B, 1, H, W) signed number of each frequency's line along each sample's axis."""
+    """(B, 1, H, W), the signed number of each frequency's line along the sample's axis."""
     height, width = images.shape[2:]
     rows = (torch.fft.fftfreq(height, device=images.device) * height)[:, None]
     columns = torch.fft.fftfreq(width, device=images.device) * width
@@ -100,5 +102,5 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _along(values: Tensor, axis: int) -> Tensor:
-    """(B, C, length) as what broadcasts over the other axis of (B, C, H, W)."""
+    """Reshape (B, C, length) to broadcast over the other axis of (B, C, H, W)."""
     return values[..., None] if axis == 2 else values[..., None, :]

@@ -1,4 +1,4 @@
-"""Augmentation of a batch, on the device that it is on."""
+"""Augmentation of a batch on its device."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glioray.config import AugmentConfig
-from glioray.slices.artefacts import ghosts, low_resolution, motion
+from glioray.slices.artefacts import add_ghosts, add_motion, simulate_low_resolution
 from glioray.slices.deform import deform, sampling_grid
 from glioray.slices.store import Batch
 
-# Streams of random numbers beside a sample's own, so that turning one of these on leaves all other draws alone.
+# Separate streams of random numbers, so that enabling one of these leaves all other draws unchanged.
 _ELASTIC, _LOWRES, _GHOST, _MOTION = range(1, 5)
 
 
 class Augment:
-    """Flips, rotation, scaling, shifting and elastic deformation; then motion, ghosts and low resolution; then
-    contrast, brightness, tone, gamma, coil field, noise, blur.
+    """Random geometry, then MRI artefacts, then intensity changes, for a whole batch at once.
 
-    Each sample's draw depends on (seed, epoch, its position in the epoch) alone: two ranks of a node vary a batch
-    just as one rank does, and a resumed run as an uninterrupted one. The background stays 0. A channel that is no
-    intensity but the brain's mask is moved with the others, and otherwise left as it is.
+    In this order: flips, rotation, scaling, shifting and elastic deformation; motion, ghosts and low resolution;
+    contrast, brightness, tone, gamma, coil field, noise and blur.
+
+    MONAI's and torchvision's transforms draw once per call, from generators with state. Here each sample's
+    draws depend only on (seed, epoch, position in the epoch), so that two ranks of a node augment a batch as one
+    rank would, and a resumed run as an uninterrupted one. The background stays 0. A channel with the brain's
+    mask follows the geometry and is otherwise unchanged.
     """
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Varied (images, masks) in new memory, shapes as in the batch; with a strength of 0 the batch's own."""
+        """Augmented (images, masks), copies in the batch's shapes; the batch's own if the strength is 0."""
         if self.config.strength == 0:
             return batch.images, batch.masks
         rngs = self._rngs(batch, epoch)
@@ -58,32 +61,32 @@ class Augment:
             rows = _rows(flags & allowed, images.device)
             images[rows] = images[rows].flip(2 + axis)
             masks[rows] = masks[rows].flip(1 + axis)
-        turned = np.array([rng.random() < self.config.affine_p for rng in rngs])
+        affine = np.array([rng.random() < self.config.affine_p for rng in rngs])
         matrices = np.stack([self._affine(rng, height / width) for rng in rngs])
-        matrices[~turned] = np.eye(2, 3)
-        bent, displacements = self._elastic(batch, epoch)
-        rows = _rows(turned | bent, images.device)
+        matrices[~affine] = np.eye(2, 3)
+        elastic, displacements = self._elastic(batch, epoch)
+        rows = _rows(affine | elastic, images.device)
         if len(rows):
             theta, coarse = (
-                torch.as_tensor(drawn, dtype=images.dtype, device=images.device)[rows]
-                for drawn in (matrices, displacements)
+                torch.as_tensor(values, dtype=images.dtype, device=images.device)[rows]
+                for values in (matrices, displacements)
             )
-            grid = sampling_grid(theta, (height, width), coarse if bent.any() else None)
+            grid = sampling_grid(theta, (height, width), coarse if elastic.any() else None)
             images[rows], masks[rows] = deform(images[rows], masks[rows], grid, batch.is_intensity)
         return images, masks
 
     def _elastic(self, batch: Batch, epoch: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Which samples are bent, and the displacements (B, 2, 3, 3) in pixels along (x, y); 0 for the others."""
+        """(B,) which samples are deformed, and displacements (B, 2, 3, 3) in pixels along (x, y)."""
         count = len(batch.positions)
-        bent, displacements = np.zeros(count, bool), np.zeros((count, 2, 3, 3))
+        elastic, displacements = np.zeros(count, bool), np.zeros((count, 2, 3, 3))
         if self.config.elastic_p:
             for row, rng in enumerate(self._rngs(batch, epoch, _ELASTIC)):
-                bent[row] = rng.random() < self.config.elastic_p
-                displacements[row] = bent[row] * rng.standard_normal((2, 3, 3))
-        return bent, displacements * self.config.elastic_px * self.config.strength
+                elastic[row] = rng.random() < self.config.elastic_p
+                displacements[row] = elastic[row] * rng.standard_normal((2, 3, 3))
+        return elastic, displacements * self.config.elastic_px * self.config.strength
 
     def _affine(self, rng: np.random.Generator, aspect: float) -> NDArray[np.float64]:
-        """(2, 3) in affine_grid's (x, y), both spanning [-1, 1]; `aspect` keeps pixels square."""
+        """(2, 3) for `affine_grid`, whose x and y span [-1, 1]; `aspect` (H / W) keeps pixels square."""
         config = self.config
         angle, scale, stretch, *shift = rng.uniform(-1, 1, 5) * config.strength
         cos, sin = (
@@ -99,12 +102,12 @@ class Augment:
         )
 
     def _artefacts(self, images: Tensor, batch: Batch, epoch: int) -> Tensor:
-        """In the order of a scan; each channel is a scan of its own. The background is for the caller to blank."""
+        """Add artefacts in the order of a scan, each channel on its own; leaves the background undefined."""
         config, strength = self.config, self.config.strength
         channels = images.shape[1]
 
-        def drawn(stream: int, probability: float, num_values: int) -> tuple[Tensor, NDArray[np.float64]]:
-            """The samples that are chosen, and (their number, C, values) of each one's draws, in [0, 1)."""
+        def draw(stream: int, probability: float, num_values: int) -> tuple[Tensor, NDArray[np.float64]]:
+            """The chosen rows, and values (rows, C, num_values) in [0, 1) for each of them."""
             rngs = self._rngs(batch, epoch, stream) if probability else []
             chosen = [rng.random() < probability for rng in rngs]
             values = [rng.random((channels, num_values)) for rng in rngs]
@@ -113,31 +116,31 @@ class Augment:
         def tensor(values: NDArray[np.float64]) -> Tensor:
             return torch.as_tensor(values, dtype=images.dtype, device=images.device)
 
-        rows, values = drawn(_MOTION, config.motion_p, 4)
+        rows, values = draw(_MOTION, config.motion_p, 4)
         if len(rows):
             shifts = tensor((2 * values[..., :2] - 1) * config.motion_px * strength)
-            # From a thirtieth to a quarter of the lines off the middle: from a smear of it all to a fine ripple.
+            # Starting 1/30 of the lines off the centre smears the whole image; 1/4 gives a fine ripple.
             starts, axes = tensor(1 / 30 + (1 / 4 - 1 / 30) * values[..., 2]), tensor(values[:, 0, 3]) < 0.5
-            images[rows] = motion(images[rows], shifts, starts, axes.long())
-        rows, values = drawn(_GHOST, config.ghost_p, 3)
+            images[rows] = add_motion(images[rows], shifts, starts, axes.long())
+        rows, values = draw(_GHOST, config.ghost_p, 3)
         if len(rows):
             shares = tensor(np.minimum(config.ghost * strength * values[..., 0], 1))
-            # Ghosts a half to an eighth of the image off.
+            # Ghosts are shifted by 1/2 to 1/8 of the image.
             periods, axes = tensor(2 + 6 * values[:, 0, 1]), tensor(values[:, 0, 2]) < 0.5
-            images[rows] = ghosts(images[rows], shares, periods, axes.long())
-        rows, values = drawn(_LOWRES, config.lowres_p, 1)
+            images[rows] = add_ghosts(images[rows], shares, periods, axes.long())
+        rows, values = draw(_LOWRES, config.lowres_p, 1)
         if len(rows):
             factors = 1 + (config.lowres - 1) * strength * values[..., 0]
-            images[rows] = low_resolution(images[rows], factors)
+            images[rows] = simulate_low_resolution(images[rows], factors)
         return images
 
     def _intensity(self, images: Tensor, rngs: list[np.random.Generator]) -> Tensor:
-        """Varied intensities; what it leaves in the background is for the caller to blank."""
+        """Vary intensities; leaves the background undefined."""
         config, strength = self.config, self.config.strength
         channels = images.shape[1]
 
         def values(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
-            """(B, *shape, 1, 1) of each sample's own draws."""
+            """(B, *shape, 1, 1), drawn separately for each sample."""
             drawn = np.stack([rng.uniform(low, high, shape) for rng in rngs])
             return torch.as_tensor(drawn, dtype=images.dtype, device=images.device)[..., None, None]
 
@@ -187,7 +190,7 @@ class Augment:
 
 
 def _gamma(images: Tensor, exponents: Tensor) -> Tensor:
-    """Each channel's range raised to a power, its extremes kept."""
+    """Raise each channel to a power within its range, which keeps its extremes."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-6)
     return ((images - low) / span) ** exponents * span + low

@@ -1,10 +1,10 @@
-"""Preprocessed slices on a node's disk, decoded once and mapped by every process of the node.
+"""A cache of preprocessed slices on a node's disk, mapped by every process of the node.
 
-An entry is a folder `<root>/<preprocessing>/<case>-<checksum>/` of plain `.npy` files, so that ranks
-share one copy in the page cache and a random slice costs a page fault instead of an inflate. Entries are
-published by renaming a finished folder: two trials that fill the same entry at once both end with a
-whole one. Past the disk budget the entries used longest ago go; a mapping stays valid after its file is
-unlinked, so a run that still reads an evicted entry is not disturbed.
+An entry is a folder `<root>/<preprocessing>/<case>-<checksum>/` of uncompressed `.npy` files, so that ranks
+share one copy in the page cache and reading a random slice costs a page fault rather than decompression.
+Entries are published by renaming a finished folder, so two trials may write the same entry at once. If the
+cache exceeds its disk budget, the least recently used entries are removed; a mapping stays valid after its
+file is unlinked, so runs that read a removed entry are not affected.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from glioray.slices.preprocess import SliceStack
 
 _log = logging.getLogger(__name__)
 _STALE_S = 3600.0
-# Raised whenever the code makes other slices of the same settings: what an older version left is not used then.
+# Increased whenever the same settings give other slices, so that entries of older versions are not used.
 _VERSION = 2
-_PLAIN = ("origin", "shape", "spacing_mm", "label_voxels")
+_METADATA = ("origin", "shape", "spacing_mm", "label_voxels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where the cache is and what it may take.
+    """The location and the limits of the cache.
 
     Attributes:
         folder: its root on each node.
-        disk_bytes: budget of the whole folder, over all preprocessings.
-        memory_bytes: mapped bytes that a reader brings into memory ahead of the first epoch; what is
-            past it is read from disk on demand.
+        disk_bytes: the budget of the whole folder, over all preprocessing settings.
+        memory_bytes: how much a reader loads into memory before the first epoch; the rest is read on demand.
     """
 
     folder: str
@@ -51,7 +50,7 @@ class CacheConfig:
 
     @classmethod
     def from_environment(cls) -> CacheConfig:
-        """GLIORAY_CACHE, GLIORAY_CACHE_DISK_GB and GLIORAY_CACHE_MEMORY_GB, or the user's cache folder."""
+        """Read GLIORAY_CACHE, GLIORAY_CACHE_DISK_GB and GLIORAY_CACHE_MEMORY_GB; by default ~/.cache/glioray."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
         return cls(
             folder=os.environ.get("GLIORAY_CACHE") or str(Path(home) / "glioray"),
@@ -61,7 +60,7 @@ class CacheConfig:
 
 
 class SliceCache:
-    """The entries of one preprocessing."""
+    """The entries of one set of preprocessing settings."""
 
     def __init__(self, config: CacheConfig, preprocess: PreprocessConfig) -> None:
         self.config = config
@@ -69,14 +68,14 @@ class SliceCache:
         self.folder = self.root / f"{preprocess.cache_key}-v{_VERSION}"
 
     def has(self, entry: CaseEntry) -> bool:
-        """Whether the case is there."""
+        """Whether the case is in the cache."""
         return (self._path(entry) / "meta.json").is_file()
 
     def get(self, entry: CaseEntry) -> tuple[SliceStack, ...] | None:
-        """The case's stacks, their arrays mapped read-only; None when it is not there (or was evicted this moment).
+        """The case's stacks, with arrays mapped read-only; None if it is not in the cache.
 
         Raises:
-            StorageError: the entry is damaged or may not be read.
+            StorageError: the entry is damaged or cannot be read.
         """
         path = self._path(entry)
         try:
@@ -88,23 +87,23 @@ class SliceCache:
                     mask=np.load(path / f"mask-{meta['plane']}.npy", mmap_mode="r")
                     if meta["has_mask"]
                     else None,
-                    **{name: tuple(meta[name]) for name in _PLAIN},
+                    **{name: tuple(meta[name]) for name in _METADATA},
                 )
                 for meta in json.loads((path / "meta.json").read_text())
             )
-            # What somebody else wrote may be read, but its time not set.
+            # Another user's entry can be read, but its time cannot be set.
             with contextlib.suppress(PermissionError):
                 os.utime(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise StorageError(
-                f"the entry '{path}' of the slice cache cannot be read ({error}); delete it, and it is made again"
+                f"'{path}' in the slice cache cannot be read ({error}); delete it, and it will be created again"
             ) from error
         return stacks
 
     def put(self, entry: CaseEntry, stacks: Sequence[SliceStack]) -> None:
-        """Publish a case's stacks; whoever comes second leaves the first one's entry in place."""
+        """Publish a case's stacks, unless another process has done so."""
         path = self._path(entry)
         if self.has(entry):
             return
@@ -116,33 +115,33 @@ class SliceCache:
                 np.save(temporary / f"images-{stack.plane}.npy", stack.images)
                 if stack.mask is not None:
                     np.save(temporary / f"mask-{stack.plane}.npy", stack.mask)
-                plain = {name: getattr(stack, name) for name in _PLAIN}
-                rows.append({"plane": stack.plane, "has_mask": stack.mask is not None, **plain})
+                metadata = {name: getattr(stack, name) for name in _METADATA}
+                rows.append({"plane": stack.plane, "has_mask": stack.mask is not None, **metadata})
             (temporary / "meta.json").write_text(json.dumps(rows))
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if not self.has(entry):
                 raise StorageError(
-                    f"the slice cache '{self.folder}' cannot be written ({error.strerror}); free space there or point "
-                    "GLIORAY_CACHE at another folder"
+                    f"the slice cache '{self.folder}' cannot be written ({error.strerror}); free space there or set "
+                    "GLIORAY_CACHE to another folder"
                 ) from error
         self._evict()
 
     def _path(self, entry: CaseEntry) -> Path:
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in entry.case_id)
-        # The checksum is of bytes; what numbers in a mask mean is the convention's business.
+        # The checksum covers the bytes; the meaning of a mask also depends on the convention.
         return self.folder / f"{name}-{entry.checksum[:12]}-{entry.convention or 'unlabelled'}"
 
     def _evict(self) -> None:
-        """Remove entries, longest unused first, until the budget holds; and what crashed writers left."""
+        """Remove the least recently used entries beyond the budget, and leftovers of crashed writers."""
         entries = []
         for path in self.root.glob("*/*"):
             try:
                 used = path.stat().st_mtime
                 size = sum(file.stat().st_size for file in path.iterdir())
             except (FileNotFoundError, NotADirectoryError):
-                continue  # another process removed it
+                continue  # removed by another process
             if path.name.endswith(".tmp"):
                 if time.time() - used > _STALE_S:
                     shutil.rmtree(path, ignore_errors=True)
@@ -153,9 +152,9 @@ class SliceCache:
             if excess <= 0:
                 break
             _log.info(
-                "slice cache over its budget of %.1f GB: dropping %s", self.config.disk_bytes / 1e9, path.name
+                "slice cache over its budget of %.1f GB: removing %s", self.config.disk_bytes / 1e9, path.name
             )
-            # Renamed first: a reader never meets half an entry.
+            # Renamed first, so that no reader sees a part of an entry.
             doomed = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
             try:
                 path.rename(doomed)

@@ -1,4 +1,4 @@
-"""Where each pixel of a deformed slice comes from, and the slices that come of it."""
+"""Deformation of slices by an affine and an elastic map."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def sampling_grid(theta: Tensor, size: tuple[int, int], displacements_px: Tensor | None = None) -> Tensor:
-    """(B, H, W, 2) places, in grid_sample's (x, y) from -1 to 1: an affine map and then an elastic one.
+    """(B, H, W, 2) source positions for `grid_sample`, (x, y) in [-1, 1]: an affine map, then an elastic one.
 
     Args:
-        theta: (B, 2, 3) as `affine_grid` takes it.
+        theta: (B, 2, 3), for `affine_grid`.
         size: (H, W).
-        displacements_px: (B, 2, 3, 3) along (x, y), on a coarse grid from corner to corner; None for none.
+        displacements_px: (B, 2, 3, 3) along (x, y) on a coarse grid from corner to corner, or None.
 
     Reference:
-        Ronneberger et al., U-Net, 2015, arXiv 1505.04597: displacements drawn from a Gaussian of 10 pixels on a
-        3 x 3 grid, brought to every pixel by bicubic interpolation.
+        Ronneberger et al., U-Net, 2015, arXiv 1505.04597: displacements from a Gaussian of 10 pixels on a
+        3 x 3 grid, interpolated bicubically to every pixel.
     """
     height, width = size
     grid = F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
@@ -31,13 +31,13 @@ def sampling_grid(theta: Tensor, size: tuple[int, int], displacements_px: Tensor
 def deform(
     images: Tensor, masks: Tensor, grid: Tensor, is_intensity: NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
-    """(images, masks) sampled once at `grid`: intensities linearly, labels and masks by the nearest; 0 outside.
+    """Sample (images, masks) at `grid`: intensities linearly, labels by nearest neighbour; 0 outside.
 
     Args:
         images: (B, C, H, W).
         masks: (B, H, W) labels.
-        grid: (B, H, W, 2) of `sampling_grid`.
-        is_intensity: (C,); the other channels hold a mask of 0 and 1 and keep to it.
+        grid: (B, H, W, 2) from `sampling_grid`.
+        is_intensity: (C,); the other channels are masks of 0 and 1 and remain so.
     """
     moved = F.grid_sample(images, grid, align_corners=False)
     for channel in np.flatnonzero(~is_intensity):

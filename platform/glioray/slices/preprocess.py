@@ -1,4 +1,4 @@
-"""The deterministic part between a case and its slices."""
+"""The deterministic steps from a case to its slices."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from glioray.slices.volumes import prepare_volume
 
 # RAS+ volumes are (X, Y, Z); slices are (S, H, W). As NIfTI stores x fastest, the axial order is contiguous.
 PLANE_AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
-"""By plane, the axes of a case (of X, Y, Z) that its slices' (S, H, W) run along."""
+"""The axes of a case's (X, Y, Z) that are (S, H, W) of its slices, by plane."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceStack:
-    """All slices of one case through its brain, in one plane.
+    """All slices of a case through its brain, in one plane.
+
+    If the case was resampled, all geometry refers to the new grid.
 
     Attributes:
-        case_id: the case as the data set names it.
+        case_id: the case's name in the data set.
         plane: of the slices: axial is (Z; Y, X), coronal (Y; Z, X), sagittal (X; Y, Z).
-        images: (S, C, H, W) float16, C in the order of the config's modalities, background 0; where it says
-            so, the brain's mask as 0 and 1 comes last.
+        images: (S, C, H, W) float16, background 0; C are the config's modalities in order, then the brain's
+            mask as 0 and 1 if `brain_channel` is set.
         mask: (S, H, W) uint8 internal labels, or None.
-        origin: index of the window's first voxel along (S, H, W), negative where it is padded.
-        shape: (X, Y, Z) of the case; of its new grid where it was resampled, as all that follows.
-        spacing_mm: along X, Y, Z.
-        label_voxels: voxels of each label in the whole case, (5,); those outside the window count.
+        origin: the index in the case of the window's first voxel along (S, H, W); negative if padded.
+        shape: (X, Y, Z) of the case.
+        spacing_mm: voxel edges along X, Y, Z.
+        label_voxels: (5,), the number of voxels of each label in the whole case, also outside the window.
     """
 
     case_id: str
@@ -54,44 +56,43 @@ class SliceStack:
         return float(np.prod(self.spacing_mm)) / 1000
 
     def restore(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Values of the window's pixels, (..., S, H, W), put back into the case, (..., X, Y, Z); 0 around it."""
+        """Insert values of the window, (..., S, H, W), into the case, (..., X, Y, Z), with 0 around it."""
         order = PLANE_AXES[self.plane]
         permuted = tuple(self.shape[axis] for axis in order)
         volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
         source, target = _windows(self.origin, slices.shape[-3:], permuted)
-        into, out_of = _any_lead(source), _any_lead(target)
-        volume[into] = slices[out_of]
+        volume[(..., *source)] = slices[(..., *target)]
         lead = slices.ndim - 3
         return np.transpose(volume, [*range(lead), *(lead + np.argsort(order))])
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """A volume of the case, (X, Y, Z), as the window's pixels, (S, H, W): undoes `restore`."""
-        turned = np.transpose(volume, PLANE_AXES[self.plane])
+        """Cut a volume of the case, (X, Y, Z), to the window, (S, H, W); the inverse of `restore`."""
+        permuted = np.transpose(volume, PLANE_AXES[self.plane])
         slices = np.zeros(self.images.shape[:1] + self.images.shape[2:], volume.dtype)
-        source, target = _windows(self.origin, slices.shape, turned.shape)
-        slices[target] = turned[source]
+        source, target = _windows(self.origin, slices.shape, permuted.shape)
+        slices[target] = permuted[source]
         return slices
 
 
 def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> tuple[SliceStack, ...]:
-    """The slices of a case, a stack for each plane: prepared, cropped to the brain, z-scored inside it, windowed.
+    """The slices of a case, one stack per plane: preprocessed, cropped to the brain and cut to a window.
 
-    Intensities inside the brain are cut at percentiles, equalised (CLAHE) and z-scored, each as far as asked for;
-    those of a case that was cut to its segmented slices by the whole volume, as a prediction of it sees them.
+    Intensities inside the brain are clipped at percentiles, equalised (CLAHE) and normalised, as configured. A
+    case that was cut to its segmented slices is normalised by its full volume, as in prediction.
 
     Args:
-        case: as `load_case` gives it.
+        case: from `load_case`.
         config: the settings.
-        whole: widen the window to hold the whole brain (prediction) rather than cut it (training).
+        whole: True enlarges the window to the whole brain (prediction); False may cut the brain (training).
 
     Raises:
-        CaseError: the images hold nothing but background; and as `prepare_volume`.
+        CaseError: the images are all background; or as `prepare_volume`.
         UsageError: as `prepare_volume`.
     """
     if case.full_volume is not None:
-        case, config = _cut_late(case, case.full_volume, config)
+        case, config = _normalize_then_cut(case, case.full_volume, config)
     case = prepare_volume(case, config)
-    # In (Z, Y, X), the order of the file's bytes, for speed; each plane is a transposition of it.
+    # (Z, Y, X) is contiguous in memory, so it is fastest; each plane is a transposition of it.
     volumes = [image.T for image in case.images]
     brain = brain_mask(case.images).T
     box = bounding_box(brain)
@@ -103,9 +104,9 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
 
     stacks, fills = [], []
     for plane in config.planes:
-        turn = [2 - axis for axis in PLANE_AXES[plane]]
-        start = [box[axis].start for axis in turn]
-        length = [box[axis].stop - box[axis].start for axis in turn]
+        order = [2 - axis for axis in PLANE_AXES[plane]]
+        start = [box[axis].start for axis in order]
+        length = [box[axis].stop - box[axis].start for axis in order]
         size = [length[0], *config.size]
         if whole:
             size[1:] = [
@@ -114,8 +115,8 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         shift = [(found - wanted) // 2 for found, wanted in zip(length, size, strict=True)]
         images = np.zeros((size[0], len(volumes) + config.brain_channel, *size[1:]), np.float16)
         source, target = _windows(shift, size, length)
-        # Torch turns and halves in one pass; numpy's own cast to float16 is twenty times slower.
-        fills.append((turn, source, torch.from_numpy(images).transpose(0, 1)[_any_lead(target)]))
+        # torch transposes and casts in one pass; NumPy's cast to float16 is twenty times slower.
+        fills.append((order, source, torch.from_numpy(images).transpose(0, 1)[(..., *target)]))
         origin = tuple(s + d for s, d in zip(start, shift, strict=True))
         stack = SliceStack(
             case_id=case.case_id,
@@ -135,18 +136,20 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         np.copyto(values, volume[box])
         _enhance(values, inside, config)
         _normalize(values, inside, config, case.case_id)
-        for turn, source, window in fills:
-            window[channel].copy_(torch.from_numpy(values.transpose(turn)[source]))
+        for order, source, window in fills:
+            window[channel].copy_(torch.from_numpy(values.transpose(order)[source]))
     if config.brain_channel:
-        for turn, source, window in fills:
-            window[-1].copy_(torch.from_numpy(inside.transpose(turn)[source]))
+        for order, source, window in fills:
+            window[-1].copy_(torch.from_numpy(inside.transpose(order)[source]))
     return tuple(stacks)
 
 
-def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> tuple[Case, PreprocessConfig]:
-    """The case cut out of its whole volume when that is normalised, and the config of what is left to do.
+def _normalize_then_cut(
+    case: Case, full_volume: FullVolume, config: PreprocessConfig
+) -> tuple[Case, PreprocessConfig]:
+    """Normalise the full volume, cut it to the case's slices, and return the config of the remaining steps.
 
-    Resampling is left: it would tear the slices apart that were kept.
+    Resampling remains: on the full volume it would mix segmented slices with others.
     """
     whole = replace(case, images=full_volume.images, mask=None, full_volume=None)
     whole = prepare_volume(whole, config.replace(spacing_mm=None))
@@ -171,11 +174,13 @@ def _cut_late(case: Case, full_volume: FullVolume, config: PreprocessConfig) -> 
 
 
 def _no_brain(case_id: str) -> CaseError:
-    return CaseError(case_id, "", "every voxel is background", "export the images again or drop the case")
+    return CaseError(
+        case_id, "", "every voxel is background", "export the images again or leave the case out"
+    )
 
 
 def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig) -> None:
-    """Cut at percentiles of the brain, then of equalised contrast, in place; what is around it is left to others."""
+    """Clip at percentiles of the brain, then equalise, in place; leaves the background undefined."""
     if config.percentiles is not None:
         low, high = np.percentile(values[inside], config.percentiles)
         np.clip(values, float(low), float(high), out=values)
@@ -184,10 +189,10 @@ def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: Pre
 
 
 def unit_range(voxels: NDArray[np.float32]) -> tuple[float, float]:
-    """What becomes 0 and 1 under "unit": 0 (or the 0.1th percentile where that is negative), and the 99.9th.
+    """The intensities that become 0 and 1 under "unit": 0 (or a negative 0.1th percentile), and the 99.9th.
 
     Args:
-        voxels: those of the brain, in one modality.
+        voxels: of the brain, in one modality.
     """
     low, high = (float(value) for value in np.percentile(voxels, (0.1, 99.9)))
     return min(low, 0.0), high
@@ -196,19 +201,19 @@ def unit_range(voxels: NDArray[np.float32]) -> tuple[float, float]:
 def _normalize(
     values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig, case_id: str
 ) -> None:
-    """z-scores by the statistics of the brain, or its own range as [0, 1], in place; background becomes 0."""
+    """Normalise in place, by statistics of the brain: "zscore", "unit" or "none"; the background becomes 0."""
     if config.normalize == "unit":
         low, high = unit_range(values[inside])
         if high <= low:
-            found = f"the brain's intensities end at {high:g}, with nothing above"
-            raise CaseError(case_id, "", found, "export the images again or drop the case")
+            found = f"the 99.9th percentile of the brain is {high:g}; expected more than {low:g}"
+            raise CaseError(case_id, "", found, "export the images again or leave the case out")
         values -= low
         values *= 1 / (high - low)
         np.clip(values, 0, 1, out=values)
     if config.normalize == "zscore":
         voxels = values[inside]
-        # float64 accumulators: a million voxels of up to 32767 lose digits in float32. And numpy's, which do
-        # not depend on the number of threads: a case decodes to the same bits wherever it is decoded.
+        # float64 accumulators, since a million voxels of up to 32767 lose digits in float32; and NumPy's, which
+        # do not depend on the number of threads, so that results are reproducible.
         mean = float(voxels.mean(dtype=np.float64))
         voxels -= mean
         std = math.sqrt(float(np.einsum("i,i->", voxels, voxels, dtype=np.float64)) / len(voxels))
@@ -218,25 +223,22 @@ def _normalize(
     values *= inside
     limit = float(np.finfo(np.float16).max)
     if config.normalize == "none" and max(-values.min(), values.max()) > limit:
-        found = f"holds values up to {np.abs(values).max():g}; slices hold at most {limit:g} without z-scores"
+        found = (
+            f"holds values up to {np.abs(values).max():g}; expected at most {limit:g} without normalisation"
+        )
         raise CaseError(case_id, "", found, "set preprocess.normalize to zscore")
 
 
 def _windows(
     origin: Sequence[int], size: Sequence[int], shape: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a window lies in a volume, and where that part lies in the window."""
+    """(the part of a volume inside a window, the position of that part in the window)."""
     source, target = [], []
     for start, length, limit in zip(origin, size, shape, strict=True):
         low, high = max(start, 0), min(start + length, limit)
         source.append(slice(low, high))
         target.append(slice(low - start, high - start))
     return tuple(source), tuple(target)
-
-
-def _any_lead(window: tuple[slice, ...]) -> Any:
-    """The window in the last axes of an array, whatever its first ones."""
-    return (Ellipsis, *window)
 
 
 def _round_up(length: int, multiple: int = 16) -> int:

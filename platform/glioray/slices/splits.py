@@ -1,7 +1,7 @@
-"""Slices dealt to training, validation and test, whoever's they are.
+"""Splits of slices into training, validation and test, regardless of patients.
 
-It is how many studies on 2-D slices split their data, kept to repeat them. Patients are what a model must not
-have seen: see `cases.splits`.
+Many studies on 2-D slices split their data so; this is for reproducing them. Slices of one patient in several
+parts inflate scores: `cases.splits` keeps patients whole.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ Flags = NDArray[np.bool_]
 def split_slices(
     num_slices: int, shares: tuple[float, float, float], seed: int
 ) -> tuple[Flags, Flags, Flags]:
-    """(train, val, test) flags, each (num_slices,), by a seeded permutation: every slice is in exactly one.
+    """(train, val, test) flags, each (num_slices,), by a seeded permutation; every slice is in one part.
 
-    Each part's size is its share, to one slice.
+    Args:
+        num_slices: slices in all.
+        shares: the fraction of each part; sizes are exact to one slice.
+        seed: of the permutation.
     """
     order = np.random.default_rng(seed).permutation(num_slices)
     first, second = (round(share * num_slices) for share in (shares[0], shares[0] + shares[1]))
@@ -30,13 +33,13 @@ def split_slices(
 
 
 def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -> tuple[Flags, Flags, Flags]:
-    """(train, val, test) flags of a whole data set's slices by `config.slice_split`, each (num_slices,).
+    """(train, val, test) flags of all slices of a data set by `config.slice_split`, each (num_slices,).
 
-    Slices with tumour and those without, by `config.empty_share`, are dealt each among themselves; what
-    `usable_slices` leaves out is in no part.
+    Slices with tumour and slices without are split separately; slices that `usable_slices` excludes are in no
+    part.
 
     Args:
-        tumour_px: (num_slices,) pixels of tumour of each slice.
+        tumour_px: (num_slices,), the number of tumour pixels in each slice.
         config: with a `slice_split`.
         seed: of both permutations.
     """
@@ -50,7 +53,7 @@ def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -
 def usable_slices(
     tumour_px: NDArray[np.int64], config: SampleConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the slices with enough tumour and of those without any that are kept, evenly spaced."""
+    """Indices of slices with enough tumour, and of evenly spaced slices without any (`config.empty_share`)."""
     empty = np.flatnonzero(tumour_px == 0)
     places = np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int)
     return np.flatnonzero(tumour_px >= max(config.min_tumour_px, 1)), empty[np.unique(places)]

@@ -1,8 +1,13 @@
-"""Batches of slices out of the cache, in an order that depends on nothing but seed and epoch."""
+"""Batches of cached slices, in an order that depends only on seed and epoch.
+
+Not torch's DataLoader and DistributedSampler: slices are already decoded and mapped, so workers would only copy
+them once more, and the global batch must not depend on the number of ranks.
+"""
 
 from __future__ import annotations
 
 import mmap
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,16 +24,16 @@ from glioray.slices.splits import usable_slices
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on its way to the network.
+    """A batch of slices.
 
     Attributes:
-        images: (B, C, H, W) float32, C = modalities (and the brain's mask) x slices; with neighbours, from
-            the lowest slice up.
+        images: (B, C, H, W) float32; C = slices x (modalities, and the brain's mask if configured), with
+            neighbouring slices ordered from the lowest to the highest.
         masks: (B, H, W) uint8 internal labels.
-        positions: (B,) index of each sample in its node's order of the epoch: what seeds augmentation.
-        lateral: (B,) whether columns run from left to right, so that a mirrored slice is still anatomy.
-        is_intensity: (C,) whether a channel holds intensities, rather than the brain's mask as 0 and 1; one
-            True stands for all of them.
+        positions: (B,), each sample's index in its node's order of the epoch, which seeds augmentation.
+        lateral: (B,), whether columns run from left to right, so that mirroring gives a plausible head.
+        is_intensity: (C,), True for intensities, False for the brain's mask of 0 and 1; a single value
+            applies to all channels.
     """
 
     images: torch.Tensor
@@ -38,46 +43,43 @@ class Batch:
     is_intensity: NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
 
     def __post_init__(self) -> None:
-        # A copy: torch warns of memory that may not be written to.
+        # A copy, since torch warns about read-only memory.
         channels = np.broadcast_to(self.is_intensity, self.images.shape[1:2]).copy()
         object.__setattr__(self, "is_intensity", channels)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; pinned memory is copied while the device computes."""
+        """Move the batch to a device; the copy is asynchronous from pinned memory."""
         if device.type == "cpu":
             return self
         images, masks = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.masks))
         return replace(self, images=images, masks=masks)
 
-    def pinned(self) -> Batch:
-        """The batch in pinned memory."""
+    def pin(self) -> Batch:
+        """Copy the batch to pinned memory."""
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
 class SliceStore:
-    """The slices of some stacks, addressed by one index.
+    """The slices of several stacks under one index.
 
-    A batch is copied sample by sample out of the mappings straight into one fresh float32 tensor: no
-    worker process, no queue, no second copy of the data set in memory.
+    A batch is copied slice by slice from the mapped files into one new float32 tensor, without worker
+    processes, queues or a second copy of the data set in memory.
     """
 
     def __init__(self, stacks: Sequence[SliceStack], preprocess: PreprocessConfig) -> None:
         if not stacks:
-            raise DataError("there is no case to draw slices from; check the split and the manifest")
+            raise DataError("No cases to draw slices from; check the split and the manifest")
         self.stacks = sorted(stacks, key=lambda stack: (stack.case_id, stack.plane))
         self.preprocess = preprocess
-        self._images = [torch.from_numpy(_writable_view(stack.images)) for stack in self.stacks]
-        self._masks = [
-            None if stack.mask is None else torch.from_numpy(_writable_view(stack.mask))
-            for stack in self.stacks
-        ]
+        self._images = [_map_tensor(stack.images) for stack in self.stacks]
+        self._masks = [None if stack.mask is None else _map_tensor(stack.mask) for stack in self.stacks]
         self._offsets = np.cumsum([0, *(len(images) for images in self._images)])
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
     def tumour_px(self) -> NDArray[np.int64]:
-        """(len,) pixels of tumour of each slice."""
+        """(len,), the number of tumour pixels in each slice."""
         counts = [
             np.zeros(len(stack.images), np.int64)
             if stack.mask is None
@@ -87,19 +89,19 @@ class SliceStore:
         return np.concatenate(counts)
 
     def case_numbers(self) -> NDArray[np.int64]:
-        """(len,) which of the store's cases, from 0 on, a slice is of."""
+        """(len,), the number of each slice's case, counted from 0."""
         _, numbers = np.unique([stack.case_id for stack in self.stacks], return_inverse=True)
         return np.repeat(numbers, np.diff(self._offsets))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which of `stacks` a slice is of, and its number in it."""
+        """(index of the slice's stack in `stacks`, index of the slice in that stack)."""
         number = int(np.searchsorted(self._offsets, index, side="right")) - 1
         return number, int(index - self._offsets[number])
 
     def draw(
         self, indices: Sequence[int] | NDArray[np.int64], positions: NDArray[np.int64] | None = None
     ) -> Batch:
-        """The slices at `indices`."""
+        """The batch of slices at `indices`; `positions` (B,) seed augmentation, by default 0 to B - 1."""
         _, modalities, height, width = self._images[0].shape
         offsets = self._neighbour_offsets()
         images = torch.empty(len(indices), len(offsets) * modalities, height, width)
@@ -111,7 +113,7 @@ class SliceStore:
             lateral[row] = self.stacks[number].plane != "sagittal"
             for block, offset in enumerate(offsets):
                 target = images[row, block * modalities : (block + 1) * modalities]
-                # Past either end of the brain there is background.
+                # Beyond either end of the brain there is background.
                 if 0 <= place + offset < len(stack):
                     target.copy_(stack[place + offset])
                 else:
@@ -128,17 +130,17 @@ class SliceStore:
             yield self.draw(np.arange(low, min(low + batch_size, stop)))
 
     def warm(self, budget_bytes: int) -> int:
-        """Ask the kernel to read mapped stacks ahead, up to a budget; returns the bytes asked for."""
-        asked = 0
+        """Ask the kernel to read mapped stacks ahead, up to a budget; returns the number of bytes requested."""
+        requested = 0
         for stack in self.stacks:
             mapping = getattr(stack.images, "_mmap", None)
-            if mapping is not None and asked + stack.images.nbytes <= budget_bytes:
+            if mapping is not None and requested + stack.images.nbytes <= budget_bytes:
                 mapping.madvise(mmap.MADV_WILLNEED)
-                asked += stack.images.nbytes
-        return asked
+                requested += stack.images.nbytes
+        return requested
 
     def _is_intensity(self) -> NDArray[np.bool_]:
-        """Of the channels of one slice."""
+        """(C,), for the channels of a single slice."""
         flags = np.ones(self._images[0].shape[1], bool)
         flags[len(self.preprocess.modalities) :] = False
         return flags
@@ -148,29 +150,18 @@ class SliceStore:
         return [k * step for k in range(-reach, reach + 1)]
 
 
-def _writable_view(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The same memory with the read-only flag that torch warns about taken off; we never write to it.
-
-    Writing would fail all the same: the pages themselves are mapped read-only.
-    """
-    if array.flags.writeable:
-        return array
-    view = np.asarray(array).view()
-    interface = dict(view.__array_interface__)
-    interface["data"] = (interface["data"][0], False)
-
-    class _Holder:
-        __array_interface__ = interface
-        owner = array
-
-    return np.asarray(_Holder())
+def _map_tensor(array: NDArray[np.generic]) -> torch.Tensor:
+    """A tensor over the array's memory, without torch's warning about read-only memory: it is never written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 class EpochSampler:
-    """Which slices each step of an epoch draws, on each rank.
+    """The slices drawn in each step of an epoch.
 
-    The order is a function of (seed, epoch) alone, so that a resumed run goes on where it was, and the
-    global batch does not depend on the number of ranks: rank r of n takes the r-th of n equal parts.
+    The order depends only on (seed, epoch), so that a resumed run sees the same batches. The global batch
+    does not depend on the number of ranks: rank r of n takes the r-th of n equal parts.
     """
 
     def __init__(
@@ -182,18 +173,18 @@ class EpochSampler:
         seed: int,
         allowed: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Batches of `batch_size` over all ranks that share this pool of slices.
+        """Prepare the sampling of one pool of slices, shared by several ranks.
 
         Args:
-            tumour_px: of `SliceStore`.
-            case_numbers: of `SliceStore`.
+            tumour_px: (slices,), from `SliceStore.tumour_px`.
+            case_numbers: (slices,), from `SliceStore.case_numbers`.
             config: which slices are drawn, and how often.
-            batch_size: of these ranks together.
+            batch_size: over all ranks that share the pool.
             seed: of the order.
-            allowed: (slices,) those that are drawn, from `deal_slices`; None for all that `config` leaves.
+            allowed: (slices,) flags from `deal_slices`; None allows all slices that `config` does not exclude.
 
         Raises:
-            DataError: no slice is left.
+            DataError: no slice can be drawn.
         """
         if allowed is None:
             self._foreground, self._empty = usable_slices(tumour_px, config)
@@ -206,22 +197,21 @@ class EpochSampler:
         self.num_slices = len(self._foreground) + len(self._empty)
         if config.min_tumour_px and not len(self._foreground):
             raise DataError(
-                f"no slice holds {config.min_tumour_px} pixels of tumour; expected some to train on, so lower "
-                "sample.min_tumour_px"
+                f"No training slice has {config.min_tumour_px} tumour pixels; lower sample.min_tumour_px"
             )
         if not self.num_slices:
             raise DataError(
-                f"no slice is left to train on: none holds tumour and sample.empty_share is {config.empty_share:g}; "
-                "raise it"
+                f"No slice to train on: none has tumour and sample.empty_share is {config.empty_share:g}; increase "
+                "sample.empty_share"
             )
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch."""
+        """The number of steps in an epoch."""
         return self._config.steps_per_epoch or -(-self.num_slices // self._batch_size)
 
     def epoch(self, epoch: int, num_steps: int | None = None) -> NDArray[np.int64]:
-        """(steps, batch) indices; the last batch is filled up from the epoch's beginning."""
+        """(steps, batch) indices of slices; the last batch is filled with further draws."""
         steps = num_steps or self.num_steps
         rng = np.random.default_rng([self._seed, epoch])
         share = self._config.foreground_share
@@ -233,11 +223,11 @@ class EpochSampler:
             self._draw(rng, self._foreground, steps * num_foreground).reshape(steps, -1),
             self._draw(rng, self._empty, steps * (self._batch_size - num_foreground)).reshape(steps, -1),
         ]
-        # Shuffled within each batch, so that every rank's part holds both kinds.
+        # Shuffled within each batch, so that every rank's part has both kinds.
         return rng.permuted(np.concatenate(rows, axis=1), axis=1)
 
     def _draw(self, rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """`count` slices of a pool: one permutation after another, or, balanced, each of any case alike."""
+        """Draw `count` slices: by successive permutations or, if balanced, each case with equal probability."""
         if self._config.balance_cases:
             cases = self._case_numbers[pool]
             weights = 1 / np.bincount(cases)[cases]
@@ -247,14 +237,14 @@ class EpochSampler:
 
 
 class SliceFeed:
-    """This rank's batches of a store, epoch by epoch.
+    """This rank's batches, epoch by epoch.
 
     Args:
-        store: slices that all ranks of the node share.
+        store: the slices shared by all ranks of the node.
         sampler: over the store, with the node's part of the global batch.
-        part: (index, count) of this rank among the node's.
-        num_steps: of an epoch, alike on every rank.
-        pin: hand out pinned memory, filled one batch ahead in a thread, for a GPU.
+        part: (index, count) of this rank among those of the node.
+        num_steps: steps in an epoch, equal on every rank.
+        pin: for a GPU: use pinned memory, filled one batch ahead in a thread.
     """
 
     def __init__(
@@ -269,7 +259,7 @@ class SliceFeed:
         self.store, self.sampler, self.part, self.num_steps, self.pin = store, sampler, part, num_steps, pin
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch: a function of the epoch alone."""
+        """Yield the batches of an epoch, which depend only on its number."""
         order = self.sampler.epoch(epoch, self.num_steps)
         index, count = self.part
         width = order.shape[1] // count
@@ -278,7 +268,7 @@ class SliceFeed:
         def batch(step: int) -> Batch:
             positions = step * order.shape[1] + np.arange(order.shape[1])[columns]
             drawn = self.store.draw(order[step, columns], positions)
-            return drawn.pinned() if self.pin else drawn
+            return drawn.pin() if self.pin else drawn
 
         if not self.pin:
             yield from map(batch, range(self.num_steps))

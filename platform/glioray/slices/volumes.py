@@ -1,4 +1,4 @@
-"""A whole case before it is sliced: without its skull, without the coil's field, on voxels of one size."""
+"""Preprocessing of whole volumes: skull stripping, bias-field correction and resampling."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from scipy import sparse
 from glioray.cases.load import Case, brain_mask
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError
-from glioray.slices.enhance import bias_field, brain_of_head
+from glioray.slices.enhance import estimate_bias_field, extract_brain
 
 MAX_VOXELS = 512**3
-"""Of a resampled volume; as many as a file may have."""
+"""The most voxels in a resampled volume, as in a file."""
 
 _MAX_NEGATIVE = 0.01
 
 
 def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
-    """The case with the modalities that are asked for, stripped, corrected and resampled, as far as they are.
+    """Select modalities, strip the skull, correct the bias field and resample, as configured.
 
-    In this order: the choice of modalities, skull stripping (found on T1 where that is fed, or else on the first
-    one, and applied to all; the mask stays as it is), N4 inside the brain, resampling (images linearly, the mask by
-    the nearest voxel). Whatever is changed has a background of 0. Where there is nothing to do, it is the very same
-    case. Modalities that are not fed change nothing: a served model is sent none of them.
+    In this order: selection of modalities; skull stripping (found on T1, or on the first modality if T1 is not
+    selected, and applied to all images but not to the mask); N4 inside the brain; resampling (images linearly,
+    the mask by nearest neighbour). Changed images have a background of 0. Returns the same object if nothing
+    changes. Modalities that are not selected have no influence, since a served model does not receive them.
 
-    A resampled case has a whole number of voxels in the box that it had, so `spacing_mm` and `affine` are those
-    of its new grid, within half a voxel in the whole box of the spacing asked for. `reference` stays the header
-    of the file: its grid is where `probs_on_grid` brings a prediction back to.
+    A resampled case fills the same box with a whole number of voxels; `spacing_mm` and `affine` describe the
+    new grid, whose extent differs from the requested spacing by at most half a voxel per axis. `reference` is
+    still the header of the file, to whose grid `probs_on_grid` returns a prediction.
 
     Raises:
-        CaseError: a modality is missing, a brain is not found, values are not the scanner's, or the spacing would
-            make a volume of more than `MAX_VOXELS`.
+        CaseError: a modality is missing, no brain is found, intensities are not raw scanner values, or the
+            resampled volume would have more than `MAX_VOXELS`.
         UsageError: a package is not installed.
     """
-    case = _pick(case, config.modalities)
+    case = _select_modalities(case, config.modalities)
     if config.skull_strip:
-        case = _strip(case)
+        case = _strip_skull(case)
     if config.n4:
-        case = _correct(case)
+        case = _correct_bias(case)
     if config.spacing_mm is not None:
         case = _resample_case(case, config.spacing_mm)
     return case
 
 
 def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """(C, X, Y, Z) probabilities on a case's own grid, of (C, X', Y', Z') on that of its prepared volume.
+    """Resample (C, X', Y', Z') probabilities of a prepared volume to the case's own grid, (C, X, Y, Z).
 
-    Both grids fill the same box, as `prepare_volume` resamples: their outer edges coincide, not the centres of
-    their first voxels. Linear, so that what added up to 1 over the channels still does, within rounding.
+    Both grids fill the same box, as in `prepare_volume`: their outer edges coincide, not the centres of their
+    first voxels. Linear, so that channels that add up to 1 still do, within rounding.
     """
     if probs.shape[1:] == shape:
         return probs
@@ -60,22 +60,23 @@ def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> ND
 
 
 def resample(volume: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The volume, (X', Y', Z'), linearly on another grid, (X, Y, Z), that fills the same box; float32.
+    """Resample a volume, (X', Y', Z'), linearly to another grid, (X, Y, Z), of the same box; float32.
 
-    Where the new voxels are larger, each is a mean over the old ones around it (a tent of its own width), so
-    that fine detail does not alias. Single-threaded throughout: the same bits wherever it runs.
+    Larger voxels are weighted means (by a tent of their own width) of the old ones around them, which avoids
+    aliasing; torch's interpolate does so in 2-D only and scipy's zoom not at all. Single-threaded, so that
+    results are reproducible.
     """
     values = np.asarray(volume, np.float32)
     for axis, length in enumerate(shape):
         if values.shape[axis] != length:
-            moved = np.ascontiguousarray(np.moveaxis(values, axis, 0))
-            mixed = _tents(len(moved), length) @ moved.reshape(len(moved), -1)
-            values = np.moveaxis(mixed.reshape(length, *moved.shape[1:]), 0, axis)
+            first = np.ascontiguousarray(np.moveaxis(values, axis, 0))
+            resampled = _tent_weights(len(first), length) @ first.reshape(len(first), -1)
+            values = np.moveaxis(resampled.reshape(length, *first.shape[1:]), 0, axis)
     return values
 
 
 def resample_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The labels, (X', Y', Z'), of the nearest voxel of another grid, (X, Y, Z), that fills the same box."""
+    """Resample labels, (X', Y', Z'), by nearest neighbour to another grid, (X, Y, Z), of the same box."""
     nearest = [
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for old, new in zip(labels.shape, shape, strict=True)
@@ -83,38 +84,42 @@ def resample_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any
     return labels[np.ix_(*nearest)]
 
 
-def _strip(case: Case) -> Case:
+def _strip_skull(case: Case) -> Case:
     number = case.modalities.index("t1") if "t1" in case.modalities else 0
-    brain = brain_of_head(case.images[number], case.spacing_mm, case.case_id)
-    return replace(case, images=_stacked([np.where(brain, image, 0) for image in case.images]))
+    brain = extract_brain(case.images[number], case.spacing_mm, case.case_id)
+    return replace(case, images=_stack([np.where(brain, image, 0) for image in case.images]))
 
 
-def _pick(case: Case, modalities: tuple[str, ...]) -> Case:
+def _select_modalities(case: Case, modalities: tuple[str, ...]) -> Case:
     if case.modalities == modalities:
         return case
     missing = [modality for modality in modalities if modality not in case.modalities]
     if missing:
         found = f"has {', '.join(case.modalities)} but no {missing[0]}; expected {', '.join(modalities)}"
         raise CaseError(case.case_id, "", found, "set preprocess.modalities or leave the case out")
-    images = _stacked([case.images[case.modalities.index(modality)] for modality in modalities])
+    images = _stack([case.images[case.modalities.index(modality)] for modality in modalities])
     return replace(case, images=images, modalities=modalities)
 
 
-def _correct(case: Case) -> Case:
+def _correct_bias(case: Case) -> Case:
     brain = brain_mask(case.images)
     num_brain = int(np.count_nonzero(brain))
     for modality, image in zip(case.modalities, case.images, strict=True):
-        share = np.count_nonzero(image[brain] < 0) / max(num_brain, 1)
-        # N4 passes over a few, as resampling leaves behind; z-scores are negative by half.
-        if share > _MAX_NEGATIVE:
-            found = f"{100 * share:.0f} % of the brain in {modality} are negative; N4 wants a scanner's own values"
-            advice = "set preprocess.n4 to false or export it before normalising"
+        negative = np.count_nonzero(image[brain] < 0) / max(num_brain, 1)
+        # Resampling may leave a few negative values, which N4 ignores; half of all z-scores are negative.
+        if negative > _MAX_NEGATIVE:
+            found = (
+                f"{100 * negative:.0f} % of the brain in {modality} is negative; N4 needs raw scanner values"
+            )
+            advice = "set preprocess.n4 to false or export the case before normalisation"
             raise CaseError(case.case_id, "", found, advice)
     corrected = [
-        np.where(brain, image / bias_field(image, brain, case.spacing_mm, case.case_id), 0).astype(np.float32)
+        np.where(brain, image / estimate_bias_field(image, brain, case.spacing_mm, case.case_id), 0).astype(
+            np.float32
+        )
         for image in case.images
     ]
-    return replace(case, images=_stacked(corrected))
+    return replace(case, images=_stack(corrected))
 
 
 def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
@@ -126,17 +131,17 @@ def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
     if new == old:
         return case
     if math.prod(new) > MAX_VOXELS:
-        sides, found = (" x ".join(f"{mm:g}" for mm in edges) for edges in (spacing_mm, case.spacing_mm))
+        target, source = (" x ".join(f"{mm:g}" for mm in edges) for edges in (spacing_mm, case.spacing_mm))
         raise CaseError(
             case.case_id,
             "",
-            f"its voxels of {found} mm become {new} of {sides} mm; expected at most {MAX_VOXELS} in all",
-            "check its voxel size, or raise preprocess.spacing_mm",
+            f"resampling from {source} mm to {target} mm gives {new} voxels; expected at most {MAX_VOXELS} in all",
+            "check its voxel size, or increase preprocess.spacing_mm",
         )
     brain = brain_mask(case.images)
     inside = resample_labels(brain, new)
-    # Each voxel at the brain's edge is a mean over those old ones that are brain: no background bleeds in. The
-    # nearest of them is, so that the weight is never 0.
+    # Each voxel at the brain's edge is a mean of old voxels inside the brain only, so that no background is mixed
+    # in. The nearest old voxel is inside, so the weight is never 0.
     weight = np.where(inside, resample(brain, new), 1)
     images = [np.where(inside, resample(np.where(brain, image, 0), new) / weight, 0) for image in case.images]
     step = np.array(old) / np.array(new)
@@ -145,19 +150,19 @@ def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
     x_mm, y_mm, z_mm = (float(mm * ratio) for mm, ratio in zip(case.spacing_mm, step, strict=True))
     return replace(
         case,
-        images=_stacked(images),
+        images=_stack(images),
         mask=None if case.mask is None else np.asfortranarray(resample_labels(case.mask, new)),
         affine=case.affine @ to_old,
         spacing_mm=(x_mm, y_mm, z_mm),
     )
 
 
-def _stacked(volumes: list[NDArray[Any]]) -> NDArray[Any]:
-    """(M, X, Y, Z) with x running fastest, as `load_case` stores it: an axial slice is one block."""
+def _stack(volumes: list[NDArray[Any]]) -> NDArray[Any]:
+    """(M, X, Y, Z) with x fastest in memory as in `load_case`, so that axial slices are contiguous."""
     return np.stack([volume.T for volume in volumes]).transpose(0, 3, 2, 1)
 
 
-def _tents(num_old: int, num_new: int) -> sparse.csr_array:
+def _tent_weights(num_old: int, num_new: int) -> sparse.csr_array:
     """(new, old) weights of linear resampling along one axis; rows add up to 1."""
     step = num_old / num_new
     width = max(step, 1.0)
@@ -166,7 +171,7 @@ def _tents(num_old: int, num_new: int) -> sparse.csr_array:
     columns = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 2)
     weights = np.clip(1 - np.abs(columns - centres[:, None]) / width, 0, None)
     rows = np.broadcast_to(np.arange(num_new)[:, None], columns.shape)
-    # What would lie beyond the edge is the edge's own voxel.
+    # Beyond the edge the outermost voxel is repeated.
     inside = np.clip(columns, 0, num_old - 1)
     weights /= weights.sum(axis=1, keepdims=True)
     kept = weights > 0

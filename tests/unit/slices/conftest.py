@@ -1,4 +1,4 @@
-"""Small cases and stacks, made by the numbers."""
+"""Small synthetic cases and stacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glioray.slices.preprocess import SliceStack
 
 @pytest.fixture
 def make_case() -> Callable[..., Case]:
-    """A case whose brain is an ellipsoid off the centre, in a constant background."""
+    """A case whose brain is an ellipsoid off the centre in a constant background."""
 
     def make(
         *,
@@ -54,7 +54,7 @@ def make_case() -> Callable[..., Case]:
 
 @pytest.fixture
 def make_stack() -> Callable[..., SliceStack]:
-    """A stack whose pixels are all different from those of its other slices, half of the slices with tumour."""
+    """A stack in which no two slices share a pixel value and half of the slices have tumour."""
 
     def make(case_id: str, count: int = 10, *, plane: str = "axial", with_mask: bool = True) -> SliceStack:
         rng = np.random.default_rng([count, *case_id.encode()])
@@ -76,7 +76,7 @@ def make_stack() -> Callable[..., SliceStack]:
 
 @pytest.fixture
 def make_entry() -> Callable[..., CaseEntry]:
-    """The manifest's entry of a case."""
+    """The manifest entry of a case."""
 
     def make(case_id: str = "A", checksum: str = "c" * 64) -> CaseEntry:
         values: dict[str, Any] = {

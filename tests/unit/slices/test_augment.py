@@ -1,4 +1,4 @@
-"""Augmentation varies what it should, alike for every batch that a sample comes in."""
+"""Augmentation varies the right things, and a sample in the same way whatever its batch."""
 
 import dataclasses
 from typing import Any
@@ -47,7 +47,7 @@ def part_of(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.images[rows], batch.masks[rows], batch.positions[rows], batch.lateral[rows])
 
 
-def test_an_epoch_is_varied_alike_whenever_it_comes() -> None:
+def test_augmentation_depends_on_the_epoch_only() -> None:
     augment, batch = Augment(ALL, seed=1), batch_of()
     first = augment(batch, 3)
     augment(batch, 4)
@@ -57,7 +57,7 @@ def test_an_epoch_is_varied_alike_whenever_it_comes() -> None:
     assert not torch.equal(first[0], Augment(ALL, seed=2)(batch, 3)[0])
 
 
-def test_the_input_is_not_written_to() -> None:
+def test_the_input_is_not_modified() -> None:
     batch = batch_of()
     images, masks = batch.images.clone(), batch.masks.clone()
     varied, moved = Augment(ALL, seed=1)(batch, 0)
@@ -77,10 +77,10 @@ def test_the_input_is_not_written_to() -> None:
     ],
     ids=str,
 )
-def test_a_recipe_of_before_is_varied_as_before(
+def test_earlier_settings_give_the_same_draws_as_before(
     config: AugmentConfig, epoch: int, slope: float, power: float, labels: int
 ) -> None:
-    """What was drawn for these settings before there were others; floats may round elsewhere in another way."""
+    """Fixed results from before newer settings were added; tolerant of rounding."""
     images, masks = Augment(config, seed=7)(batch_of(), epoch)
     ramp = torch.linspace(-1, 1, 48 * 64).view(48, 64)
     assert float((images * ramp).sum()) == pytest.approx(slope, abs=1)
@@ -88,8 +88,8 @@ def test_a_recipe_of_before_is_varied_as_before(
     assert int(masks.sum()) == pytest.approx(labels, abs=5)
 
 
-def test_what_is_turned_on_leaves_all_other_draws_alone() -> None:
-    """Elastic deformation, motion, ghosts and low resolution of no extent at all change nothing."""
+def test_enabling_one_augmentation_leaves_other_draws_unchanged() -> None:
+    """Elastic deformation, motion, ghosts and low resolution with an extent of 0 change nothing."""
     config = OLDER.replace(affine_p=1.0, gamma_p=0.0)
     extents = {"elastic_px": 0.0, "lowres": 1.0, "ghost": 0.0, "motion_px": 0.0}
     chances = {"elastic_p": 1.0, "lowres_p": 1.0, "ghost_p": 1.0, "motion_p": 1.0}
@@ -119,8 +119,8 @@ def test_strength_scales_extents(chance: str, extent: str, whole: float, half: f
 
 
 @pytest.mark.parametrize("config", [ALL, ALL.replace(affine_p=0.0, elastic_p=0.0)], ids=str)
-def test_a_mask_among_the_channels_is_moved_and_never_varied(config: AugmentConfig) -> None:
-    """The channels beside it are varied as they are without it."""
+def test_a_mask_channel_is_deformed_but_not_varied(config: AugmentConfig) -> None:
+    """The other channels are varied as they are without it."""
     batch = batch_of()
     brain = (batch.images[:, :1] != 0).float()
     is_intensity = np.array([True, True, False, True, True])
@@ -141,8 +141,8 @@ def test_a_mask_among_the_channels_is_moved_and_never_varied(config: AugmentConf
 
 
 @pytest.mark.parametrize("width", [1, 4, 8])
-def test_a_sample_is_varied_alike_in_every_split_of_the_batch(width: int) -> None:
-    """One by one, on four ranks, on two: as on one rank."""
+def test_augmentation_does_not_depend_on_how_a_batch_is_divided(width: int) -> None:
+    """Single samples, four ranks and two ranks give the same as one rank."""
     augment, batch = Augment(ALL, seed=1), batch_of()
     images, masks = augment(batch, 2)
     parts = [augment(part_of(batch, slice(low, low + width)), 2) for low in range(0, 16, width)]
@@ -150,7 +150,7 @@ def test_a_sample_is_varied_alike_in_every_split_of_the_batch(width: int) -> Non
     assert torch.equal(torch.cat([part[1] for part in parts]), masks)
 
 
-def test_samples_are_varied_each_in_its_own_way() -> None:
+def test_samples_are_varied_independently() -> None:
     batch = batch_of()
     same = Batch(
         batch.images[:1].repeat(16, 1, 1, 1), batch.masks[:1].repeat(16, 1, 1), batch.positions, batch.lateral
@@ -170,7 +170,7 @@ def test_the_background_stays_0_and_values_finite() -> None:
     assert torch.isfinite(moved).all()
 
 
-def test_an_image_of_nothing_stays_one() -> None:
+def test_an_empty_image_stays_empty() -> None:
     batch = batch_of()
     empty = Batch(
         torch.zeros_like(batch.images), torch.zeros_like(batch.masks), batch.positions, batch.lateral
@@ -204,7 +204,7 @@ def test_with_every_probability_at_0_nothing_changes() -> None:
     ids=str,
 )
 def test_masks_stay_labels_and_follow_the_image(settings: dict[str, Any]) -> None:
-    """The mask drawn into the image is found again where the mask has gone, but for rounding at its edge."""
+    """A mask drawn into the image moves with the mask, apart from rounding at its edge."""
     batch = batch_of()
     drawn = Batch(
         batch.masks[:, None].repeat(1, 4, 1, 1).float(), batch.masks, batch.positions, batch.lateral
@@ -226,14 +226,14 @@ def test_a_flip_mirrors_image_and_mask(flip: tuple[float, float], axis: int) -> 
     assert torch.equal(masks, batch.masks.flip(1 + axis))
 
 
-def test_columns_are_mirrored_only_where_they_run_from_left_to_right() -> None:
+def test_columns_are_mirrored_only_if_they_run_from_left_to_right() -> None:
     batch = batch_of(lateral=False)
     images, masks = Augment(NOTHING.replace(flip=(0.0, 1.0)), seed=1)(batch, 0)
     assert torch.equal(images, batch.images)
     assert torch.equal(masks, batch.masks)
 
 
-def test_a_flip_comes_as_often_as_it_should() -> None:
+def test_flips_have_the_configured_probability() -> None:
     batch = batch_of(16)
     augment = Augment(NOTHING.replace(flip=(0.0, 0.25)), seed=1)
     flipped = [
@@ -244,7 +244,7 @@ def test_a_flip_comes_as_often_as_it_should() -> None:
 
 
 def test_a_rotation_keeps_pixels_square() -> None:
-    """A disc that is turned in an image that is not square stays that disc."""
+    """A rotated disc remains a disc in an image that is not square."""
     rows, columns = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(96) - 47.5, indexing="ij")
     disc = (rows**2 + columns**2 < 20**2).float()
     batch = Batch(
@@ -271,7 +271,7 @@ def test_a_rotation_keeps_pixels_square() -> None:
     ],
     ids=lambda setting: next(reversed(setting)),
 )
-def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[str, Any]) -> None:
+def test_each_intensity_setting_has_an_effect_and_leaves_the_mask(setting: dict[str, Any]) -> None:
     batch = batch_of()
     images, masks = Augment(NOTHING.replace(**setting), seed=1)(batch, 0)
     assert torch.equal(masks, batch.masks)
@@ -280,7 +280,7 @@ def test_each_way_to_vary_intensities_does_so_and_leaves_the_mask(setting: dict[
     assert not images[batch.images == 0].any()
 
 
-def test_a_dropped_modality_is_blank_and_the_others_are_as_they_were() -> None:
+def test_a_dropped_modality_is_blank_and_the_others_are_unchanged() -> None:
     batch = batch_of()
     images, _ = Augment(NOTHING.replace(drop_p=0.5), seed=1)(batch, 0)
     dropped = ~images.flatten(2).any(dim=2)

@@ -1,4 +1,4 @@
-"""What comes out of the cache is what went in, whoever else writes, reads or evicts meanwhile."""
+"""The cache returns what was stored, also while others write, read or evict."""
 
 import dataclasses
 import os
@@ -65,7 +65,7 @@ def test_arrays_are_mapped_and_cannot_be_written(
         stack.images[0] = 1
 
 
-def test_an_entry_is_named_by_its_contents_and_its_preprocessing(
+def test_an_entry_s_name_depends_on_contents_and_preprocessing(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     cache, stacks = cache_in(tmp_path), (make_stack("A"),)
@@ -80,11 +80,11 @@ def test_an_entry_is_named_by_its_contents_and_its_preprocessing(
         PreprocessConfig(size=(32, 48), normalize="none"),
     ):
         assert cache_in(tmp_path, other).get(make_entry()) is None
-    # Neighbours are put together when a batch is drawn.
+    # Neighbours are combined when a batch is drawn.
     check_same(cache_in(tmp_path, PreprocessConfig(size=(32, 48), neighbours=2)).get(make_entry()), stacks)
 
 
-def test_a_case_id_may_hold_any_character(
+def test_a_case_id_may_contain_any_character(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     cache, entry = cache_in(tmp_path), make_entry("../site 1/Ä:x")
@@ -94,7 +94,7 @@ def test_a_case_id_may_hold_any_character(
     assert [path.parent for path in tmp_path.rglob("meta.json")] == [next(cache.folder.iterdir())]
 
 
-def test_who_comes_second_leaves_the_first_entry(
+def test_a_second_writer_keeps_the_first_entry(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     cache, first = cache_in(tmp_path), (make_stack("A", 10),)
@@ -159,7 +159,7 @@ def test_two_processes_fill_the_same_entries_while_a_third_reads(
 
 
 def _is_whole(cache: SliceCache, entry: CaseEntry, number: int) -> bool:
-    """Whether the entry is there; if it is, it must be whole."""
+    """Whether the entry exists; if so, it must be complete."""
     stacks = cache.get(entry)
     if stacks is None:
         return False
@@ -170,7 +170,7 @@ def _is_whole(cache: SliceCache, entry: CaseEntry, number: int) -> bool:
     return True
 
 
-def test_past_the_budget_the_entries_used_longest_ago_go_and_mapped_arrays_stay(
+def test_the_least_recently_used_entries_are_removed_and_mapped_arrays_stay_valid(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     stacks = {name: make_stack(name) for name in "ABCD"}
@@ -180,7 +180,7 @@ def test_past_the_budget_the_entries_used_longest_ago_go_and_mapped_arrays_stay(
         path = next(cache.folder.glob(f"{name}-*"))
         os.utime(path, (time.time() - 100 + age,) * 2)
     size = sum(file.stat().st_size for file in path.iterdir())
-    mapped = cache.get(make_entry("C"))  # the oldest, but now in use
+    mapped = cache.get(make_entry("C"))  # the oldest, but in use
     also_mapped = cache.get(make_entry("B"))
     os.utime(next(cache.folder.glob("B-*")), (time.time() - 1000,) * 2)
     small = cache_in(tmp_path, disk_bytes=int(2.5 * size))
@@ -192,7 +192,7 @@ def test_past_the_budget_the_entries_used_longest_ago_go_and_mapped_arrays_stay(
     assert len(list(cache.folder.iterdir())) == 2
 
 
-def test_the_entry_just_made_stays_even_past_the_budget(
+def test_the_newest_entry_stays_even_beyond_the_budget(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     cache = cache_in(tmp_path, disk_bytes=1)
@@ -202,7 +202,7 @@ def test_the_entry_just_made_stays_even_past_the_budget(
     assert not cache.has(make_entry("A"))
 
 
-def test_the_budget_is_over_all_preprocessings(
+def test_the_budget_covers_all_preprocessing_settings(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     one, other = (
@@ -213,7 +213,7 @@ def test_the_budget_is_over_all_preprocessings(
     assert (one.has(make_entry()), other.has(make_entry())) == (False, True)
 
 
-def test_what_a_crashed_writer_left_goes_after_an_hour(
+def test_leftovers_of_a_crashed_writer_are_removed_after_an_hour(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     cache = cache_in(tmp_path)
@@ -227,7 +227,7 @@ def test_what_a_crashed_writer_left_goes_after_an_hour(
     assert at_work.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(
+def test_a_folder_that_cannot_be_written_is_reported_in_one_sentence(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
     file = tmp_path / "cache"
@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(
 
 @pytest.mark.parametrize("file", ["images-axial.npy", "mask-axial.npy", "meta.json"])
 @pytest.mark.parametrize("size", [0, 40])
-def test_a_damaged_entry_is_told_in_a_sentence(
+def test_a_damaged_entry_is_reported_in_one_sentence(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry, file: str, size: int
 ) -> None:
     cache = cache_in(tmp_path)
@@ -264,7 +264,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert CacheConfig.from_environment() == expected
 
 
-def test_what_an_older_version_of_the_code_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_entries_of_older_versions_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = CacheConfig(folder=str(tmp_path))
     now = SliceCache(config, PreprocessConfig())
     monkeypatch.setattr("glioray.slices.cache._VERSION", 1)

@@ -1,4 +1,4 @@
-"""An elastic deformation: its units and its signs, and one sampling for it and the affine map."""
+"""Elastic deformation: its units and signs, and its combination with the affine map."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def displaced(x_px: float, y_px: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("x_px", "y_px"), [(3.0, 0.0), (0.0, -2.0), (-5.0, 4.0)])
-def test_displacements_are_in_pixels_of_where_a_pixel_comes_from(x_px: float, y_px: float) -> None:
+def test_displacements_point_to_the_source_in_pixels(x_px: float, y_px: float) -> None:
     images = torch.randn(1, 2, *SIZE, generator=torch.Generator().manual_seed(0))
     masks = torch.randint(0, 4, (1, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     grid = sampling_grid(IDENTITY, SIZE, displaced(x_px, y_px))
@@ -26,7 +26,7 @@ def test_displacements_are_in_pixels_of_where_a_pixel_comes_from(x_px: float, y_
     inside[F.pad(torch.ones(1, 1, 8, 8), (16, 16, 8, 8))[0, 0] == 0] = False
     torch.testing.assert_close(moved[..., inside], images.roll(shift, (2, 3))[..., inside], rtol=0, atol=1e-4)
     assert torch.equal(labels[:, inside], masks.roll(shift, (1, 2))[:, inside])
-    # Beyond the image there is background.
+    # Outside the image there is background.
     column = -1 if x_px > 0 else 0
     row = -1 if y_px > 0 else 0
     assert not (x_px and moved[..., column].any())
@@ -42,7 +42,7 @@ def test_without_displacements_the_map_is_affine() -> None:
     torch.testing.assert_close(moved, torch.tensor([4 / 40, 6 / 24]).expand_as(moved))
 
 
-def test_a_displacement_has_its_full_size_at_its_point_and_fades_smoothly() -> None:
+def test_a_displacement_is_largest_at_its_grid_point_and_fades_smoothly() -> None:
     coarse = torch.zeros(1, 2, 3, 3)
     coarse[0, 0, 1, 1] = 10
     size = (25, 41)
@@ -53,7 +53,7 @@ def test_a_displacement_has_its_full_size_at_its_point_and_fades_smoothly() -> N
     assert float(pixels.diff(dim=1).abs().max()) < 1
 
 
-def test_a_channel_that_is_a_mask_stays_one() -> None:
+def test_a_mask_channel_stays_binary() -> None:
     mask = torch.zeros(1, 1, *SIZE)
     mask[..., 6:18, 10:30] = 1
     images = torch.cat([mask, mask], dim=1)

@@ -1,4 +1,4 @@
-"""Degradations: what is at the centre stays there, what is flat stays flat, and noise is each image's own."""
+"""Degradations keep positions and flat images, and noise is independent for each image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _config(name: str, noise: float = 0.0, sigma: float = 0.5) -> DegradeConfig:
 
 
 def _blobs(size: int, centres: list[tuple[float, float]], sigma: float = 9.0) -> Tensor:
-    """(B, 1, size, size): a bell at each centre, (y, x) in pixels from the image's middle."""
+    """(B, 1, size, size) with a Gaussian at each centre, (y, x) in pixels from the image's centre."""
     place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     images = [
         torch.exp(-((place[:, None] - y) ** 2 + (place[None] - x) ** 2) / (2 * sigma**2)) for y, x in centres
@@ -27,7 +27,7 @@ def _blobs(size: int, centres: list[tuple[float, float]], sigma: float = 9.0) ->
 
 
 def _centroids(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 2) in pixels of an image of `size`, from its middle."""
+    """(B, 2), in pixels of an image of `size`, relative to its centre."""
     found = []
     for axis in (0, 1):
         length = images.shape[axis - 2]
@@ -56,7 +56,7 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_the_centroid_stays(name: str, size: int):
+def test_the_centroid_does_not_move(name: str, size: int):
     centres = [(0.0, 0.0), (7.3, -11.6), (-20.0, 15.5)]
     hr = _blobs(128, centres)
     lr = degrade(hr, (size, size), _config(name))
@@ -65,7 +65,7 @@ def test_the_centroid_stays(name: str, size: int):
     torch.testing.assert_close(
         _centroids(lr, (128, 128)), torch.tensor(centres, dtype=torch.float64), rtol=0, atol=0.01
     )
-    # And on the way back.
+    # The same after upsampling.
     back = upsample(lr, (128, 128))
     torch.testing.assert_close(
         _centroids(back, (128, 128)), torch.tensor(centres, dtype=torch.float64), rtol=0, atol=0.02
@@ -84,7 +84,7 @@ def test_sides_may_differ(name: str):
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_flat_images_stay_flat_and_nothing_stays_nothing(name: str):
+def test_flat_images_stay_flat_and_zero_stays_zero(name: str):
     for value in (0.0, 0.37, 1.0):
         for size in (28, 31, 32, 64):
             lr = degrade(torch.full((1, 2, 128, 96), value), (size, size - 3), _config(name))
@@ -92,7 +92,7 @@ def test_flat_images_stay_flat_and_nothing_stays_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_background_stays_near_nothing(name: str):
+def test_the_background_stays_near_zero(name: str):
     hr = _slices()
     lr = degrade(hr, (32, 32), _config(name))
     far = torch.nn.functional.max_pool2d(hr, 12, 4, 4)[..., :32, :32] == 0
@@ -102,7 +102,7 @@ def test_background_stays_near_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_images_and_channels_are_degraded_one_by_one(name: str):
+def test_images_and_channels_are_degraded_independently(name: str):
     hr = _slices().view(2, 2, 128, 128)
     together = degrade(hr, (28, 28), _config(name))
     for number in range(2):
@@ -111,7 +111,7 @@ def test_images_and_channels_are_degraded_one_by_one(name: str):
             torch.testing.assert_close(together[number, channel], alone[0, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_degradations_are_linear_but_for_the_modulus_and_differ():
+def test_degradations_are_linear_apart_from_the_modulus_and_differ():
     hr = _slices()
     made = {name: degrade(hr, (32, 32), _config(name)) for name in DEGRADATIONS}
     for name in ("bicubic_aa", "gaussian"):
@@ -127,8 +127,8 @@ def test_degradations_are_linear_but_for_the_modulus_and_differ():
 
 
 @pytest.mark.parametrize("size", [31, 32])
-def test_a_crop_of_the_fourier_plane_needs_its_phase(size: int):
-    """What is plain to write lies (s - 1) / 2 pixels off, which the way back cannot know."""
+def test_cropping_the_fourier_plane_needs_a_phase(size: int):
+    """Without it the image is shifted by (s - 1) / 2 pixels, which upsampling cannot undo."""
     low = 64 - size // 2
 
     def plain(hr: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def test_a_crop_of_the_fourier_plane_needs_its_phase(size: int):
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_noise_is_each_image_s_own_and_the_same_again(name: str):
+def test_noise_is_independent_per_image_and_reproducible(name: str):
     hr = _slices()
     config = _config(name, noise=0.05)
     quiet = degrade(hr, (32, 32), config)
@@ -165,13 +165,13 @@ def test_noise_is_each_image_s_own_and_the_same_again(name: str):
     assert float((all_four - quiet)[inside].std()) == pytest.approx(0.05, rel=0.1)
 
 
-def test_rician_noise_is_positive_and_has_its_mean():
+def test_rician_noise_is_positive_and_has_the_expected_mean():
     lr = degrade(
         torch.zeros(8, 1, 64, 64), (32, 32), _config("kspace", noise=0.1),
         [np.random.default_rng(seed) for seed in range(8)],
     )  # fmt: skip
     assert float(lr.min()) > 0
-    # Of nothing, the modulus is Rayleigh's.
+    # Without signal the modulus has a Rayleigh distribution.
     assert float(lr.mean()) == pytest.approx(0.1 * np.sqrt(np.pi / 2), rel=0.02)
     gauss = degrade(
         torch.zeros(8, 1, 64, 64), (32, 32), _config("gaussian", noise=0.1),
@@ -181,7 +181,7 @@ def test_rician_noise_is_positive_and_has_its_mean():
     assert float(gauss.mean()) == pytest.approx(0, abs=0.005)
 
 
-def test_the_way_back_and_resizing():
+def test_upsampling_and_resizing():
     hr = _slices()
     assert upsample(hr[..., ::4, ::4], (119, 130)).shape == (4, 1, 119, 130)
     small = resize(hr, (61, 70))

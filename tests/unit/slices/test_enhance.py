@@ -1,4 +1,4 @@
-"""Skull stripping, N4 and CLAHE: by the real packages, on heads whose truth is known."""
+"""Skull stripping, N4 and CLAHE by the real packages, on heads with a known truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glioray.cases.nifti import read_volume, to_canonical
 from glioray.cases.phantom import make_phantom
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError, UsageError
-from glioray.slices.enhance import bias_field, brain_of_head, equalize
+from glioray.slices.enhance import equalize, estimate_bias_field, extract_brain
 from glioray.slices.preprocess import preprocess
 from glioray.slices.volumes import prepare_volume
 from glioray.storage import open_storage
@@ -31,7 +31,7 @@ SIZE = {"size": (32, 32)}
 
 @pytest.fixture
 def skull_head() -> Path:
-    """The folder of ch2.nii.gz and ch2bet.nii.gz, as Debian's mricron-data has them."""
+    """The folder of ch2.nii.gz and ch2bet.nii.gz, from Debian's mricron-data."""
     value = os.environ.get("GLIORAY_SKULL_HEAD", "")
     if not value:
         pytest.skip(
@@ -42,7 +42,7 @@ def skull_head() -> Path:
 
 @pytest.fixture
 def threads_of_itk() -> Iterator[Callable[[int], None]]:
-    """Sets ITK's threads of the whole process, until the test is over."""
+    """Set ITK's number of threads for the whole process, for the duration of a test."""
     process = importlib.import_module("SimpleITK").ProcessObject
     before = process.GetGlobalDefaultNumberOfThreads()
     yield process.SetGlobalDefaultNumberOfThreads
@@ -59,7 +59,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def stub_deepbet(monkeypatch: pytest.MonkeyPatch, found: Callable[[np.ndarray], np.ndarray]) -> None:
-    """A stripper that finds what it is told to."""
+    """A replacement for deepbet that returns a given brain."""
     model = SimpleNamespace(run_model=found, postprocess=lambda mask: mask)
     module = SimpleNamespace(BrainExtraction=lambda no_gpu: model)
     monkeypatch.setitem(sys.modules, "deepbet", module)
@@ -83,13 +83,13 @@ def test_a_head_loses_its_skull(skull_head: Path, make_case: MakeCase) -> None:
 def test_a_phantom_is_all_brain() -> None:
     phantom = make_phantom(1, shape=(48, 48, 32))
     brain = brain_mask(phantom.images)
-    assert dice(brain_of_head(phantom.images[0], (4.0, 4.0, 4.0), "P"), brain) > 0.95
+    assert dice(extract_brain(phantom.images[0], (4.0, 4.0, 4.0), "P"), brain) > 0.95
 
 
-def test_stripping_finds_the_brain_on_t1_and_leaves_the_mask(
+def test_skull_stripping_uses_t1_and_leaves_the_mask(
     make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On T1 where the network is fed that: a model is served no other images than it is fed."""
+    """T1 if it is selected, since a served model receives only the selected modalities."""
     case = replace(make_case(dtype="float32", background=(5, 5, 5, 5)), spacing_mm=(5.0, 5.0, 5.0))
     case = replace(case, modalities=("flair", "t1", "t2", "t1c"))
     brain = brain_mask(case.images)
@@ -112,27 +112,27 @@ def test_stripping_finds_the_brain_on_t1_and_leaves_the_mask(
 
 
 @pytest.mark.parametrize(("edge_mm", "volume"), [(1.0, "66"), (7.0, "22638")])
-def test_a_brain_that_no_one_has_is_refused(
+def test_an_implausible_brain_volume_is_rejected(
     monkeypatch: pytest.MonkeyPatch, edge_mm: float, volume: str
 ) -> None:
     stub_deepbet(monkeypatch, np.ones_like)
     with pytest.raises(
         CaseError, match=rf"A: skull stripping left {volume} ml; expected a brain of 600 to 2300"
     ):
-        brain_of_head(np.ones((44, 50, 30)), (edge_mm,) * 3, "A")
+        extract_brain(np.ones((44, 50, 30)), (edge_mm,) * 3, "A")
 
 
-def test_a_strip_that_finds_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_without_a_brain_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def give_up(head: np.ndarray) -> np.ndarray:
         raise AssertionError("Not enough foreground")
 
     stub_deepbet(monkeypatch, give_up)
     with pytest.raises(CaseError, match="skull stripping left 0 ml"):
-        brain_of_head(np.ones((8, 8, 8)), (1.0, 1.0, 1.0), "A")
+        extract_brain(np.ones((8, 8, 8)), (1.0, 1.0, 1.0), "A")
 
 
 def shaded_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(image, brain, field): two tissues under a coil that brightens one side, 0.7 to 1.3."""
+    """(image, brain, field): two tissues and a coil gain from 0.7 to 1.3."""
     shape = (24, 26, 20)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     brain = x**2 + y**2 + z**2 < 0.9
@@ -142,22 +142,22 @@ def shaded_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (tissue + rng.normal(0, 20, shape)) * field * brain, brain, field
 
 
-def test_n4_finds_the_coil_s_field() -> None:
+def test_n4_recovers_a_known_field() -> None:
     image, brain, field = shaded_head()
-    found = bias_field(image, brain, (8.0, 8.0, 8.0), "A")
+    found = estimate_bias_field(image, brain, (8.0, 8.0, 8.0), "A")
     assert (found.shape, found.dtype) == (image.shape, np.float32)
     assert np.corrcoef(found[brain], field[brain])[0, 1] > 0.99
     assert found[brain].mean() == pytest.approx(1, abs=1e-4)
-    np.testing.assert_array_equal(found, bias_field(image, brain, (8.0, 8.0, 8.0), "A"))
+    np.testing.assert_array_equal(found, estimate_bias_field(image, brain, (8.0, 8.0, 8.0), "A"))
 
 
-def test_n4_gives_the_same_bits_for_any_number_of_threads(threads_of_itk: Callable[[int], None]) -> None:
+def test_n4_does_not_depend_on_the_number_of_threads(threads_of_itk: Callable[[int], None]) -> None:
     phantom = make_phantom(1, shape=(96, 96, 64))
     brain = brain_mask(phantom.images)
     found = []
     for count in (1, 4):
         threads_of_itk(count)
-        found.append(bias_field(phantom.images[0], brain, (1.0, 1.0, 1.0), "A"))
+        found.append(estimate_bias_field(phantom.images[0], brain, (1.0, 1.0, 1.0), "A"))
     np.testing.assert_array_equal(*found)
 
 
@@ -173,13 +173,13 @@ def test_n4_corrects_every_modality_inside_the_brain(make_case: MakeCase) -> Non
     found = prepare_volume(case, PreprocessConfig(modalities=("t1", "t2"), n4=True))
     assert found.images.dtype == np.float32
     assert not found.images[:, ~brain].any()
-    expected = image / bias_field(image, brain, (8.0,) * 3, "A")
+    expected = image / estimate_bias_field(image, brain, (8.0,) * 3, "A")
     np.testing.assert_allclose(found.images[0][brain], expected[brain], rtol=1e-4)
     np.testing.assert_allclose(found.images[1], 3 * found.images[0], rtol=1e-2)
 
 
 @pytest.mark.real
-def test_a_field_planted_in_a_real_case_is_found_on_top_of_its_own(real_data: Path) -> None:
+def test_a_field_added_to_a_real_case_is_recovered(real_data: Path) -> None:
     storage = open_storage(str(real_data))
     files = next(f for f in discover_cases(storage)[0] if f.layout == "brats2021")
     case = load_case(storage, files, with_mask=False)
@@ -188,31 +188,32 @@ def test_a_field_planted_in_a_real_case_is_found_on_top_of_its_own(real_data: Pa
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape), indexing="ij")
     planted = 1 + 0.15 * (x - y * z + z)
     before, after = (
-        bias_field(case.images[0] * factor, brain, case.spacing_mm, case.case_id) for factor in (1, planted)
+        estimate_bias_field(case.images[0] * factor, brain, case.spacing_mm, case.case_id)
+        for factor in (1, planted)
     )
     assert np.corrcoef((after / before)[brain], planted[brain])[0, 1] > 0.97
 
 
-def test_n4_refuses_what_no_scanner_gives(make_case: MakeCase) -> None:
+def test_n4_rejects_normalised_intensities(make_case: MakeCase) -> None:
     case = make_case()
     case.images[2][brain_mask(case.images)] -= 5000
     with pytest.raises(
-        CaseError, match=r"A: \d\d % of the brain in t2 are negative; .* set preprocess\.n4 to false"
+        CaseError, match=r"A: \d\d % of the brain in t2 is negative; .* set preprocess\.n4 to false"
     ):
         prepare_volume(case, PreprocessConfig(n4=True))
     flat = np.ones((20, 20, 1), np.float32)
-    with pytest.raises(CaseError, match=r"N4 finds no field in a brain of \(20, 20, 1\) voxels"):
-        bias_field(flat, flat > 0, (1.0, 1.0, 1.0), "A")
+    with pytest.raises(CaseError, match=r"N4 fits no field to a brain of \(20, 20, 1\) voxels"):
+        estimate_bias_field(flat, flat > 0, (1.0, 1.0, 1.0), "A")
 
 
-def test_clahe_evens_contrast_inside_the_brain_alone(make_case: MakeCase) -> None:
+def test_clahe_equalises_contrast_inside_the_brain_only(make_case: MakeCase) -> None:
     image, brain, _ = shaded_head()
     values = np.asarray(image, np.float32)
     values[~brain] = -7
     even = equalize(values, brain, 0.02)
     assert (even.dtype, even.min(), even.max()) == (np.float32, 0, 1)
     assert not even[~brain].any()
-    # Brighter stays brighter nearby, and more grey levels are in use.
+    # Order is preserved locally, and more grey levels are used.
     core = (slice(10, 14), slice(11, 15), slice(8, 12))
     ranks = [np.argsort(np.argsort(v[core].ravel())) for v in (values, even)]
     assert np.corrcoef(*ranks)[0, 1] > 0.9
@@ -226,7 +227,7 @@ def test_clahe_evens_contrast_inside_the_brain_alone(make_case: MakeCase) -> Non
     assert not equalize(np.full((4, 4, 4), 3, np.float32), np.ones((4, 4, 4), bool), 0.1).any()
 
 
-def test_clahe_comes_before_the_scores(make_case: MakeCase) -> None:
+def test_clahe_is_applied_before_z_scores(make_case: MakeCase) -> None:
     case = make_case(radii=(13, 17, 11))
     brain = brain_mask(case.images)
     plain, even = (preprocess(case, PreprocessConfig(**SIZE, clahe=c), whole=True)[0] for c in (0, 0.05))
@@ -242,13 +243,13 @@ def test_clahe_comes_before_the_scores(make_case: MakeCase) -> None:
 @pytest.mark.parametrize(
     ("setting", "module"), [("skull_strip", "deepbet"), ("n4", "SimpleITK"), ("clahe", "skimage.exposure")]
 )
-def test_a_package_that_is_not_installed_is_named(
+def test_a_missing_package_is_named(
     make_case: MakeCase, monkeypatch: pytest.MonkeyPatch, setting: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     config = PreprocessConfig(**SIZE, **{setting: 0.1 if setting == "clahe" else True})
     package = module.partition(".")[0]
     with pytest.raises(
-        UsageError, match=rf"preprocess\.{setting} needs {package}.* extra 'prepare' in pyproject"
+        UsageError, match=rf"preprocess\.{setting} needs {package}.* extra 'prepare' of pyproject"
     ):
         preprocess(replace(make_case(), images=np.abs(make_case().images)), config)

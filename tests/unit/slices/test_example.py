@@ -1,4 +1,4 @@
-"""The pictures of what preparing does show the same place on both sides."""
+"""Pictures before and after preprocessing show the same place."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from glioray.slices.example import before_and_after
 MakeCase = Callable[..., Case]
 
 
-def test_the_slice_with_the_most_tumour_the_right_way_up(make_case: MakeCase) -> None:
+def test_shows_the_slice_with_the_most_tumour_in_radiological_orientation(make_case: MakeCase) -> None:
     case = make_case()
     assert case.mask is not None
     case.mask[:] = 0
@@ -27,7 +27,7 @@ def test_the_slice_with_the_most_tumour_the_right_way_up(make_case: MakeCase) ->
     for images in (before, after):
         for image in images:
             assert image.shape == (len(rows), len(columns))
-            # The front is on top, the right of the patient (low X) on the right.
+            # The front is at the top and the patient's right is on the left.
             place = np.unravel_index(image.argmax(), image.shape)
             assert place == (rows[-1] - 30, columns[-1] - 22)
     np.testing.assert_array_equal(
@@ -36,11 +36,11 @@ def test_the_slice_with_the_most_tumour_the_right_way_up(make_case: MakeCase) ->
 
 
 @pytest.mark.parametrize("spacing_z", [1.0, 2.0, 4.5])
-def test_a_resampled_slice_is_shown_beside_its_place_in_the_file(
+def test_a_resampled_slice_is_shown_beside_the_same_place_in_the_file(
     make_case: MakeCase, spacing_z: float
 ) -> None:
     case = replace(make_case(radii=(13, 17, 12)), mask=None)
-    # Brighter from slice to slice, alike within each.
+    # Brightness increases from slice to slice and is constant within each.
     brain = case.images[0] != 0
     case.images[:] = np.where(brain, 100 + 10 * np.arange(30), 0)
     config = PreprocessConfig(spacing_mm=(1.0, 1.5, spacing_z), normalize="none", size=(32, 32))

@@ -1,4 +1,4 @@
-"""Pairs of high and low resolution: a function of the sample, whatever batch and rank it comes in."""
+"""Pairs of high and low resolution depend on the sample only, not on its batch or rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[..., Pairs]
 
 
 def _batch(num: int = 24, *, lateral: bool = True) -> Batch:
-    """Slices whose every pixel says where it is: the modality, the row and the column."""
+    """Slices whose pixels encode their modality, row and column."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(48), indexing="ij")
     channels = torch.arange(4).view(4, 1, 1)
     images = (channels * 64 * 64 + y * 64 + x).float() / (4 * 64 * 64)
@@ -38,7 +38,7 @@ def _batch(num: int = 24, *, lateral: bool = True) -> Batch:
 
 
 def _read(hr: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Modality, row and column of each pixel of patches (B, C, H, W)."""
+    """The modality, row and column of each pixel of patches (B, C, H, W)."""
     code = np.rint(hr.numpy() * 4 * 64 * 64).astype(int)
     return code // 4096, code // 64 % 64, code % 64
 
@@ -68,7 +68,7 @@ def test_shapes_and_range(channels: str, cut: str):
     ],
     ids=str,
 )
-def test_a_sample_is_the_same_on_whatever_rank(settings: dict[str, Any]):
+def test_a_sample_is_the_same_on_every_rank(settings: dict[str, Any]):
     batch = _batch()
     whole = draw(batch, **settings)
     for low, high in ((0, 12), (12, 24), (7, 8)):
@@ -78,12 +78,12 @@ def test_a_sample_is_the_same_on_whatever_rank(settings: dict[str, Any]):
         found = draw(part, **settings)
         assert torch.equal(found.hr, whole.hr[low:high])
         torch.testing.assert_close(found.lr, whole.lr[low:high], rtol=1e-6, atol=1e-7)
-        # Whatever else is drawn goes on alike, too.
+        # Later draws are the same, too.
         fresh = draw(batch, **settings).rngs[low:high]
         assert [rng.random() for rng in found.rngs] == [rng.random() for rng in fresh]
 
 
-def test_low_resolution_is_made_of_high():
+def test_low_resolution_is_computed_from_high_resolution():
     pairs = draw(_batch())
     torch.testing.assert_close(pairs.lr, degrade(pairs.hr, (9, 9), CONFIG.degrade))
 
@@ -99,8 +99,8 @@ def test_draws_vary_with_sample_epoch_and_seed():
     assert len({(r.min(), c.min()) for r, c in zip(rows, columns, strict=True)}) > 15
 
 
-def test_two_nodes_have_draws_of_their_own():
-    """Each numbers its samples from 0 on."""
+def test_two_nodes_have_different_draws():
+    """Each node numbers its samples from 0."""
     one, two = (draw_pairs(_batch(), CONFIG, 1, node_rank=rank) for rank in (0, 1))
     assert torch.equal(one.hr, draw(_batch()).hr)
     assert float((one.hr == two.hr).flatten(1).all(1).float().mean()) < 0.2
@@ -114,7 +114,7 @@ def test_patches_lie_inside_and_reach_every_edge():
     assert (columns.max((1, 2, 3)) - lefts == 31).all()
 
 
-def test_flips_are_of_the_share_asked_for_and_no_sagittal_slice_turns_its_columns():
+def test_flips_have_the_configured_probability_and_sagittal_columns_are_never_flipped():
     _, rows, columns = _read(draw(_batch(400)).hr[:, 0])
     upside, mirrored = rows[:, 0, 0] > rows[:, 1, 0], columns[:, 0, 0] > columns[:, 0, 1]
     assert 0.4 < upside.mean() < 0.6
@@ -128,7 +128,7 @@ def test_flips_are_of_the_share_asked_for_and_no_sagittal_slice_turns_its_column
     assert (columns[:, 0, 0] < columns[:, 0, 1]).all()
 
 
-def test_each_draws_one_modality_and_joint_keeps_them_together():
+def test_each_draws_one_modality_and_joint_keeps_all():
     modality, _, _ = _read(draw(_batch(400)).hr)
     counts = np.bincount(modality[:, 0, 0, 0], minlength=4)
     assert (modality == modality[:, :, :1, :1]).all()
@@ -139,7 +139,7 @@ def test_each_draws_one_modality_and_joint_keeps_them_together():
     assert (columns == columns[:, :1]).all()
 
 
-def test_whole_slices_are_brought_to_the_size():
+def test_whole_slices_are_resized():
     batch = _batch(3)
     pairs = draw(batch, **{"degrade.cut": "whole", "channels": "joint", "flip": 0.0})
     torch.testing.assert_close(pairs.hr, resize(batch.images, (32, 32)))
@@ -152,7 +152,7 @@ def _head(top: int, left: int, *, height: int = 20, width: int = 14) -> torch.Te
 
 
 @pytest.mark.parametrize(("top", "left"), [(18, 17), (12, 10), (30, 20)])
-def test_fixed_images_have_the_brain_in_their_middle(top: int, left: int):
+def test_fixed_images_are_centred_on_the_brain(top: int, left: int):
     image = _head(top, left)
     made = fixed_images(image, CONFIG)
     assert made.shape == (4, 1, 32, 32)
@@ -164,7 +164,7 @@ def test_fixed_images_have_the_brain_in_their_middle(top: int, left: int):
     assert torch.equal(made, fixed_images(image, CONFIG))
 
 
-def test_fixed_images_of_brains_at_the_edge_of_nothing_and_of_all_kinds():
+def test_fixed_images_of_brains_at_the_edge_and_of_empty_slices():
     assert (fixed_images(_head(0, 0), CONFIG)[:, 0, :20, :14] > 0).all()
     assert (fixed_images(_head(44, 34), CONFIG)[:, 0, -20:, -14:] > 0).all()
     assert fixed_images(torch.zeros(4, 64, 48), CONFIG).shape == (4, 1, 32, 32)

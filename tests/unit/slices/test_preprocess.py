@@ -1,4 +1,4 @@
-"""From a case to its slices: what is normalised, what is cut away, and how masks find back."""
+"""From a case to its slices: normalisation, the window, and restoring masks."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ from glioray.slices.preprocess import SliceStack, preprocess
 
 MakeCase = Callable[..., Case]
 
-# (X, Y, Z) -> (S, H, W) as the documentation of SliceStack says.
+# (X, Y, Z) -> (S, H, W) as documented in SliceStack.
 TURNS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 1, 2)}
 ALL_PLANES = PreprocessConfig(planes=PLANES, size=(32, 32))
 
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 
 def in_case(stack: SliceStack) -> np.ndarray:
-    """(4, X, Y, Z) of what the slices hold."""
+    """(4, X, Y, Z) restored from the slices."""
     return stack.restore(stack.images.swapaxes(0, 1)).astype(np.float32)
 
 
@@ -57,7 +57,7 @@ def test_each_modality_is_z_scored_inside_the_brain_and_0_around_it(
     np.testing.assert_allclose(values, by_hand(case), rtol=2**-10, atol=1e-5)
 
 
-def test_a_modality_that_is_0_inside_the_brain_is_scored_there_too(make_case: MakeCase) -> None:
+def test_zeros_inside_the_brain_are_normalised_too(make_case: MakeCase) -> None:
     case = make_case()
     case.images[0, 18:22, 24, 15] = 0
     (stack,) = preprocess(case, PreprocessConfig(size=(32, 32)), whole=True)
@@ -73,7 +73,7 @@ def test_scores_are_clipped(make_case: MakeCase) -> None:
     np.testing.assert_allclose(in_case(stack), by_hand(case, (-0.5, 2)), rtol=2**-10, atol=1e-5)
 
 
-def test_intensities_are_cut_at_percentiles_of_the_brain(make_case: MakeCase) -> None:
+def test_intensities_are_clipped_at_percentiles_of_the_brain(make_case: MakeCase) -> None:
     case = make_case(dtype="float32", background=(-1000, 0, 7, 0))
     config = PreprocessConfig(size=(32, 32), percentiles=(5.0, 90.0))
     brain = brain_mask(case.images)
@@ -91,8 +91,8 @@ def test_intensities_are_cut_at_percentiles_of_the_brain(make_case: MakeCase) ->
     np.testing.assert_array_equal(plain.images, cut.images)
 
 
-def test_the_brain_s_mask_comes_last(make_case: MakeCase) -> None:
-    """In every plane, whether the window is cut or padded; and it changes nothing else."""
+def test_the_brain_mask_is_the_last_channel(make_case: MakeCase) -> None:
+    """In every plane, with cut and padded windows; the other channels are unchanged."""
     case = make_case(radii=(20, 24, 14), background=(-1000, 0, 7, 0))
     brain = brain_mask(case.images)
     for whole in (False, True):
@@ -113,7 +113,7 @@ def test_a_modality_without_contrast_in_the_brain_becomes_0(make_case: MakeCase)
     assert np.isfinite(stack.images).all()
 
 
-def test_without_normalisation_the_stored_numbers_stay(make_case: MakeCase) -> None:
+def test_without_normalisation_the_stored_values_are_kept(make_case: MakeCase) -> None:
     case = make_case(background=(-1000, 0, 0, 0))
     config = PreprocessConfig(size=(32, 32), normalize="none")
     (stack,) = preprocess(case, config, whole=True)
@@ -121,11 +121,11 @@ def test_without_normalisation_the_stored_numbers_stay(make_case: MakeCase) -> N
     np.testing.assert_array_equal(in_case(stack), (case.images * brain).astype(np.float16))
     large = make_case(dtype="float32")
     large.images[3, 20, 24, 15] = -70000
-    with pytest.raises(CaseError, match=r"holds values up to 70000; slices hold at most 65504 .* zscore"):
+    with pytest.raises(CaseError, match=r"holds values up to 70000; expected at most 65504 .* zscore"):
         preprocess(large, config)
 
 
-def test_a_case_of_background_is_refused(make_case: MakeCase) -> None:
+def test_a_case_of_only_background_is_rejected(make_case: MakeCase) -> None:
     case = make_case()
     case.images[:] = 3
     with pytest.raises(CaseError, match="every voxel is background"):
@@ -133,8 +133,10 @@ def test_a_case_of_background_is_refused(make_case: MakeCase) -> None:
 
 
 @pytest.mark.parametrize("radii", [(5, 6, 4), (20, 24, 14)])
-def test_the_window_lies_where_origin_says(make_case: MakeCase, radii: tuple[float, float, float]) -> None:
-    """Padded where the brain is smaller than 32 x 32, cut where it is larger; checked by plain indexing."""
+def test_origin_gives_the_position_of_the_window(
+    make_case: MakeCase, radii: tuple[float, float, float]
+) -> None:
+    """Padded if the brain is smaller than 32 x 32, cut if it is larger; checked by indexing."""
     case = make_case(radii=radii)
     assert case.mask is not None
     scores, margin = by_hand(case), 40
@@ -151,7 +153,7 @@ def test_the_window_lies_where_origin_says(make_case: MakeCase, radii: tuple[flo
             turned = np.pad(scores[channel].transpose(turn), margin)[window]
             np.testing.assert_allclose(stack.images[:, channel], turned, rtol=2**-10, atol=1e-5)
         np.testing.assert_array_equal(stack.mask, np.pad(case.mask.transpose(turn), margin)[window])
-        # Nothing but slices through the brain, and the brain in the middle.
+        # Only slices through the brain, with the brain centred.
         brain = np.pad(brain_mask(case.images).transpose(turn), margin)
         assert brain[window[0]].any(axis=(1, 2)).all()
         assert np.count_nonzero(brain.any(axis=(1, 2))) == len(stack.images)
@@ -162,7 +164,7 @@ def test_the_window_lies_where_origin_says(make_case: MakeCase, radii: tuple[flo
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_restore_and_cut_undo_each_other_in_every_plane(make_case: MakeCase, whole: bool) -> None:
+def test_restore_and_cut_are_inverse_in_every_plane(make_case: MakeCase, whole: bool) -> None:
     case = make_case(radii=(20, 24, 14))
     volume = np.random.default_rng(0).integers(1, 100, case.images.shape[1:])
     for stack in preprocess(case, ALL_PLANES, whole=whole):
@@ -174,7 +176,7 @@ def test_restore_and_cut_undo_each_other_in_every_plane(make_case: MakeCase, who
             assert inside[brain_mask(case.images)].all()
 
 
-def test_a_whole_window_holds_all_of_the_brain_and_can_be_halved_four_times(make_case: MakeCase) -> None:
+def test_a_whole_window_contains_the_brain_and_is_a_multiple_of_16(make_case: MakeCase) -> None:
     case = make_case(radii=(20, 24, 14))
     brain = brain_mask(case.images)
     expected = by_hand(case)
@@ -216,7 +218,7 @@ def test_a_millilitre_is_a_thousand_cubic_millimetres(make_case: MakeCase) -> No
         ALL_PLANES.replace(percentiles=(1.0, 99.0), clahe=0.02),
     ],
 )
-def test_a_case_gives_the_same_bits_for_any_number_of_threads_and_order_of_memory(
+def test_preprocessing_does_not_depend_on_threads_or_memory_order(
     make_case: MakeCase, one_thread: None, config: PreprocessConfig
 ) -> None:
     case = make_case(dtype="float32")

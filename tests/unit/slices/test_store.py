@@ -1,4 +1,4 @@
-"""What a step draws: the right pixels, in an order that depends on nothing but seed and epoch."""
+"""Batches have the right pixels, in an order that depends only on seed and epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ CONFIG = PreprocessConfig(size=(32, 48))
 
 @pytest.fixture
 def stacks(make_stack: MakeStack) -> list[SliceStack]:
-    """Of three cases, one in two planes, one without a mask, out of order: 35 slices."""
+    """35 slices of three cases, unsorted: one in two planes, one without a mask."""
     return [
         make_stack("B", 7),
         make_stack("A", 10, plane="sagittal"),
@@ -39,7 +39,7 @@ def sampler_of(store: SliceStore, config: SampleConfig, batch_size: int = 8, see
 
 
 def test_a_draw_equals_plain_indexing(store: SliceStore, stacks: list[SliceStack]) -> None:
-    """Slices are numbered through the stacks in the order of case and plane."""
+    """Slices are numbered through the stacks, sorted by case and plane."""
     ordered = [stacks[3], stacks[1], stacks[0], stacks[2]]
     images = np.concatenate([stack.images for stack in ordered]).astype(np.float32)
     masks = np.concatenate(
@@ -59,10 +59,10 @@ def test_a_draw_equals_plain_indexing(store: SliceStore, stacks: list[SliceStack
 
 
 @pytest.mark.parametrize(("reach", "step"), [(1, 1), (2, 1), (1, 3), (4, 8)])
-def test_neighbours_past_the_ends_of_the_brain_are_background(
+def test_neighbours_beyond_the_ends_of_the_brain_are_background(
     stacks: list[SliceStack], reach: int, step: int
 ) -> None:
-    """And never the slices of the next case or plane."""
+    """They are never slices of the next case or plane."""
     store = SliceStore(stacks, PreprocessConfig(size=(32, 48), neighbours=reach, neighbour_step=step))
     batch, row = store.draw(np.arange(35)), 0
     for stack in (stacks[3], stacks[1], stacks[0], stacks[2]):
@@ -75,10 +75,10 @@ def test_neighbours_past_the_ends_of_the_brain_are_background(
 
 
 @pytest.mark.parametrize(("brain_channel", "reach"), [(False, 0), (False, 1), (True, 0), (True, 1)])
-def test_a_batch_says_which_channels_are_intensities(
+def test_a_batch_marks_its_intensity_channels(
     stacks: list[SliceStack], brain_channel: bool, reach: int
 ) -> None:
-    """The brain's mask comes after each slice's own modalities."""
+    """The brain's mask follows the modalities of each slice."""
     three = ("t1", "t1c", "flair")
     config = PreprocessConfig(
         size=(32, 48), modalities=three if brain_channel else MODALITIES, brain_channel=brain_channel,
@@ -92,7 +92,7 @@ def test_a_batch_says_which_channels_are_intensities(
     assert torch.as_tensor(plain.is_intensity).tolist() == [True] * config.num_channels
 
 
-def test_mapped_slices_are_drawn_without_a_warning_and_stay_as_they_are(
+def test_mapped_slices_are_read_without_warnings_and_not_modified(
     tmp_path: Path, stacks: list[SliceStack], make_entry: Callable[..., CaseEntry]
 ) -> None:
     cache, entry = SliceCache(CacheConfig(folder=str(tmp_path)), CONFIG), make_entry("A")
@@ -107,18 +107,18 @@ def test_mapped_slices_are_drawn_without_a_warning_and_stay_as_they_are(
     np.testing.assert_array_equal(mapped.draw([3, 5]).images, stacks[3].images[[3, 5]])
 
 
-def test_a_stack_is_walked_in_order(store: SliceStore, stacks: list[SliceStack]) -> None:
+def test_a_stack_is_read_in_order(store: SliceStore, stacks: list[SliceStack]) -> None:
     batches = list(store.stack_batches(1, 4))
     assert [len(batch.images) for batch in batches] == [4, 4, 2]
     np.testing.assert_array_equal(torch.cat([batch.images for batch in batches]), stacks[1].images)
 
 
-def test_without_cases_there_is_nothing_to_draw() -> None:
-    with pytest.raises(DataError, match="no case to draw slices from"):
+def test_a_store_without_cases_is_an_error() -> None:
+    with pytest.raises(DataError, match="No cases to draw slices from"):
         SliceStore([], CONFIG)
 
 
-def test_every_slice_comes_once_an_epoch(store: SliceStore) -> None:
+def test_every_slice_is_drawn_once_per_epoch(store: SliceStore) -> None:
     sampler = sampler_of(store, SampleConfig())
     assert (sampler.num_slices, sampler.num_steps) == (35, 5)
     for epoch in range(3):
@@ -127,7 +127,7 @@ def test_every_slice_comes_once_an_epoch(store: SliceStore) -> None:
         assert sorted(order.ravel()[:35].tolist()) == list(range(35))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch(store: SliceStore) -> None:
+def test_the_order_depends_on_seed_and_epoch_only(store: SliceStore) -> None:
     config = SampleConfig(foreground_share=0.5)
     one, again = (sampler_of(store, config, seed=3) for _ in range(2))
     orders = [one.epoch(epoch) for epoch in range(4)]
@@ -142,14 +142,14 @@ def test_each_batch_has_its_share_of_tumour(store: SliceStore, share: float, exp
     sampler, foreground = sampler_of(store, SampleConfig(foreground_share=share)), store.tumour_px() > 0
     order = np.concatenate([sampler.epoch(epoch) for epoch in range(4)])
     assert (foreground[order].sum(axis=1) == expected).all()
-    # Over the epochs all of the drawn kind's slices have come.
+    # Over the epochs all slices of the drawn kind appear.
     wanted = ({*np.flatnonzero(foreground)} if share else set()) | (
         {*np.flatnonzero(~foreground)} if share < 1 else set()
     )
     assert {*order.ravel()} == wanted
 
 
-def test_of_the_empty_slices_a_share_is_kept(store: SliceStore) -> None:
+def test_empty_share_keeps_a_fraction_of_the_empty_slices(store: SliceStore) -> None:
     foreground = store.tumour_px() > 0
     num_foreground = int(foreground.sum())
     for share in (0.0, 0.3, 1.0):
@@ -160,10 +160,10 @@ def test_of_the_empty_slices_a_share_is_kept(store: SliceStore) -> None:
         np.testing.assert_array_equal(np.sort(drawn), np.sort(sampler.epoch(1).ravel()))
 
 
-def test_slices_with_little_tumour_are_left_out(store: SliceStore) -> None:
-    """And those without any are not: they go by their own share."""
+def test_slices_with_little_tumour_are_excluded(store: SliceStore) -> None:
+    """Slices without any tumour are not: `empty_share` governs those."""
     tumour_px = store.tumour_px()
-    # A slice that has just so many pixels stays.
+    # A slice with exactly that many pixels is kept.
     bound = int(np.sort(tumour_px)[-5])
     large, empty = np.flatnonzero(tumour_px >= bound), np.flatnonzero(tumour_px == 0)
     assert 0 < len(large) < (tumour_px > 0).sum()
@@ -188,18 +188,18 @@ def test_only_allowed_slices_are_drawn(store: SliceStore) -> None:
     ) == [*np.flatnonzero(allowed)]
 
 
-def test_balanced_cases_come_equally_often(make_stack: MakeStack) -> None:
+def test_balanced_cases_are_drawn_equally_often(make_stack: MakeStack) -> None:
     store = SliceStore([make_stack("A", 5), make_stack("B", 50), make_stack("C", 20)], CONFIG)
     config = SampleConfig(balance_cases=True, steps_per_epoch=500)
     counts = np.bincount(store.case_numbers()[sampler_of(store, config).epoch(0).ravel()])
-    # 4000 draws with a share of 1/3: five standard deviations are 149.
+    # 4000 draws with a probability of 1/3: five standard deviations are 149.
     np.testing.assert_allclose(counts, 4000 / 3, atol=149)
     plain = SampleConfig(steps_per_epoch=500)
     counts = np.bincount(store.case_numbers()[sampler_of(store, plain).epoch(0).ravel()])
     np.testing.assert_allclose(counts / 4000, np.array([5, 50, 20]) / 75, atol=0.01)
 
 
-def test_steps_that_are_asked_for_go_on_past_one_pass(store: SliceStore) -> None:
+def test_a_fixed_number_of_steps_may_exceed_one_pass(store: SliceStore) -> None:
     sampler = sampler_of(store, SampleConfig(steps_per_epoch=12))
     order = sampler.epoch(0).ravel()
     assert len(order) == 96
@@ -207,24 +207,26 @@ def test_steps_that_are_asked_for_go_on_past_one_pass(store: SliceStore) -> None
     assert sampler.epoch(0, 3).shape == (3, 8)
 
 
-def test_without_any_slice_there_is_nothing_to_train_on(make_stack: MakeStack) -> None:
+def test_a_sampler_without_slices_is_an_error(make_stack: MakeStack) -> None:
     store = SliceStore([make_stack("A", with_mask=False)], CONFIG)
-    with pytest.raises(DataError, match="no slice is left to train on"):
+    with pytest.raises(DataError, match="No slice to train on"):
         sampler_of(store, SampleConfig(empty_share=0))
-    # With a bound, empty slices alone would be trained on without a word.
+    # With a minimum, training would otherwise silently use only empty slices.
     for share in (0, 1):
-        with pytest.raises(DataError, match=r"holds 9 pixels of tumour; .* lower sample.min_tumour_px"):
+        with pytest.raises(
+            DataError, match=r"No training slice has 9 tumour pixels; lower sample.min_tumour_px"
+        ):
             sampler_of(store, SampleConfig(empty_share=share, min_tumour_px=9))
 
 
-def test_a_share_of_tumour_is_at_least_one_slice(store: SliceStore) -> None:
+def test_a_positive_foreground_share_is_at_least_one_slice(store: SliceStore) -> None:
     order = sampler_of(store, SampleConfig(foreground_share=0.5), batch_size=1).epoch(0)
     assert (store.tumour_px()[order] > 0).all()
 
 
 @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(foreground_share=0.5, balance_cases=True)])
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_ranks_parts_make_up_the_global_batch(
+def test_the_parts_of_all_ranks_form_the_global_batch(
     store: SliceStore, config: SampleConfig, count: int
 ) -> None:
     sampler = sampler_of(store, config)

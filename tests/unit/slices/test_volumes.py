@@ -1,4 +1,4 @@
-"""What happens to a whole case before it is sliced."""
+"""Preprocessing of whole volumes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("shape", [(60, 41, 97), (60, 33, 20), (21, 80, 40)])
 def test_both_grids_fill_the_same_box(shape: tuple[int, int, int]) -> None:
-    """A ramp is the same ramp at the centres of the new voxels; edges apart, where it is held.
+    """A ramp resampled to another grid is the same ramp at its voxel centres, except near the edges.
 
-    To a small part of a voxel where a tent is sampled off its centre.
+    Up to a fraction of a voxel, if tents are not sampled at their centres.
     """
     old, total = (40, 41, 39), np.zeros((40, 41, 39), np.float32)
     for axis, length in enumerate(old):
@@ -61,7 +61,7 @@ def test_larger_voxels_are_means_and_constants_stay() -> None:
     assert np.ptp(resample(np.full((9, 7, 5), 3.7), (4, 11, 6))) < 1e-5
 
 
-def test_probabilities_come_back_to_the_case_s_own_grid() -> None:
+def test_probabilities_return_to_the_grid_of_the_case() -> None:
     own, prepared = (48, 60, 31), (40, 75, 62)
     sizes = {"own": ball(own).sum() / np.prod(own), "prepared": ball(prepared).sum() / np.prod(prepared)}
     assert sizes["own"] == pytest.approx(sizes["prepared"], rel=0.02)
@@ -74,7 +74,7 @@ def test_probabilities_come_back_to_the_case_s_own_grid() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.9, 1.3, 1.7])
-def test_there_and_back_again(factor: float) -> None:
+def test_resampling_there_and_back_preserves_the_volume(factor: float) -> None:
     volume, labels = smooth((48, 44, 40)), (smooth((48, 44, 40)) > 0.3).astype(np.uint8)
     shape = tuple(round(n * factor) for n in volume.shape)
     there = resample(volume, shape)
@@ -82,11 +82,11 @@ def test_there_and_back_again(factor: float) -> None:
     back = resample_labels(resample_labels(labels, shape), volume.shape)
     assert (back.dtype, set(np.unique(back))) == (np.uint8, {0, 1})
     assert dice(back > 0, labels > 0) > 0.97
-    # Images and masks move alike: what a mask covers of the image keeps its sign.
+    # Images and masks stay aligned: inside the mask the image keeps its sign.
     assert dice(there > 0.3, resample_labels(labels, shape) > 0) > 0.95
 
 
-def test_a_case_that_needs_nothing_is_the_very_same(make_case: MakeCase) -> None:
+def test_a_case_that_needs_nothing_is_returned_unchanged(make_case: MakeCase) -> None:
     case = make_case()
     assert prepare_volume(case, PreprocessConfig()) is case
     assert prepare_volume(case, PreprocessConfig(spacing_mm=(1.0, 1.5, 2.0))) is case
@@ -98,13 +98,13 @@ def test_a_case_that_needs_nothing_is_the_very_same(make_case: MakeCase) -> None
         assert one.images.tobytes() == other.images.tobytes()
 
 
-def test_modalities_come_in_the_order_asked_for(make_case: MakeCase) -> None:
+def test_modalities_have_the_requested_order(make_case: MakeCase) -> None:
     case = make_case()
     found = prepare_volume(case, PreprocessConfig(modalities=("flair", "t1")))
     assert found.modalities == ("flair", "t1")
     np.testing.assert_array_equal(found.images, case.images[[3, 0]])
     assert found.mask is case.mask
-    # The order is the case's own, not that of the constant.
+    # Indexed by the case's own order, not by that of MODALITIES.
     turned = replace(case, modalities=MODALITIES[::-1])
     np.testing.assert_array_equal(
         prepare_volume(turned, PreprocessConfig(modalities=("t1", "t2"))).images, case.images[[3, 1]]
@@ -123,7 +123,7 @@ def test_a_missing_modality_is_named(make_case: MakeCase) -> None:
         prepare_volume(two, PreprocessConfig(modalities=("flair", "t2")))
 
 
-def test_a_resampled_case_lies_where_it_lay(make_case: MakeCase) -> None:
+def test_a_resampled_case_keeps_its_position(make_case: MakeCase) -> None:
     case = make_case(radii=(13, 17, 11))
     case = replace(case, affine=case.affine + np.outer([1, 1, 1, 0], [0, 0, 0, 1]) * [0, 0, 0, 7.0])
     found = prepare_volume(case, PreprocessConfig(spacing_mm=(1.5, 1.4, 1.2)))
@@ -149,7 +149,7 @@ def test_a_resampled_case_lies_where_it_lay(make_case: MakeCase) -> None:
 
 
 @pytest.mark.parametrize("background", [(0, 0, 0, 0), (-1000, 0, 7, 0)])
-def test_no_background_bleeds_into_the_brain(make_case: MakeCase, background: tuple[float, ...]) -> None:
+def test_no_background_is_mixed_into_the_brain(make_case: MakeCase, background: tuple[float, ...]) -> None:
     case = make_case(background=background)
     brain = brain_mask(case.images)
     for channel, value in enumerate((100, 300, 5, 20000)):
@@ -162,9 +162,9 @@ def test_no_background_bleeds_into_the_brain(make_case: MakeCase, background: tu
         np.testing.assert_allclose(image[inside], value, rtol=1e-5)
 
 
-def test_voxels_too_many_for_memory_are_refused(make_case: MakeCase) -> None:
-    """The case's fault, to a server that is sent it: its header may claim any size."""
+def test_too_many_voxels_after_resampling_are_rejected(make_case: MakeCase) -> None:
+    """A CaseError, since the header of a file sent to a server may claim any size."""
     config = PreprocessConfig(spacing_mm=(0.1, 0.1, 0.1))
-    says = r"A: its voxels of 1 x 1\.5 x 2 mm become \(440, 750, 600\) of 0\.1 x 0\.1 x 0\.1 mm; expected"
+    says = r"A: resampling from 1 x 1\.5 x 2 mm to 0\.1 x 0\.1 x 0\.1 mm gives \(440, 750, 600\) voxels; expected"
     with pytest.raises(CaseError, match=says):
         prepare_volume(make_case(), config)
