@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 Modality = Literal["t1", "t1c", "t2", "flair"]
 
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
+MODALITIES: tuple[str, ...] = get_args(Modality)
 """The fixed order of the modalities everywhere: arrays, checkpoints, requests."""
 
 REGIONS = ("wt", "tc", "et")
@@ -128,7 +128,8 @@ class PreprocessConfig(Config):
         description="Height and width of a slice in pixels: the brain's box, centred, zero-padded or cropped.",
     )
     modalities: Distinct[Modality] = Field(
-        MODALITIES, description="Modalities that the network sees, in this order; cases may lack the others."
+        get_args(Modality),
+        description="Modalities that the network sees, in this order; cases may lack the others.",
     )
     skull_strip: bool = Field(
         False,

@@ -40,8 +40,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         UsageError: a value is missing, out of range or of another type, or a setting does not exist.
     """
+    kind: Any = cls
     try:
-        return _adapter(cls).validate_json(json.dumps(values), strict=True, extra="forbid")
+        return _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         raise UsageError(explain(error, cls)) from None
 

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from glioray.config import TaskConfig
 from glioray.errors import UsageError
 
 _UNLIMITED = 1_000_000
@@ -44,7 +45,7 @@ def parse_entrant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def budget_settings(
-    config: Any, *, minutes: float | None = None, num_slices: int | None = None
+    config: TaskConfig, *, minutes: float | None = None, num_slices: int | None = None
 ) -> dict[str, Any]:
     """The settings that end a run of `config` after that many minutes or slices; none where neither is given.
 
@@ -67,7 +68,7 @@ def budget_settings(
     }
 
 
-def budget_text(config: Any, *, minutes: float | None = None, num_slices: int | None = None) -> str:
+def budget_text(config: TaskConfig, *, minutes: float | None = None, num_slices: int | None = None) -> str:
     """The budget of `budget_settings` in words; the recipe's own where neither is given."""
     if minutes is not None:
         return f"{minutes:,.10g} minutes"

@@ -17,6 +17,8 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from glioray.config import TaskConfig
+
 if TYPE_CHECKING:
     from glioray.cases.casefiles import CaseFiles
     from glioray.cases.load import Case
@@ -158,7 +160,7 @@ class Task(Protocol):
     registered_name: str
     purpose: str
     output: Literal["labels", "images"]
-    config_type: type[Any]
+    config_type: type[TaskConfig]
     recipes: Mapping[str, Callable[[], Any]]
 
     def check(self, config: Any) -> None:

@@ -28,7 +28,7 @@ class LossConfig(Config):
     name: Annotated[str, AfterValidator(_check_loss)] = Field(
         "dice_ce",
         description="Name of the loss in its registry.",
-        json_schema_extra=lambda schema: schema.update(enum=sorted(SEGMENTATION_LOSSES)),
+        json_schema_extra=lambda schema: schema.update({"enum": [*sorted(SEGMENTATION_LOSSES)]}),
     )
     target: Target = Field(
         default_factory=_implied_target,

@@ -69,7 +69,7 @@ def evaluate_case(
         UsageError: as `check_segmenter`.
     """
     config = resolver.spec.config
-    modalities = config.preprocess.modalities
+    modalities: tuple[str, ...] = config.preprocess.modalities
     if config.channels == "each":
         wanted = {*modalities, *(() if segmenter is None else segmenter.spec.config.preprocess.modalities)}
         modalities = tuple(name for name in case.modalities if name in wanted)

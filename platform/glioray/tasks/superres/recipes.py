@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from glioray.config import NetConfig, OptimConfig, PreprocessConfig, SampleConfig, TrainConfig
+from glioray.config import NetConfig, OptimConfig, PreprocessConfig, SampleConfig, Schedule, TrainConfig
 from glioray.errors import UsageError
 from glioray.tasks.superres.config import (
     CollapseConfig,
@@ -15,7 +15,7 @@ from glioray.tasks.superres.config import (
 )
 
 
-def _adam(lr: float, *, ema: float = 0.0, schedule: str = "constant") -> OptimConfig:
+def _adam(lr: float, *, ema: float = 0.0, schedule: Schedule = "constant") -> OptimConfig:
     return OptimConfig(
         name="adam", lr=lr, weight_decay=0.0, schedule=schedule, warmup=0.0, grad_clip=0.0, ema=ema
     )
