@@ -25,7 +25,7 @@ from glioray.cases.nifti import encode_volume, read_volume
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import log_model, register_model, set_champion
 from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.nets.gan import AtScale
+from glioray.nets.gan import FixedScale
 from glioray.slices.volumes import resample
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.package import ModelSpec, write_package
@@ -97,7 +97,7 @@ def sharper(
     package = tmp_path_factory.mktemp("package-superres")
     write_superres(package, spec, {stage: net.state_dict() for stage, net in nets.items()})
     logger = RunLogger.open_run("serve-e2e", "superres", kind="train", tracking_uri=_mlflow_service.address)
-    log_model(logger, package, AtScale(nets["gan"], 2.0), torch.zeros(1, 1, 32, 32))
+    log_model(logger, package, FixedScale(nets["gan"], 2.0), torch.zeros(1, 1, 32, 32))
     logger.finish()
     return register_model(SHARPER, logger.run_id, {}, tracking_uri=_mlflow_service.address), package
 

@@ -74,7 +74,7 @@ def build_loss(
     presence_weight: float = 1.0,
     **options: Any,
 ) -> nn.Module:
-    """A loss by its name: (logits or `Supervised`, masks (B, H, W) of internal labels) to a scalar.
+    """A loss by its name: (logits or `TrainingOutputs`, masks (B, H, W) of internal labels) to a scalar.
 
     Args:
         name: in `SEGMENTATION_LOSSES`.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.losses.targets import Compared
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 SIDE_WEIGHTS = ("equal", "halving")
 
@@ -19,7 +19,7 @@ def output_weights(num_outputs: int, side_weights: str) -> list[float]:
 
 
 class DeepSupervision(nn.Module):
-    """`loss` of plain logits, or of each output of a `Supervised` by its weight.
+    """`loss` of plain logits, or of each output of a `TrainingOutputs` by its weight.
 
     To the latter comes `presence_weight` binary cross-entropy of the presence logits, (B, C') or (B, C', N),
     against whether a slice holds any pixel of each of the last C' channels.
@@ -43,7 +43,7 @@ class DeepSupervision(nn.Module):
         self.loss, self.target = loss, target
         self.side_weights, self.presence_weight = side_weights, presence_weight
 
-    def forward(self, outputs: Tensor | Supervised, masks: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor | TrainingOutputs, masks: Tensor) -> Tensor:
         if isinstance(outputs, Tensor):
             plain: Tensor = self.loss(outputs, masks)
             return plain

@@ -10,7 +10,7 @@ from torch import nn
 
 from glioray.nets import monai_nets
 from glioray.nets.fcn import FCN
-from glioray.nets.folded import Folded
+from glioray.nets.folded import FoldedNet
 from glioray.nets.resunet import ResUNet, ResUNetPlusPlus
 from glioray.nets.u2net import U2Net, u2netp
 from glioray.nets.unet import UNet
@@ -33,7 +33,7 @@ SEGMENTATION_NETS: dict[str, Callable[..., nn.Module]] = {
     "swin_unetr": monai_nets.swin_unetr,
 }
 """Each takes in_channels and out_channels, any H and W, and has `heads()`, the convolutions that give logits.
-In evaluation it returns logits (B, out_channels, H, W), in training logits or an `outputs.Supervised`."""
+In evaluation it returns logits (B, out_channels, H, W), in training logits or an `outputs.TrainingOutputs`."""
 
 
 def build_net(
@@ -51,7 +51,7 @@ def build_net(
         name: in `SEGMENTATION_NETS`.
         in_channels: of the images.
         out_channels: of the logits.
-        stem_stride: 1, 2 or 4: run the network on squares of so many pixels folded into channels (`Folded`).
+        stem_stride: 1, 2 or 4: run the network on squares of so many pixels folded into channels (`FoldedNet`).
         prior: the probability that each output begins with, through the heads' biases; None leaves torch's.
         options: the network's own.
 
@@ -78,4 +78,4 @@ def build_net(
             if head.bias is None:  # it adds to the logits of a head that has one
                 continue
             nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
-    return Folded(net, stem_stride) if stem_stride > 1 else net
+    return FoldedNet(net, stem_stride) if stem_stride > 1 else net

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import pad_to_multiple
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 
-class Folded(nn.Module):
+class FoldedNet(nn.Module):
     """Folds each `stride` x `stride` square of pixels into channels before a network and unfolds it after.
 
     The network runs at 1 / stride of the resolution for 1 / stride^2 of the cost. It takes in_channels *
@@ -25,20 +25,20 @@ class Folded(nn.Module):
         found: list[nn.Conv2d] = self.net.heads()  # type: ignore[operator]
         return found
 
-    def forward(self, x: Tensor) -> Tensor | Supervised:
+    def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         if getattr(self.net, "fixed", False):
-            # As the network does (`monai_nets.Wrapped`), and before sizes that follow from these are left free.
+            # As the network does (`monai_nets.MonaiNet`), and before sizes that follow from these are left free.
             height, width = int(height), int(width)
 
         def unfold(logits: Tensor) -> Tensor:
             return F.pixel_shuffle(logits, self.stride)[..., :height, :width]
 
         found = self.net(F.pixel_unshuffle(pad_to_multiple(x, self.stride), self.stride))
-        if not isinstance(found, Supervised):
+        if not isinstance(found, TrainingOutputs):
             return unfold(found)
         presence = found.presence
         if presence is not None:
             # Each pixel of a square has a gate of its own: the greatest alone would leave the others untrained.
             presence = presence.unflatten(1, (-1, self.stride**2))
-        return Supervised(unfold(found.logits), tuple(unfold(side) for side in found.sides), presence)
+        return TrainingOutputs(unfold(found.logits), tuple(unfold(side) for side in found.sides), presence)

@@ -1,4 +1,4 @@
-"""MONAI's networks, wrapped: any H and W, `Supervised` while training, heads. Each is built by a function.
+"""MONAI's networks, wrapped: any H and W, `TrainingOutputs` while training, heads. Each is built by a function.
 
 MONAI is imported where a network of its is built: that takes seconds.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import GlobalBatchNorm2d, pad_to_multiple
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 NORMS: dict[str, Any] = {
     "instance": ("instance", {"affine": True}),
@@ -23,12 +23,12 @@ NORMS: dict[str, Any] = {
 """Normalisations by name, in MONAI's words."""
 
 
-class Wrapped(nn.Module):
+class MonaiNet(nn.Module):
     """A network of MONAI for any H and W.
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W): the input is padded with zeros to a multiple of
     `divisor`, at least two of them, and the result cut back. In training a network that returns several
-    outputs, the finest first, becomes a `Supervised` with the coarser ones enlarged. Batch normalisation is
+    outputs, the finest first, becomes a `TrainingOutputs` with the coarser ones enlarged. Batch normalisation is
     by all ranks' batches.
 
     Args:
@@ -47,7 +47,7 @@ class Wrapped(nn.Module):
         """The convolutions whose outputs are logits."""
         return [self.net.get_submodule(name) for name in self.head_names]  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Tensor | Supervised:
+    def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         if self.fixed:
             # Free sizes become numbers here; MONAI's code would have torch.export search for ever.
@@ -57,10 +57,12 @@ class Wrapped(nn.Module):
         if isinstance(found, Tensor):
             return found[..., :height, :width]
         sides = (F.interpolate(side, size=x.shape[-2:], mode="bilinear") for side in found[1:])
-        return Supervised(found[0][..., :height, :width], tuple(side[..., :height, :width] for side in sides))
+        return TrainingOutputs(
+            found[0][..., :height, :width], tuple(side[..., :height, :width] for side in sides)
+        )
 
 
-class Levels(nn.Module):
+class FlatDynUNet(nn.Module):
     """MONAI's DynUNet, gone through level by level: its modules under their names, each of them once.
 
     DynUNet's own forward goes through a second tree of the same modules, so that its state dict holds every
@@ -108,7 +110,7 @@ def dynunet(
     deep_supervision: bool = False,
     residual: bool = False,
     dropout: float = 0.0,
-) -> Wrapped:
+) -> MonaiNet:
     """MONAI's DynUNet, nnU-Net's network: strided convolutions down, transposed ones up.
 
     Reference: Isensee et al. 2021 (arXiv 1904.08128); Futrega et al. 2021 (arXiv 2110.03352).
@@ -151,7 +153,7 @@ def dynunet(
         dropout=dropout or None,
     )
     names = ["output_block.conv.conv"] + [f"deep_supervision_heads.{i}.conv.conv" for i in range(num_sides)]
-    return Wrapped(Levels(net), divisor=1 << depth, heads=names)
+    return MonaiNet(FlatDynUNet(net), divisor=1 << depth, heads=names)
 
 
 def resenc(
@@ -162,7 +164,7 @@ def resenc(
     blocks: Sequence[int] = (1, 3, 4, 6, 6),
     norm: str = "instance",
     deep_supervision: bool = False,
-) -> Wrapped:
+) -> MonaiNet:
     """MONAI's SegResNetDS in the measures of nnU-Net's residual encoder: deep on the way down, lean on the way up.
 
     Reference: Isensee et al. 2024 (arXiv 2404.09556). Deviations from it that are MONAI's: units normalised
@@ -199,7 +201,7 @@ def resenc(
         dsdepth=num_outputs,
     )
     names = [f"up_layers.{depth - 1 - number}.head" for number in range(num_outputs)]
-    return Wrapped(net, divisor=1 << depth, heads=names)
+    return MonaiNet(net, divisor=1 << depth, heads=names)
 
 
 def segresnet(
@@ -211,7 +213,7 @@ def segresnet(
     blocks_up: Sequence[int] = (1, 1, 1),
     norm: str = "instance",
     dropout: float = 0.0,
-) -> Wrapped:
+) -> MonaiNet:
     """MONAI's SegResNet without the variational autoencoder.
 
     Reference: Myronenko 2018 (arXiv 1810.11654), which normalises by groups of channels (norm="group").
@@ -245,7 +247,7 @@ def segresnet(
         norm=_norm(norm, width),
         dropout_prob=dropout or None,
     )
-    return Wrapped(net, divisor=1 << len(blocks_up), heads=["conv_final.2.conv"])
+    return MonaiNet(net, divisor=1 << len(blocks_up), heads=["conv_final.2.conv"])
 
 
 def attention_unet(
@@ -255,7 +257,7 @@ def attention_unet(
     width: int = 64,
     depth: int = 4,
     dropout: float = 0.0,
-) -> Wrapped:
+) -> MonaiNet:
     """MONAI's Attention U-Net, with batch normalisation (MONAI leaves no choice).
 
     Reference: Oktay et al. 2018 (arXiv 1804.03999).
@@ -282,7 +284,7 @@ def attention_unet(
         strides=[2] * depth,
         dropout=dropout,
     )
-    return Wrapped(net, divisor=1 << depth, heads=["model.2.conv"])
+    return MonaiNet(net, divisor=1 << depth, heads=["model.2.conv"])
 
 
 def swin_unetr(
@@ -295,7 +297,7 @@ def swin_unetr(
     window: int = 7,
     norm: str = "instance",
     dropout: float = 0.0,
-) -> Wrapped:
+) -> MonaiNet:
     """MONAI's SwinUNETR in two dimensions: attention in shifted windows on the way down, convolutions up.
 
     Reference: Hatamizadeh et al. 2022 (arXiv 2201.01266).
@@ -338,7 +340,7 @@ def swin_unetr(
             norm_name=_norm(norm, width),
             drop_rate=dropout,
         )
-    wrapped = Wrapped(net, divisor=32, heads=["out.conv.conv"], fixed=True)
+    wrapped = MonaiNet(net, divisor=32, heads=["out.conv.conv"], fixed=True)
     return wrapped.to(torch.get_default_device())
 
 

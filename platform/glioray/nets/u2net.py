@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import ConvBlock, pad_to_multiple
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 # Of the levels down, then up, each in units of the width: filters inside a block and at its end.
 _DOWN = ((1 / 2, 1), (1 / 2, 2), (1, 4), (2, 8), (4, 8), (4, 8))
@@ -120,7 +120,7 @@ class U2Net(nn.Module):
         """The convolutions whose outputs are logits."""
         return [self.fuse, *self.sides]
 
-    def forward(self, x: Tensor) -> Tensor | Supervised:
+    def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, 32, at_least=64)
         skips = []
@@ -140,7 +140,7 @@ class U2Net(nn.Module):
         logits: Tensor = self.fuse(torch.cat(sides, dim=1))[..., :height, :width]
         if not self.training:
             return logits
-        return Supervised(logits, tuple(side[..., :height, :width] for side in sides))
+        return TrainingOutputs(logits, tuple(side[..., :height, :width] for side in sides))
 
 
 def u2netp(*, width: int = 64, **options: Any) -> U2Net:

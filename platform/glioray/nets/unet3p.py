@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import ConvBlock, pad_to_multiple
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 _ABSENT = -20.0
 """The logit of what is not there: a probability of 2e-9, finite in every precision."""
@@ -18,7 +18,7 @@ class UNet3P(nn.Module):
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros as
     in `UNet`. Each source is brought to the level's size (maxima down, bilinear up) and to `cat_channels`. With
-    `deep_supervision` or `classify` training returns `Supervised`: its sides are the decoder levels below the
+    `deep_supervision` or `classify` training returns `TrainingOutputs`: its sides are the decoder levels below the
     first and the deepest encoder level.
 
     `classify` is the paper's classification-guided module: logits of whether a slice holds anything of an
@@ -100,7 +100,7 @@ class UNet3P(nn.Module):
         """The convolutions whose outputs are logits of pixels."""
         return [self.head, *self.sides]
 
-    def forward(self, x: Tensor) -> Tensor | Supervised:
+    def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, self.divisor, at_least=2 * self.divisor)
         encoded: list[Tensor] = []
@@ -133,4 +133,4 @@ class UNet3P(nn.Module):
         for level, side in enumerate(self.sides, start=1):
             large = F.interpolate(side(decoded[level]), size, mode="bilinear", align_corners=False)
             sides.append(large[..., :height, :width])
-        return Supervised(logits, tuple(sides), presence)
+        return TrainingOutputs(logits, tuple(sides), presence)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.nets.blocks import ConvBlock, pad_to_multiple
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 
 class UNetPP(nn.Module):
@@ -17,7 +17,7 @@ class UNetPP(nn.Module):
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros as
     in `UNet`. The node of level i and column j reads the columns before it on its level and the node below
-    them; the last of the first level gives the logits. With `deep_supervision` training returns `Supervised`,
+    them; the last of the first level gives the logits. With `deep_supervision` training returns `TrainingOutputs`,
     whose sides are the columns before the last, the deepest first; evaluation is the papers' fast mode, the
     last column alone.
 
@@ -76,7 +76,7 @@ class UNetPP(nn.Module):
         """The convolutions whose outputs are logits."""
         return list(self.outputs.values())  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor | Supervised:
+    def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         # Padded as at full depth, so that pruning changes no column that is left.
         x = pad_to_multiple(x, self.divisor, at_least=2 * self.divisor)
@@ -97,7 +97,7 @@ class UNetPP(nn.Module):
         logits = answer(self.last)
         if not self.training or len(self.outputs) == 1:
             return logits
-        return Supervised(logits, tuple(answer(column) for column in reversed(range(1, self.last))))
+        return TrainingOutputs(logits, tuple(answer(column) for column in reversed(range(1, self.last))))
 
 
 def _leave_out_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_given: object) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glioray.losses import build_loss
 from glioray.losses.deep import output_weights
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 NAMES = ["dice_ce", "region_dice_bce", "region_focal_tversky"]
@@ -31,7 +31,7 @@ def test_sides_count_by_their_weights(make_batch: MakeBatch, name: str):
     maps = [make_batch(name, seed)[0] for seed in range(3)]
     masks = make_batch(name)[1]
     each = [float(build_loss(name)(logits, masks)) for logits in maps]
-    outputs = Supervised(maps[0], tuple(maps[1:]))
+    outputs = TrainingOutputs(maps[0], tuple(maps[1:]))
     assert float(build_loss(name, side_weights="equal")(outputs, masks)) == pytest.approx(sum(each) / 3)
     halving = (4 * each[0] + 2 * each[1] + each[2]) / 7
     assert float(build_loss(name)(outputs, masks)) == pytest.approx(halving)
@@ -41,7 +41,7 @@ def test_sides_count_by_their_weights(make_batch: MakeBatch, name: str):
 def test_without_sides_it_is_the_plain_loss(make_batch: MakeBatch, name: str):
     logits, masks = make_batch(name)
     loss = build_loss(name)
-    assert float(loss(Supervised(logits), masks)) == float(loss(logits, masks))
+    assert float(loss(TrainingOutputs(logits), masks)) == float(loss(logits, masks))
 
 
 def test_presence_by_hand(make_batch: MakeBatch):
@@ -54,7 +54,7 @@ def test_presence_by_hand(make_batch: MakeBatch):
     bce = -(math.log(3 / 4) + math.log(1 / 2) + math.log(3 / 4)) - (
         math.log(1 / 4) + math.log(1 / 2) + math.log(3 / 4)
     )
-    found = build_loss("region_dice_bce", presence_weight=0.5)(Supervised(logits, (), presence), masks)
+    found = build_loss("region_dice_bce", presence_weight=0.5)(TrainingOutputs(logits, (), presence), masks)
     assert float(found) == pytest.approx(plain + 0.5 * bce / 6, rel=1e-5)
 
 
@@ -65,9 +65,9 @@ def test_presence_of_classes_is_of_the_last_channels():
     plain = float(build_loss("dice_ce")(logits, masks))
     certain = torch.tensor([[30.0, -30.0, -30.0, 30.0]])  # background and ET
     for presence in (certain, certain[:, 1:]):
-        right = float(build_loss("dice_ce")(Supervised(logits, (), presence), masks))
+        right = float(build_loss("dice_ce")(TrainingOutputs(logits, (), presence), masks))
         assert right == pytest.approx(plain, abs=1e-6)
-        wrong = float(build_loss("dice_ce")(Supervised(logits, (), -presence), masks))
+        wrong = float(build_loss("dice_ce")(TrainingOutputs(logits, (), -presence), masks))
         assert wrong == pytest.approx(plain + 30, rel=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_parts_of_an_image_are_each_asked_the_same():
     logits = torch.zeros(1, 3, 2, 2)
     plain = float(build_loss("region_dice_bce")(logits, masks))
     parts = torch.tensor([[[30.0, -30.0], [-30.0, -30.0], [-30.0, 30.0]]])  # WT twice, TC and ET of none
-    found = float(build_loss("region_dice_bce")(Supervised(logits, (), parts), masks))
+    found = float(build_loss("region_dice_bce")(TrainingOutputs(logits, (), parts), masks))
     assert found == pytest.approx(plain + 2 * 30 / 6, rel=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_every_output_is_given_a_gradient_by_every_weight(make_batch: MakeBatch)
     logits, masks = make_batch("region_dice_bce")
     maps = [logits.clone().requires_grad_() for _ in range(3)]
     presence = torch.zeros(3, 3, requires_grad=True)
-    outputs = Supervised(maps[0], tuple(maps[1:]), presence)
+    outputs = TrainingOutputs(maps[0], tuple(maps[1:]), presence)
     build_loss("region_dice_bce", presence_weight=0.0)(outputs, masks).backward()
     assert all(float(m.grad.abs().sum()) > 0 for m in maps)
     assert torch.equal(presence.grad, torch.zeros(3, 3))

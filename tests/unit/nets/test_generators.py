@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioray.engine.on_mlflow.export import save_export
-from glioray.nets.gan import GENERATORS, AtScale, build_generator
+from glioray.nets.gan import GENERATORS, FixedScale, build_generator
 from glioray.nets.gan.upsample import enlarge
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -209,7 +209,7 @@ def test_a_narrow_head_narrows_the_full_size_alone():
 
 @pytest.mark.parametrize(("name", "options"), FIRST)
 def test_the_export_at_a_whole_scale_takes_any_size(name: str, options: dict[str, Any]):
-    net = AtScale(_build(name, options), 4).eval().double()
+    net = FixedScale(_build(name, options), 4).eval().double()
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
     with torch.no_grad():
         program = torch.export.export(net, (_images(2, 1, 16, 16).double(),), dynamic_shapes=dynamic)
@@ -222,7 +222,7 @@ def test_the_export_at_a_whole_scale_takes_any_size(name: str, options: dict[str
 
 def test_the_export_at_another_ratio_is_of_one_size(tmp_path: Path):
     """Through MLflow's folder, whose check of the program against the network this passes too."""
-    net = AtScale(_build("srresnet", VARIANTS["srresnet"][0]), 32 / 7)
+    net = FixedScale(_build("srresnet", VARIANTS["srresnet"][0]), 32 / 7)
     assert net(_images(2, 1, 28, 21)).shape == (2, 1, 128, 96)
     assert save_export(net, _images(2, 1, 28, 21), tmp_path / "model", run_id="r") == ("batch",)
 
@@ -250,4 +250,4 @@ def test_generators_do_not_shrink():
     with pytest.raises(ValueError, match=r"out_size \(7, 32\) is below the image's \(8, 8\)"):
         net(_images(2, 1, 8, 8), (7, 32))
     with pytest.raises(ValueError, match=r"scale 0\.5: expected 1 or more"):
-        AtScale(net, 0.5)
+        FixedScale(net, 0.5)

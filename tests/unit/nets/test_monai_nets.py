@@ -14,8 +14,8 @@ from torch import nn
 
 from glioray.nets import build_net
 from glioray.nets.blocks import GlobalBatchNorm2d
-from glioray.nets.monai_nets import Levels
-from glioray.nets.outputs import Supervised
+from glioray.nets.monai_nets import FlatDynUNet
+from glioray.nets.outputs import TrainingOutputs
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_levels_one_by_one_are_monais_dynunet(residual: bool, num_sides: int):
         deep_supr_num=max(1, num_sides),
         res_block=residual,
     )
-    ours = Levels(theirs)
+    ours = FlatDynUNet(theirs)
     images = _noise(2, 2, 32, 48)
     found, expected = ours(images), theirs(images)
     if num_sides:
@@ -65,7 +65,7 @@ def test_deep_supervision_at_every_level_but_the_deepest(name: str, options: dic
     net = build_net(name, in_channels=4, out_channels=3, deep_supervision=True, **options)
     images = _noise(1, 4, 64, 64)
     levels, found = net.net(images), net(images)
-    assert isinstance(found, Supervised)
+    assert isinstance(found, TrainingOutputs)
     assert [level.shape[-1] for level in levels] == [64, 32, 16][: 1 + num_sides]
     assert torch.equal(found.logits, levels[0])
     for side, level in zip(found.sides, levels[1:], strict=True):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from glioray.nets import SEGMENTATION_NETS, build_net
-from glioray.nets.folded import Folded
-from glioray.nets.outputs import Supervised
+from glioray.nets.folded import FoldedNet
+from glioray.nets.outputs import TrainingOutputs
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "unet": [
@@ -139,7 +139,7 @@ def _build(name: str, options: dict[str, Any], seed: int = 0) -> nn.Module:
     return build_net(name, in_channels=4, out_channels=3, **options)
 
 
-def _outputs(found: Tensor | Supervised) -> list[Tensor]:
+def _outputs(found: Tensor | TrainingOutputs) -> list[Tensor]:
     """All that a loss can be put on."""
     if isinstance(found, Tensor):
         return [found]
@@ -166,7 +166,7 @@ def test_logits_have_the_images_size(name: str, options: dict[str, Any], size: t
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (3, 70)], ids=str)
 def test_images_smaller_than_the_deepest_level(name: str, options: dict[str, Any], size: tuple[int, int]):
     found = _build(name, options)(_noise(2, 4, *size))
-    if isinstance(found, Supervised):
+    if isinstance(found, TrainingOutputs):
         assert found.presence is None or found.presence.shape == (2, 3)
         assert all(side.shape == (2, 3, *size) for side in found.sides)
         found = found.logits
@@ -321,7 +321,7 @@ class _OfOneSize(nn.Module):
 
 
 def test_folding_tells_a_network_of_one_size_its_size():
-    net = Folded(_OfOneSize(), 2).eval()
+    net = FoldedNet(_OfOneSize(), 2).eval()
     images = _noise(2, 4, 37, 40)
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
     program = torch.export.export(net, (images,), dynamic_shapes=dynamic)

@@ -15,7 +15,7 @@ from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.nets.blocks import ConvBlock
 from glioray.nets.fcn import FCN
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 from glioray.nets.pyramid import ASPP, SpatialPyramid
 from glioray.nets.unet import UNet
 from glioray.nets.unet3p import UNet3P
@@ -96,7 +96,7 @@ def test_a_pruned_unetpp_answers_as_the_column_of_the_whole_one(prune: int):
     whole = UNetPP(**options, deep_supervision=True)
     images = _noise(2, 4, 37, 53)
     found = whole(images)
-    assert isinstance(found, Supervised)
+    assert isinstance(found, TrainingOutputs)
     assert len(found.sides) == 2
     for deep_supervision in (True, False):
         pruned = UNetPP(**options, deep_supervision=deep_supervision, prune=prune)

@@ -28,7 +28,7 @@ from glioray.engine.loop import Feed, fit
 from glioray.engine.run import RunPlan
 from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
-from glioray.nets.outputs import Supervised
+from glioray.nets.outputs import TrainingOutputs
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import Batch
@@ -167,8 +167,8 @@ class Sides(nn.Module):
         super().__init__()
         self.conv, self.side, self.presence = (nn.Conv2d(4, channels, 1) for _ in range(3))
 
-    def forward(self, x: torch.Tensor) -> Supervised:
-        return Supervised(self.conv(x), (self.side(x),), self.presence(x).amax((2, 3)))
+    def forward(self, x: torch.Tensor) -> TrainingOutputs:
+        return TrainingOutputs(self.conv(x), (self.side(x),), self.presence(x).amax((2, 3)))
 
 
 def loss_gradients(ranks: Ranks, name: str, *, sides: bool = False, **options: Any) -> dict[str, Any]:

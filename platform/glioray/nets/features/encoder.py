@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glioray.nets.blocks import pad_to_multiple
 from glioray.nets.features.stack import check_layers
-from glioray.nets.folded import Folded
+from glioray.nets.folded import FoldedNet
 from glioray.nets.unet import UNet
 
 _DARKEST = 0.05
@@ -27,7 +27,7 @@ class EncoderFeatures(nn.Module):
     gradients flow to the images.
 
     Args:
-        net: a trained `UNet`, or `Folded` around one.
+        net: a trained `UNet`, or `FoldedNet` around one.
         mean: of each channel inside the brain, of images in [0, 1]; taken away, background stays 0.
         std: likewise; divides.
 
@@ -42,7 +42,7 @@ class EncoderFeatures(nn.Module):
         self, net: nn.Module, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
         super().__init__()
-        self.stride, unet = (net.stride, net.net) if isinstance(net, Folded) else (1, net)
+        self.stride, unet = (net.stride, net.net) if isinstance(net, FoldedNet) else (1, net)
         if not isinstance(unet, UNet):
             raise ValueError(f"the network is a {type(unet).__name__}; expected a UNet, which has a way down")
         # The way up is left behind.

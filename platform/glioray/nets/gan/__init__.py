@@ -54,7 +54,7 @@ def build_discriminator(name: str, *, channels: int, **options: Any) -> nn.Modul
     return _build(DISCRIMINATORS, "discriminator", name, channels=channels, **options)
 
 
-class AtScale(nn.Module):
+class FixedScale(nn.Module):
     """A generator at one ratio: (B, C, h, w) to (B, C, round(scale h), round(scale w)).
 
     For what calls a network with an image alone, as an export does. A whole `scale` leaves h and w free in

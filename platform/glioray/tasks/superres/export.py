@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from glioray.engine.task import Export
-from glioray.nets.gan import AtScale
+from glioray.nets.gan import FixedScale
 from glioray.tasks.superres.package import read_superres
 
 
@@ -20,6 +20,6 @@ def export_superres(package: Path) -> Export:
     spec, nets = read_superres(package)
     config = spec.config
     # As they were read: weights laid out for channels-last images are exported with a warning.
-    net = AtScale(nets["gan" if "gan" in nets else "psnr"], config.degrade.scale)
+    net = FixedScale(nets["gan" if "gan" in nets else "psnr"], config.degrade.scale)
     size = config.degrade.lr_size
     return Export(net, torch.zeros(1, config.num_channels, size, size))

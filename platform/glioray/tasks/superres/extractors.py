@@ -124,7 +124,7 @@ def unet_extractor(
     """Make an extractor of the encoder of a trained segmentation U-Net, copied to the CPU.
 
     Args:
-        net: `nets.UNet`, or `nets.Folded` around one, with its trained weights.
+        net: `nets.UNet`, or `nets.FoldedNet` around one, with its trained weights.
         sha256: of its weights file.
         source: where it was found.
         mean: as `EncoderFeatures`.
