@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.config import with_settings
+from glioray.engine.comparison import ComparisonPlan
 from glioray.engine.entrants import budget_settings, budget_text, split_names
+from glioray.engine.on_ray.compare import run_comparison
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_config
 from glioray.sources import plan_run
-from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
 from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
 from glioray.tasks.segmentation.task import check_buildable
 
@@ -73,8 +74,8 @@ def main() -> dict[str, object]:
     if args.dry_run:
         return cli.answer_dry_run(config, entrants=list(entrants), budget=budget)
     plan = plan_run(args, config, "comparison")
-    result = run_tournament(
-        TournamentPlan(
+    result = run_comparison(
+        ComparisonPlan(
             base=dataclasses.replace(plan, manifest=plan.manifest.with_folds(args.folds)),
             entrants=entrants,
             seeds=tuple(range(config.train.seed, config.train.seed + args.seeds)),

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from glioray import cli
 from glioray.config import with_settings
+from glioray.engine.comparison import ComparisonPlan
 from glioray.engine.entrants import budget_settings, budget_text, split_names
+from glioray.engine.on_ray.compare import run_comparison
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_gan_config, resolve_gan_entrants
 from glioray.sources import plan_run
-from glioray.tasks.superres.comparison import GanComparisonPlan, compare_gans
 
 FLAGS = "data storage out run-name workers concurrent seed experiment fold set dry-run"
 MORE = {
@@ -54,8 +55,8 @@ def main() -> dict[str, object]:
     if args.dry_run:
         return cli.answer_dry_run(ground, entrants=list(entrants), budget=budget)
     out = cli.out_uri(args) if args.out else None
-    result = compare_gans(
-        GanComparisonPlan(
+    result = run_comparison(
+        ComparisonPlan(
             base=plan_run(args, ground, "comparison"),
             entrants=entrants,
             seeds=tuple(range(ground.train.seed, ground.train.seed + args.seeds)),

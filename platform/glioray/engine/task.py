@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glioray.cases.load import Case
     from glioray.cases.manifest import Manifest
     from glioray.engine.collectives import Ranks
+    from glioray.engine.comparison import Comparison
     from glioray.engine.loop import Feed, Learner
     from glioray.engine.promotion import Outcome
     from glioray.engine.run import Fill, RunPlan
@@ -153,6 +154,7 @@ class Task(Protocol):
         output: what its models make of a case: "labels" (a mask) or "images" (a case).
         config_type: the class of its configs.
         recipes: functions that build a config, by name.
+        comparison: how runs of several configs are judged, ranked and reported.
     """
 
     name: str
@@ -162,6 +164,7 @@ class Task(Protocol):
     output: Literal["labels", "images"]
     config_type: type[TaskConfig]
     recipes: Mapping[str, Callable[[], Any]]
+    comparison: Comparison
 
     def check(self, config: Any) -> None:
         """Fail fast, before Ray starts, on networks, losses or weights that cannot be built or found.

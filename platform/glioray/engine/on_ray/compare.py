@@ -1,104 +1,163 @@
-"""The runs of a comparison side by side on the cluster; each leaves `play.json` in its storage when it is over.
+"""The runs of a comparison, scheduled by Ray Tune.
 
-So a comparison of the same name goes on with what is missing: after a crash, or with more entrants.
+Each run leaves its result in its own storage, so that a comparison of the same name resumes with the runs that have
+none: after a crash, or with further entrants. Tune's own state is therefore never restored.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import ray
+from ray import tune
 
-from glioray.engine.on_ray.connect import WorkerResources, worker_resources
-from glioray.engine.run import RunPlan
-from glioray.storage import open_storage
+from glioray.engine.collectives import Ranks
+from glioray.engine.comparison import (
+    Comparison,
+    ComparisonPlan,
+    ComparisonRun,
+    RunResult,
+    plan_facts,
+    plan_runs,
+    report_results,
+)
+from glioray.engine.on_mlflow.parent import parent_run
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.train import run_training
+from glioray.engine.run import train_run
+from glioray.errors import DivergenceError, GliorayError
+from glioray.storage import join_uri
 
 _log = logging.getLogger(__name__)
 
-PLAY_FILE = "play.json"
+_MAX_FAILURES = 2
+"""Of a run whose process dies."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One entrant with one seed; on one fold, where entrants are cross-validated."""
+def run_comparison(plan: ComparisonPlan) -> dict[str, Any]:
+    """Execute the runs that have no result yet, rank the entrants and report.
 
-    label: str
-    seed: int
-    plan: RunPlan
-    fold: int | None = None
+    Returns: as `report_results`.
 
-    def identity(self) -> dict[str, Any]:
-        """What tells its play from the others'."""
-        return {"label": self.label, "fold": self.fold, "seed": self.seed, "storage": self.plan.storage}
-
-    def failed(self, reason: str, *, again: bool) -> dict[str, Any]:
-        """The play of a run that failed; `again` says that it is played again when the comparison goes on."""
-        failed = {"state": "failed", "reason": reason, "again": again, "cases": {}, "history": []}
-        return {**self.identity(), **failed}
-
-
-Play = dict[str, Any]
-"""What is left of a run, as JSON: its identity, "state", "reason" and what the comparison keeps."""
+    Raises:
+        UsageError: an entrant that cannot be compared, or the name is taken by a run with other settings or other data.
+        TrainingError: no run has a model.
+    """
+    comparison = plan.base.task.comparison
+    for config in plan.entrants.values():
+        comparison.check(config)
+    with parent_run(plan.base, "comparison", **plan_facts(plan)) as logger:
+        runs = plan_runs(plan, logger.run_id)
+        results = execute_runs(runs, plan.num_concurrent, folder=join_uri(plan.base.storage, "tune"))
+        return report_results(plan, results, logger)
 
 
-def play_all(
-    runs: Sequence[Run],
-    play: Callable[[Run, WorkerResources], Play],
-    told: Callable[[Play], str],
-    num_concurrent: int,
-) -> list[Play]:
-    """What each run left behind, in order; those that left nothing yet run now.
+def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: str) -> list[RunResult]:
+    """The result of each run, in order; runs without a final one are executed now.
 
     Args:
         runs: of equal resources.
-        play: does a run on a worker, leaves its play in the run's storage if it is to be kept, and returns it.
-        told: the outcome of a play that did not fail, in a few words.
-        num_concurrent: runs at once.
+        num_concurrent: runs at a time.
+        folder: URI where Tune keeps its files.
     """
-    plays: dict[int, Play] = {}
-    for number, run in enumerate(runs):
-        storage = open_storage(run.plan.storage)
-        if storage.exists(PLAY_FILE):
-            # Where it lies and what it is called now, not when it was played.
-            plays[number] = {**json.loads(storage.read(PLAY_FILE)), **run.identity()}
-    if plays:
-        _log.info("%d of %d runs are there already", len(plays), len(runs))
-    waiting = [number for number in range(len(runs)) if number not in plays]
-    if not waiting:
-        return [plays[number] for number in range(len(runs))]
-    num_missing, began = len(waiting), time.monotonic()
-    num_workers = runs[0].plan.config.train.num_workers
-    # By all runs, not by those that are missing: the last ones of a tournament that goes on would have more of the
-    # machine than the others had in the same minutes.
-    share = worker_resources(min(num_concurrent, len(runs)) * num_workers)
-    resources = share.resources() if num_workers == 1 else {"CPU": 0.01}
-    task = ray.remote(play).options(
-        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2
-    )
-    going: dict[Any, int] = {}
-    while waiting or going:
-        while waiting and len(going) < num_concurrent:
-            number = waiting.pop(0)
-            going[task.remote(runs[number], share)] = number
-        (done,), _ = ray.wait(list(going), num_returns=1)
-        number = going.pop(done)
-        run = runs[number]
-        try:
-            plays[number] = ray.get(done)
-        except ray.exceptions.RayError as error:
-            plays[number] = run.failed(str(error).strip().splitlines()[-1], again=True)
-        num_done = num_missing - len(waiting) - len(going)
-        left_s = (time.monotonic() - began) / num_done * (num_missing - num_done)
-        outcome = plays[number]
-        said = f"failed: {outcome['reason']}" if outcome["state"] == "failed" else told(outcome)
-        fold = "" if run.fold is None else f", fold {run.fold}"
+    results = {number: result for number, run in enumerate(runs) if (result := run.load_result()) is not None}
+    if results:
+        _log.info("%d of %d runs are there already", len(results), len(runs))
+    missing = [number for number in range(len(runs)) if number not in results]
+    if missing:
+        num_workers = runs[0].plan.config.train.num_workers
+        # Divided by the number of all runs, not of the missing ones: the last runs of a resumed comparison would
+        # otherwise get more of the machine than the others had in the same minutes.
+        workers = worker_resources(min(num_concurrent, len(runs)) * num_workers)
+        resources = workers.resources() if num_workers == 1 else {"CPU": 0.01}
+        progress = _Progress(runs, len(missing))
+        path, name = folder.rsplit("/", 1)
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_execute_trial, runs=runs, workers=workers), resources),
+            param_space={"number": tune.grid_search(missing)},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=num_concurrent,
+                # A new process a run would import everything again, at the cost of the runs beside it.
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=path,
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                callbacks=[progress],
+                verbose=0,
+            ),
+        ).fit()
+        results |= progress.results
+    return [
+        results.get(number) or run.failed("interrupted before its end", again=True)
+        for number, run in enumerate(runs)
+    ]
+
+
+class _Progress(tune.Callback):
+    """Collects the results as runs end, and logs each of them."""
+
+    def __init__(self, runs: Sequence[ComparisonRun], num_missing: int) -> None:
+        self.runs, self.num_missing, self.start_s = runs, num_missing, time.monotonic()
+        self.results: dict[int, RunResult] = {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        reason = (trial.last_result or {}).get("reason", "")
+        run = self.runs[number]
+        self._add(number, run.load_result() or run.failed(reason, again=True))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        lines = str(trial.get_error() or "its process died").strip().splitlines()
+        self._add(number, self.runs[number].failed(lines[-1], again=True))
+
+    def _add(self, number: int, result: RunResult) -> None:
+        self.results[number] = result
+        run, num_done = self.runs[number], len(self.results)
+        left_s = (time.monotonic() - self.start_s) / num_done * (self.num_missing - num_done)
+        failed = result["state"] == "failed"
+        comparison = run.plan.task.comparison
         _log.info(
             "run %d/%d, %s%s, seed %d: %s; %.0f minutes left",
-            num_done, num_missing, run.label, fold, run.seed, said, left_s / 60,
-        )  # fmt: skip
-    return [plays[number] for number in range(len(runs))]
+            num_done,
+            self.num_missing,
+            run.label,
+            "" if run.fold is None else f", fold {run.fold}",
+            run.seed,
+            f"failed: {result['reason']}" if failed else comparison.summarize(result),
+            left_s / 60,
+        )
+
+
+def _execute_trial(
+    config: dict[str, Any], runs: Sequence[ComparisonRun], workers: WorkerResources
+) -> dict[str, str]:
+    result = execute_run(runs[config["number"]], workers)
+    return {"reason": result["reason"]}
+
+
+def execute_run(run: ComparisonRun, workers: WorkerResources) -> RunResult:
+    """Train and judge one run. Its result is final unless it failed for another reason than divergence."""
+    log_to_stderr()
+    plan = dataclasses.replace(run.plan, num_threads=workers.num_threads)
+    comparison: Comparison = plan.task.comparison
+    try:
+        if plan.config.train.num_workers > 1:
+            outcome = run_training(plan, resources=workers)
+        else:
+            outcome = train_run(plan, Ranks(), fill_cache)
+        result = {**run.identity(), **comparison.judge(plan, outcome, fill_cache)}
+    except DivergenceError as error:
+        # Deterministic: retrying would not help.
+        result = run.failed(str(error), again=False)
+    except GliorayError as error:
+        return run.failed(str(error), again=True)
+    run.save_result(result)
+    return result

@@ -1,221 +1,244 @@
-"""A tournament: entrants at an equal budget, cross-validated, as parallel runs on the cluster.
-
-Each run is one entrant on one fold with one seed; see `plays` for how they are spread and resumed.
-"""
+"""How segmentation models are compared: cross-validated, by the Dice of whole cases that they were not trained on."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import Case, load_case
-from glioray.config import override
 from glioray.engine.checkpoint import fetch_model
-from glioray.engine.collectives import Ranks
-from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_ray.compare import PLAY_FILE, Run, play_all
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr
-from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.on_ray.train import run_training
-from glioray.engine.run import RunPlan, load_history, train_run
-from glioray.errors import DivergenceError, GliorayError, TrainingError, UsageError
-from glioray.serialization import fingerprint, to_dict
-from glioray.storage import Storage, join_uri, open_storage
-from glioray.tasks.segmentation.case_metrics import case_metrics
-from glioray.tasks.segmentation.comparison_pictures import PICTURES_FILE, log_pictures, mean_dice_of, slug
+from glioray.engine.comparison import RunResult, slug
+from glioray.engine.run import Fill, RunPlan, load_history
+from glioray.errors import UsageError
+from glioray.reports.tables import Table
+from glioray.storage import open_storage
+from glioray.tasks.segmentation.case_metrics import case_metrics, mean_region_dice
+from glioray.tasks.segmentation.comparison_figures import (
+    case_by_case_figure,
+    confusion_figure,
+    dice_against_figure,
+    dice_by_region_figure,
+    training_curves_figure,
+)
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.figures import overlay_figure
 from glioray.tasks.segmentation.metrics import confusion
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.standings import (
+    Standing,
+    interpret,
     rank_entrants,
-    reading,
-    standings_csv,
-    standings_markdown,
+    text_table,
+    value_table,
     winner,
 )
 
-_log = logging.getLogger(__name__)
+PICTURES_FILE = "pictures.npz"
+"""In a run's storage: case id -> (3, Y, X) float32 of one slice: image, truth, prediction."""
 
-_KEPT = ("epoch", "minutes", "num_slices", "train_loss", "dice_mean", "dice_wt", "dice_tc", "dice_et")
+_HISTORY = ("epoch", "minutes", "num_slices", "train_loss", "dice_mean", "dice_wt", "dice_tc", "dice_et")
+"""Metrics of each validation that a result keeps."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class TournamentPlan:
-    """A comparison on the folds of `base`'s manifest; `base`'s storage, run name and MLflow kind are its own.
-
-    Attributes:
-        base: the plan whose config each entrant replaces.
-        entrants: label -> whole config.
-        seeds: each entrant runs on each fold with each.
-        num_concurrent: runs at once.
-        budget: of a run, in words.
-    """
-
-    base: RunPlan
-    entrants: Mapping[str, RunConfig]
-    seeds: tuple[int, ...]
-    num_concurrent: int
-    budget: str
+_NUM_MATRICES = 12
 
 
-def run_tournament(plan: TournamentPlan) -> dict[str, Any]:
-    """Run what is missing, rank the entrants, and leave tables and pictures in MLflow and in the storage.
+class SegmentationComparison:
+    """Ranks entrants by mean Dice over the cases of all folds."""
 
-    Returns: `run_id`, `winner` (None where no entrant finished all of its runs), `standings` (a dict an entrant),
-    `reading`, the URIs of the tables, and the labels that `failed`, among them the `missing`: for another reason
-    than that they diverged, so that the same tournament plays them again.
+    cross_validates = True
+    report_name = "standings"
+    stores_all = False
+    states: tuple[str, ...] = ()
 
-    Raises:
-        UsageError: the name is taken by a run with other settings or other data, slices are split, or
-            thresholds are to be fitted.
-        TrainingError: no run succeeded.
-    """
-    base = plan.base
-    if any(config.sample.slice_split for config in plan.entrants.values()):
-        raise UsageError(
-            "sample.slice_split trains on slices of every patient, and a tournament judges on patients that were not "
-            "trained on; leave it out"
-        )
-    if any(config.postprocess.fit_thresholds for config in plan.entrants.values()):
-        raise UsageError(
-            "postprocess.fit_thresholds fits on a run's validation cases, and a tournament judges on those; leave it out, "
-            "and fit the winner's in a training of its own"
-        )
-    storage = open_storage(base.storage)
-    facts = {
-        "entrants": list(plan.entrants),
-        "num_folds": len(base.manifest.folds),
-        "seeds": plan.seeds,
-        "budget": plan.budget,
-    }
-    with parent_run(base, "comparison", **facts) as logger:
-        runs = list(_runs(plan, logger.run_id))
-        plays = play_all(runs, _play, _outcome, plan.num_concurrent)
-        complete = [play for play in plays if play["state"] == "complete"]
-        if not complete:
-            raise TrainingError(
-                f"none of the {len(plays)} runs succeeded; the first said: {plays[0]['reason']}"
+    def check(self, config: RunConfig) -> None:
+        if config.sample.slice_split:
+            raise UsageError(
+                "sample.slice_split trains on slices of every patient, but a comparison evaluates patients that were "
+                "not trained on; leave it out"
             )
-        standings = rank_entrants(plays)
-        text = reading(
-            standings, num_folds=len(base.manifest.folds), num_seeds=len(plan.seeds), budget=plan.budget
-        )
-        table = standings_markdown(standings)
-        files = {"standings.md": f"{table}\n{text}", "standings.csv": standings_csv(standings)}
-        for name, content in files.items():
-            storage.write(name, content.encode())
-            logger.log_text(content, name)
-        logger.log_json(plays, "plays.json")
-        log_pictures(logger, plays, standings)
-        best = winner(standings)
-        if best is not None:
-            logger.log_metrics({"dice_mean": best.dice["mean"].mean}, step=0)
-        logger.set_tags({"glioray.winner": best.label if best is not None else ""})
-        _log.info("\n%s\n%s", table, text)
-    return {
-        "run_id": logger.run_id,
-        "winner": best.label if best is not None else None,
-        "standings": [dataclasses.asdict(row) for row in standings],
-        "reading": text,
-        "files": [join_uri(storage.uri, name) for name in files],
-        "failed": sorted({play["label"] for play in plays if play["state"] == "failed"}),
-        "missing": sorted({play["label"] for play in plays if play.get("again")}),
-    }
+        if config.postprocess.fit_thresholds:
+            raise UsageError(
+                "postprocess.fit_thresholds fits on the validation cases, on which a comparison evaluates; leave it "
+                "out, and fit thresholds when training the winner"
+            )
 
-
-def _runs(plan: TournamentPlan, parent_run_id: str) -> Iterator[Run]:
-    base = plan.base
-    for fold in range(len(base.manifest.folds)):
-        for seed in plan.seeds:
-            for label, config in plan.entrants.items():
-                seeded, manifest = override(config, **{"train.seed": seed}), base.manifest.with_fold(fold)
-                # Settings and split name the folder: with another budget or other folds it is another run.
-                key = fingerprint([to_dict(seeded), manifest.hash])
-                run = dataclasses.replace(
-                    base,
-                    config=seeded,
-                    manifest=manifest,
-                    storage=join_uri(base.storage, "runs", f"{slug(label)}-{key}"),
-                    run_name=f"{base.run_name}/{label}, fold {fold}, seed {seed}, {key[:4]}",
-                    kind="trial",
-                    parent_run_id=parent_run_id,
-                    tags={"glioray.entrant": label, "glioray.fold": str(fold)},
-                    log_model=False,
-                )
-                yield Run(label=label, fold=fold, seed=seed, plan=run)
-
-
-def _play(run: Run, share: WorkerResources) -> dict[str, Any]:
-    """Train and judge one run; what is ranked of it. A divergence is a result, and kept; other errors are not."""
-    log_to_stderr()
-    plan = dataclasses.replace(run.plan, num_threads=share.num_threads)
-    storage = open_storage(plan.storage)
-    try:
-        if plan.config.train.num_workers > 1:
-            metrics: Any = run_training(plan, resources=share)["metrics"]
-        else:
-            metrics = train_run(plan, Ranks(), fill_cache)["metrics"]
-        play = {
-            **run.identity(),
+    def judge(self, plan: RunPlan, outcome: Mapping[str, Any], fill: Fill) -> RunResult:
+        """Evaluate the last model on the fold's cases, and keep one slice of each for the overlays."""
+        storage = open_storage(plan.storage)
+        with tempfile.TemporaryDirectory() as folder:
+            predictor = Predictor.load(fetch_model(storage, Path(folder)))
+        data = open_storage(plan.manifest.data)
+        cases, pictures = {}, {}
+        for entry in plan.manifest.select("val"):
+            convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+            case = load_case(data, entry.files, convention=convention)
+            assert case.mask is not None, "folds consist of labelled cases"
+            prediction = predictor.predict(case)
+            cases[case.case_id] = {
+                "patient": entry.patient_id,
+                "regions": case_metrics(case, prediction),
+                "confusion": confusion(case.mask, prediction).tolist(),
+            }
+            pictures[case.case_id] = _picture(case, prediction)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **pictures)  # type: ignore[arg-type]
+        storage.write(PICTURES_FILE, buffer.getvalue())
+        metrics = outcome["metrics"]
+        return {
             "state": "complete",
             "reason": "",
             "minutes": metrics["minutes"],
             "num_slices": metrics["num_slices"],
             "slices_per_s": metrics["slices_per_s"],
-            "history": [{k: row[k] for k in _KEPT if k in row} for row in load_history(storage)],
-            **_judge(plan, storage),
+            "history": [{k: row[k] for k in _HISTORY if k in row} for row in load_history(storage)],
+            "cases": cases,
+            "num_parameters": sum(parameter.numel() for parameter in predictor.net.parameters()),
         }
-    except DivergenceError as error:
-        play = run.failed(str(error), again=False)
-    except GliorayError as error:
-        return run.failed(str(error), again=True)
-    storage.write(PLAY_FILE, json.dumps(play).encode())
-    return play
 
+    def summarize(self, result: RunResult) -> str:
+        return f"mean Dice {mean_dice(result['cases']):.3f}"
 
-def _outcome(play: Mapping[str, Any]) -> str:
-    return f"mean Dice {mean_dice_of(play):.3f}"
+    def rank(self, results: Sequence[RunResult]) -> list[Standing]:
+        return rank_entrants(results)
 
+    def winner(self, standings: Sequence[Standing]) -> Standing | None:
+        return winner(standings)
 
-def _judge(plan: RunPlan, storage: Storage) -> dict[str, Any]:
-    """The figures of the fold's cases by the run's last model, and a slice of each for the overlays."""
-    with tempfile.TemporaryDirectory() as folder:
-        predictor = Predictor.load(fetch_model(storage, Path(folder)))
-    data = open_storage(plan.manifest.data)
-    cases, pictures = {}, {}
-    for entry in plan.manifest.select("val"):
-        convention = None if entry.convention is None else CONVENTIONS[entry.convention]
-        case = load_case(data, entry.files, convention=convention)
-        assert case.mask is not None, "folds are of labelled cases"
-        prediction = predictor.predict(case)
-        cases[case.case_id] = {
-            "patient": entry.patient_id,
-            "regions": case_metrics(case, prediction),
-            "confusion": confusion(case.mask, prediction).tolist(),
+    def winner_metrics(self, winner: Standing) -> dict[str, float]:
+        return {"dice_mean": winner.dice["mean"].mean}
+
+    def interpret(self, standings: Sequence[Standing], results: Sequence[RunResult], budget: str) -> str:
+        num_folds, num_seeds = (len({result[name] for result in results}) for name in ("fold", "seed"))
+        return interpret(standings, num_folds=num_folds, num_seeds=num_seeds, budget=budget)
+
+    def text_table(self, standings: Sequence[Standing]) -> Table:
+        return text_table(standings)
+
+    def value_table(self, standings: Sequence[Standing]) -> Table:
+        return value_table(standings)
+
+    def documents(
+        self, standings: Sequence[Standing], interpretation: str, results: Sequence[RunResult]
+    ) -> dict[str, Any]:
+        return {"plays.json": list(results)}
+
+    def figures(
+        self, standings: Sequence[Standing], results: Sequence[RunResult]
+    ) -> Iterator[tuple[str, Figure]]:
+        """Intervals, cases, curves, confusion matrices, losses, and overlays of each entrant."""
+        rows = [
+            (row.label, {name: (e.mean, e.low, e.high) for name, e in row.dice.items()})
+            for row in standings
+            if row.dice
+        ]
+        yield "dice_by_region.png", dice_by_region_figure(rows)
+        yield "cases.png", case_by_case_figure([(r.label, r.case_dice) for r in standings if r.case_dice])
+        complete = {
+            row.label: [r for r in results if r["label"] == row.label and r["state"] == "complete"]
+            for row in standings
         }
-        pictures[case.case_id] = _picture(case, prediction)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **pictures)  # type: ignore[arg-type]
-    storage.write(PICTURES_FILE, buffer.getvalue())
-    num_parameters = sum(parameter.numel() for parameter in predictor.net.parameters())
-    return {"cases": cases, "num_parameters": num_parameters}
+        complete = {label: own for label, own in complete.items() if own}
+        for name, x, column in (
+            ("dice_by_time", "minutes of training", "minutes"),
+            ("dice_by_slices", "slices learned from", "num_slices"),
+        ):
+            curves = {label: _mean_curve(own, column) for label, own in complete.items()}
+            yield f"{name}.png", dice_against_figure(curves, x)
+        points = {
+            row.label: [(float(row.num_parameters), row.dice["mean"].mean)]
+            for row in standings
+            if row.num_parameters
+        }
+        yield "dice_by_parameters.png", dice_against_figure(points, "parameters", log=True)
+        losses = {
+            label: [
+                [(row["num_slices"], row["train_loss"]) for row in result["history"] if "train_loss" in row]
+                for result in own
+            ]
+            for label, own in complete.items()
+        }
+        yield "training_curves.png", training_curves_figure(losses)
+        yield "confusion.png", _confusion(complete)
+        for row in standings:
+            overlays = overlays_figure(row, results)
+            if overlays is not None:
+                yield f"overlays/{row.rank:02d}-{slug(row.label)}.png", overlays
+
+
+def mean_dice(cases: Mapping[str, Any]) -> float:
+    """The mean over a result's cases of their mean Dice over WT, TC and ET, as in the ranking."""
+    return mean_region_dice(
+        {
+            case_id: {region: metrics["dice"] for region, metrics in case["regions"].items()}
+            for case_id, case in cases.items()
+        }
+    )
+
+
+def overlays_figure(standing: Standing, results: Sequence[RunResult]) -> Figure | None:
+    """Draw an entrant's two best and two worst cases: image, truth and prediction; None where it has no case."""
+    order = sorted(standing.case_dice, key=lambda case_id: -standing.case_dice[case_id])
+    chosen = list(dict.fromkeys([*order[:2], *order[-2:]]))
+    pictures, titles = [], []
+    for case_id in chosen:
+        result = next(r for r in results if r["label"] == standing.label and case_id in r.get("cases", ()))
+        with np.load(io.BytesIO(open_storage(result["storage"]).read(PICTURES_FILE))) as stored:
+            pictures.append(_crop_to_brain(stored[case_id]))
+        # The Dice of the prediction shown; the order is by the mean over seeds.
+        dice = mean_dice({case_id: result["cases"][case_id]})
+        titles.append(f"{case_id}\nmean Dice {dice:.2f}")
+    if not pictures:
+        return None
+    # Cases may have different grids.
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
+    padded = np.stack(
+        [np.pad(p, ((0, 0), (0, height - p.shape[1]), (0, width - p.shape[2]))) for p in pictures]
+    )
+    return overlay_figure(padded[:, 0], padded[:, 1].astype(np.uint8), padded[:, 2].astype(np.uint8), titles)
+
+
+def _confusion(complete: Mapping[str, Sequence[RunResult]]) -> Figure:
+    tables = [
+        (label, np.sum([case["confusion"] for result in own for case in result["cases"].values()], axis=0))
+        for label, own in list(complete.items())[:_NUM_MATRICES]
+    ]
+    figure = confusion_figure(tables)
+    if len(complete) > len(tables):
+        figure.suptitle(f"the first {len(tables)} of {len(complete)} entrants", fontsize=9)
+    return figure
+
+
+def _mean_curve(results: Sequence[RunResult], x: str) -> list[tuple[float, float]]:
+    """(x, Dice) averaged over an entrant's runs by validation, up to the last one that all runs have."""
+    histories = [[row for row in result["history"] if "dice_mean" in row] for result in results]
+    validations = zip(*histories, strict=False)
+    return [
+        (float(np.mean([row[x] for row in rows])), float(np.mean([row["dice_mean"] for row in rows])))
+        for rows in validations
+    ]
 
 
 def _picture(case: Case, prediction: np.ndarray) -> np.ndarray:
-    """(3, Y, X) float32 of the axial slice with most tumour: image, truth, prediction; drawn from the front."""
+    """(3, Y, X) float32 of the axial slice with the most tumour: image, truth, prediction; anterior at the top."""
     assert case.mask is not None
     number = int((case.mask > 0).sum(axis=(0, 1)).argmax())
     channel = case.modalities.index("flair") if "flair" in case.modalities else len(case.modalities) - 1
     planes = (case.images[channel], case.mask, prediction)
-    # RAS+ indices grow to the right and the front; pictures show the patient's right first, the front on top.
+    # RAS+ indices grow to the patient's right and anterior; figures show the patient's right on the left.
     return np.stack([plane[::-1, ::-1, number].T for plane in planes]).astype(np.float32)
+
+
+def _crop_to_brain(picture: np.ndarray) -> np.ndarray:
+    """(3, Y', X') of (3, Y, X), without the margins in which all three are 0."""
+    shown = (picture != 0).any(axis=0)
+    rows, columns = (np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return picture
+    return picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -83,7 +83,7 @@ def keras_study() -> RunConfig:
     """The ground of a Keras study of 22 U-Net variants on BraTS 2017 and 2020, as far as its text tells.
 
     Softmax over background and three labels, axial slices with more than a little tumour, no augmentation, Adam.
-    Its rows are `studies.STUDIES["keras_study"]`, for `jobs/compare.py`; its parameter counts are held against
+    Its rows are `entrants.STUDIES["keras_study"]`, for `jobs/compare.py`; its parameter counts are held against
     ours in `nets/README.md`. What it leaves open is the papers' default here: read the rows as that study's
     questions, not as its exact runs.
     """

@@ -1,13 +1,15 @@
-"""What a tournament's runs say: a ranking with intervals, and a paragraph on what it does not show.
+"""The ranking of segmentation models: Dice with intervals over patients, and its interpretation.
 
-Every case is judged once a seed, by the run whose fold had not seen it; seeds are averaged for each case
-first, so that what is resampled is patients. No Ray in here.
+Each case is evaluated once a seed, by the run that was not trained on it. Seeds are averaged for each case first, so
+that patients are resampled, not runs.
+
+A result of a complete run has "cases" (case id -> "patient", "regions" of `CaseMetrics`, "confusion"),
+"num_parameters", "minutes", "num_slices", "slices_per_s" and "history" (a row a validation).
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +17,9 @@ from typing import Any
 import numpy as np
 
 from glioray.config import REGIONS
+from glioray.engine.comparison import RunResult
 from glioray.reports.intervals import FEW_PATIENTS, bootstrap_interval
-
-Play = Mapping[str, Any]
-"""One run: `label`, `fold`, `seed`, `state` ("complete" or "failed"), `reason`, and of a complete one `cases`
-(case id -> `patient`, `regions`: CaseFigures, `confusion`), `num_parameters`, `minutes`, `num_slices`,
-`slices_per_s` and `history` (a row a validation)."""
+from glioray.reports.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +39,21 @@ class Standing:
     """One entrant's place.
 
     Attributes:
-        rank: from 1 on; entrants with failed runs come last, since they were not judged on every case.
+        rank: from 1; entrants with failed runs are last, since they were not evaluated on every case.
         label: of the entrant.
-        num_runs: that ended, and `num_failed` of them that failed, with the first one's `reason`.
+        num_runs: its runs.
+        num_failed: how many of them failed.
+        reason: of its first failed run.
         dice: by region and "mean" (over the regions), over all cases.
-        behind: what it lacks to the first in mean Dice, case by case; None for the first and the failed.
+        behind: the top entrant's mean Dice minus its own, paired by case; None for the top one and those with failed
+            runs.
         hd95_mm: mean by region.
         case_dice: case id -> mean Dice over the regions.
-        num_patients: whose cases these are.
+        num_patients: of these cases.
         num_parameters: of its network.
-        minutes: mean of a run's training.
-        num_slices: mean number that a run learned from.
-        slices_per_s: median over the runs.
+        minutes: training time of a run, mean.
+        num_slices: slices that a run learned from, mean.
+        slices_per_s: median over its runs.
     """
 
     rank: int
@@ -69,14 +71,17 @@ class Standing:
     num_slices: float
     slices_per_s: float
 
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
-def rank_entrants(plays: Sequence[Play], *, seed: int = 0) -> list[Standing]:
-    """The entrants, the highest mean Dice first."""
+
+def rank_entrants(results: Sequence[RunResult], *, seed: int = 0) -> list[Standing]:
+    """Rank the entrants, the highest mean Dice first; `seed` is of the resampling."""
     tables = {}
-    for label in dict.fromkeys(play["label"] for play in plays):
-        mine = [play for play in plays if play["label"] == label]
-        tables[label] = (mine, _mean_over_seeds(mine))
-    failed = {label: sum(p["state"] == "failed" for p in mine) for label, (mine, _) in tables.items()}
+    for label in dict.fromkeys(result["label"] for result in results):
+        own = [result for result in results if result["label"] == label]
+        tables[label] = (own, _mean_over_seeds(own))
+    failed = {label: sum(result["state"] == "failed" for result in own) for label, (own, _) in tables.items()}
 
     def place(label: str) -> tuple[bool, float]:
         scores = list(_case_means(tables[label][1]).values())
@@ -86,21 +91,21 @@ def rank_entrants(plays: Sequence[Play], *, seed: int = 0) -> list[Standing]:
     first = _case_means(tables[order[0]][1]) if order else {}
     standings = []
     for rank, label in enumerate(order, 1):
-        mine, cases = tables[label]
+        own, cases = tables[label]
         patients = [cases[case_id]["patient"] for case_id in sorted(cases)]
         means = _case_means(cases)
         behind = None
         if rank > 1 and not failed[label] and set(means) == set(first):
             gaps = [first[case_id] - means[case_id] for case_id in sorted(means)]
-            behind = _estimate(gaps, patients, seed, range_of=(-1.0, 1.0))
-        complete = [play for play in mine if play["state"] == "complete"]
+            behind = _estimate(gaps, patients, seed, possible=(-1.0, 1.0))
+        complete = [result for result in own if result["state"] == "complete"]
         standings.append(
             Standing(
                 rank=rank,
                 label=label,
-                num_runs=len(mine),
+                num_runs=len(own),
                 num_failed=failed[label],
-                reason=next((play["reason"] for play in mine if play["state"] == "failed"), ""),
+                reason=next((result["reason"] for result in own if result["state"] == "failed"), ""),
                 dice=_dice(cases, means, patients, seed),
                 behind=behind,
                 hd95_mm={name: _mean_of(cases, name, "hd95_mm") for name in _regions(cases)},
@@ -109,143 +114,146 @@ def rank_entrants(plays: Sequence[Play], *, seed: int = 0) -> list[Standing]:
                 num_parameters=int(complete[0]["num_parameters"]) if complete else 0,
                 minutes=_average(complete, "minutes"),
                 num_slices=_average(complete, "num_slices"),
-                slices_per_s=float(np.median([play["slices_per_s"] for play in complete] or [0.0])),
+                slices_per_s=float(np.median([result["slices_per_s"] for result in complete] or [0.0])),
             )
         )
     return standings
 
 
 def winner(standings: Sequence[Standing]) -> Standing | None:
-    """The first, if it was judged on every case; who was not has not won, though nobody else may be there."""
+    """The top entrant if all its runs completed, else None."""
     return standings[0] if standings and not standings[0].num_failed else None
 
 
-def standings_markdown(standings: Sequence[Standing]) -> str:
-    """The ranking as a Markdown table: Dice with 95 % intervals over patients."""
+def text_table(standings: Sequence[Standing]) -> Table:
+    """The ranking for readers: Dice with 95 % intervals over patients."""
     regions = _all_regions(standings)
-    head = [
+    columns = [
         "rank", "entrant", "mean Dice", *(f"Dice {name.upper()}" for name in regions), "behind the first",
         *(f"HD95 {name.upper()} (mm)" for name in regions), "parameters", "minutes", "slices", "slices/s", "note",
     ]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
-    for row in standings:
-        note = f"{row.num_failed} of {row.num_runs} runs failed: {row.reason}" if row.num_failed else ""
-        dice = [str(row.dice[name]) if name in row.dice else "" for name in ("mean", *regions)]
-        lines.append(
-            [
-                str(row.rank), row.label, dice[0], *dice[1:], str(row.behind) if row.behind else "",
-                *(f"{row.hd95_mm[name]:.1f}" if name in row.hd95_mm else "" for name in regions),
-                f"{row.num_parameters:,}", f"{row.minutes:.1f}", f"{row.num_slices:.0f}", f"{row.slices_per_s:.1f}",
-                note,
-            ]
-        )  # fmt: skip
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines) + "\n"
+    rows = [
+        [
+            row.rank,
+            row.label,
+            *(row.dice.get(name) for name in ("mean", *regions)),
+            row.behind,
+            *(f"{row.hd95_mm[name]:.1f}" if name in row.hd95_mm else None for name in regions),
+            f"{row.num_parameters:,}",
+            f"{row.minutes:.1f}",
+            f"{row.num_slices:.0f}",
+            f"{row.slices_per_s:.1f}",
+            f"{row.num_failed} of {row.num_runs} runs failed: {row.reason}" if row.num_failed else None,
+        ]
+        for row in standings
+    ]
+    return Table(columns, rows)
 
 
-def _cell(text: str) -> str:
-    """Text that neither a bar nor a new line of its own ends."""
-    return " ".join(text.replace("|", "/").split())
-
-
-def standings_csv(standings: Sequence[Standing]) -> str:
-    """The ranking as CSV: one column a figure."""
+def value_table(standings: Sequence[Standing]) -> Table:
+    """The ranking for programs: every number in a column of its own."""
     regions = _all_regions(standings)
-    buffer = io.StringIO()
     bounds = [f"dice_{name}{end}" for name in ("mean", *regions) for end in ("", "_low", "_high")]
-    names = [
+    columns = [
         "rank", "entrant", *bounds, "behind", "behind_low", "behind_high", *(f"hd95_mm_{name}" for name in regions),
         "num_parameters", "minutes", "num_slices", "slices_per_s", "num_runs", "num_failed", "reason",
     ]  # fmt: skip
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
+    rows = []
     for row in standings:
         estimates = [row.dice.get(name) for name in ("mean", *regions)] + [row.behind]
-        flat = [part for e in estimates for part in ((e.mean, e.low, e.high) if e else ("", "", ""))]
-        writer.writerow(
+        flat = [part for e in estimates for part in ((e.mean, e.low, e.high) if e else (None,) * 3)]
+        rows.append(
             [
-                row.rank, row.label, *flat, *(row.hd95_mm.get(name, "") for name in regions), row.num_parameters,
+                row.rank, row.label, *flat, *(row.hd95_mm.get(name) for name in regions), row.num_parameters,
                 row.minutes, row.num_slices, row.slices_per_s, row.num_runs, row.num_failed, row.reason,
             ]
         )  # fmt: skip
-    return buffer.getvalue()
+    return Table(columns, rows)
 
 
-def reading(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, budget: str) -> str:
-    """A paragraph on what the ranking tells and what it cannot tell at this size."""
-    judged = [row for row in standings if not row.num_failed]
+def interpret(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, budget: str) -> str:
+    """Explain in a paragraph what the ranking shows and what it cannot show at this size.
+
+    Args:
+        standings: in order.
+        num_folds: of the cross-validation.
+        num_seeds: runs an entrant and fold.
+        budget: of a run, in words.
+    """
+    ranked = [row for row in standings if not row.num_failed]
     best = winner(standings)
     if best is None:
-        return "No entrant finished all of its runs: there is no ranking to read.\n"
+        return "No entrant completed all of its runs, so there is no ranking to interpret.\n"
     num_cases = len(best.case_dice)
-    near = [row.label for row in judged[1:] if row.behind is not None and row.behind.low <= 0]
-    far = [row.label for row in judged[1:] if row.behind is not None and row.behind.low > 0]
+    near = [row.label for row in ranked[1:] if row.behind is not None and row.behind.low <= 0]
+    far = [row.label for row in ranked[1:] if row.behind is not None and row.behind.low > 0]
     width = best.dice["mean"].high - best.dice["mean"].low
     parts = [
-        f"**Reading.** {best.label} has the highest mean Dice, {best.dice['mean']}, over {num_cases} cases, each judged "
-        f"by a run that had not seen its patient ({num_folds} folds, {num_seeds} seed(s), {budget} a run)."
+        f"**Interpretation.** {best.label} has the highest mean Dice, {best.dice['mean']}, over {num_cases} cases. Each "
+        f"case was evaluated by a model that was not trained on its patient ({num_folds} folds, "
+        f"{_count(num_seeds, 'seed')}, {budget} a run)."
     ]
     if far:
         parts.append(
-            f"Compared case by case, it is ahead of {'; '.join(far)} beyond what resampling patients explains "
-            f"(95 % interval of the difference above 0, corrected neither for the {_counted(len(judged) - 1, 'comparison')} "
-            "nor for the first having been picked because it was ahead)."
+            f"Compared case by case, it is ahead of {'; '.join(far)} by more than resampling patients explains (the "
+            "95 % interval of the difference is above 0; it is corrected neither for "
+            f"{_count(len(ranked) - 1, 'comparison')} nor for selecting the top entrant by its result)."
         )
     if near:
-        parts.append(f"It cannot be told apart from {'; '.join(near)}: their order may be chance.")
-    parts.append(
-        f"What this does not show: the interval of a mean is {width:.2f} wide with {_counted(num_cases, 'case')} of "
-        f"{_counted(best.num_patients, 'patient')}; "
-        + _of_few(best.num_patients)
-        + (
-            "with one seed the luck of initial weights and order is not separated from the entrant; "
-            if num_seeds == 1
-            else f"{num_seeds} seeds measure the luck of initial weights only roughly; "
+        parts.append(f"It cannot be distinguished from {'; '.join(near)}: their order may be chance.")
+    limits = [
+        f"the interval of the mean is {width:.2f} wide with {_count(num_cases, 'case')} of "
+        f"{_count(best.num_patients, 'patient')}",
+        *_few_patients(best.num_patients),
+        "with one seed, the effect of initial weights and sample order is not separated from the entrant's"
+        if num_seeds == 1
+        else f"{num_seeds} seeds measure the effect of initial weights and sample order only roughly",
+        "all entrants used the recipe's settings, which were not tuned for each of them",
+        "a small equal budget favours entrants that learn fast and have cheap steps, and says little about long "
+        "training or more cases",
+    ]
+    if "minute" in budget:
+        limits.append(
+            "minutes are wall-clock time, including validation and saving, so other load on the machine counts too"
         )
-        + "all entrants ran with the recipe's settings, which were not tuned for each; an equal small budget favours "
-        "what learns fast and is cheap a step, and says little of where entrants end after long training or on more "
-        "cases; "
-        + (
-            "minutes are those of the clock, validation and saving among them, so that what else the machine did "
-            "counts too; "
-            if "minute" in budget
-            else ""
-        )
-        + "and the first was chosen on the cases that it is reported on, so that its figure flatters."
+    limits.append(
+        "the top entrant was selected on the same cases that it is reported on, which inflates its score"
     )
+    parts.append(f"Limits: {'; '.join(limits)}.")
     if failed := [f"{row.label} ({row.reason})" for row in standings if row.num_failed]:
-        parts.append(f"Not judged on every case: {'; '.join(failed)}.")
+        parts.append(f"Not evaluated on every case: {'; '.join(failed)}.")
     return " ".join(parts) + "\n"
 
 
-def _counted(count: int, name: str) -> str:
+def _count(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
-def _of_few(num_patients: int) -> str:
-    """What is to be said of intervals over so many patients."""
+def _few_patients(num_patients: int) -> list[str]:
+    """The limits of intervals over so few patients; none where there are enough."""
     if num_patients >= FEW_PATIENTS:
-        return ""
+        return []
     if num_patients == 1:
-        return "one patient says nothing of the spread, and the intervals are all that can be; "
-    return (
+        return ["one patient does not show the spread, so the intervals are the whole possible range"]
+    return [
         "intervals by resampling so few patients are too narrow (where all of them agree, the interval of a difference "
-        "never holds 0), so that what is told apart above is a hint and no proof; "
-    )
+        "never contains 0), so differences are hints, not evidence"
+    ]
 
 
-def _mean_over_seeds(plays: Sequence[Play]) -> dict[str, dict[str, Any]]:
-    """Case id -> `patient` and `regions` (figures averaged over the seeds that judged the case)."""
+def _mean_over_seeds(results: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
+    """Case id -> "patient" and "regions", with metrics averaged over the seeds that evaluated the case."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for play in plays:
-        for case_id, case in play["cases"].items() if play["state"] == "complete" else ():
+    for result in results:
+        for case_id, case in result["cases"].items() if result["state"] == "complete" else ():
             found.setdefault(case_id, []).append(case)
     return {
         case_id: {
             "patient": cases[0]["patient"],
             "regions": {
                 region: {
-                    figure: float(np.mean([case["regions"][region][figure] for case in cases]))
-                    for figure in ("dice", "hd95_mm")
+                    metric: float(np.mean([case["regions"][region][metric] for case in cases]))
+                    for metric in ("dice", "hd95_mm")
                 }
                 for region in REGIONS
                 if all(region in case["regions"] for case in cases)
@@ -257,7 +265,7 @@ def _mean_over_seeds(plays: Sequence[Play]) -> dict[str, dict[str, Any]]:
 
 def _case_means(cases: Mapping[str, Any]) -> dict[str, float]:
     return {
-        case_id: float(np.mean([figures["dice"] for figures in case["regions"].values()]))
+        case_id: float(np.mean([metrics["dice"] for metrics in case["regions"].values()]))
         for case_id, case in sorted(cases.items())
     }
 
@@ -266,9 +274,9 @@ def _regions(cases: Mapping[str, Any]) -> list[str]:
     return [name for name in REGIONS if any(name in case["regions"] for case in cases.values())]
 
 
-def _mean_of(cases: Mapping[str, Any], region: str, figure: str) -> float:
+def _mean_of(cases: Mapping[str, Any], region: str, metric: str) -> float:
     return float(
-        np.mean([case["regions"][region][figure] for case in cases.values() if region in case["regions"]])
+        np.mean([case["regions"][region][metric] for case in cases.values() if region in case["regions"]])
     )
 
 
@@ -286,16 +294,20 @@ def _dice(
 
 
 def _estimate(
-    values: Sequence[float], patients: Sequence[str], seed: int, *, range_of: tuple[float, float] = (0.0, 1.0)
+    values: Sequence[float],
+    patients: Sequence[str],
+    seed: int,
+    *,
+    possible: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
-    # A single patient says nothing of the spread: anything that can be may be.
-    known = len(set(patients)) > 1
-    low, high = bootstrap_interval(values, patients, seed=seed) if known else range_of
+    # A single patient does not show the spread.
+    several = len(set(patients)) > 1
+    low, high = bootstrap_interval(values, patients, seed=seed) if several else possible
     return Estimate(mean=float(np.mean(values)), low=low, high=high)
 
 
-def _average(plays: Sequence[Play], name: str) -> float:
-    return float(np.mean([play[name] for play in plays])) if plays else 0.0
+def _average(results: Sequence[RunResult], name: str) -> float:
+    return float(np.mean([result[name] for result in results])) if results else 0.0
 
 
 def _all_regions(standings: Sequence[Standing]) -> list[str]:

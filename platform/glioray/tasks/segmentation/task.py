@@ -11,6 +11,7 @@ import torch
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import Manifest
 from glioray.engine.collectives import Ranks
+from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
 from glioray.engine.task import Export, ModelPackage, Prepared
@@ -18,6 +19,7 @@ from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.tasks.segmentation.balance import check_balance
+from glioray.tasks.segmentation.comparison import SegmentationComparison
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.evaluation import evaluate_segmentation
 from glioray.tasks.segmentation.package import FORMAT, ModelSpec, parse_spec, read_package
@@ -38,6 +40,7 @@ class SegmentationTask:
     output: Literal["labels", "images"] = "labels"
     config_type = RunConfig
     recipes = RECIPES
+    comparison: Comparison = SegmentationComparison()
 
     def check(self, config: RunConfig) -> None:
         check_buildable(config)

@@ -11,6 +11,7 @@ import torch
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import Manifest
 from glioray.engine.collectives import Ranks
+from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
 from glioray.engine.task import Export, ModelPackage, Prepared
@@ -18,6 +19,7 @@ from glioray.errors import ModelError, UsageError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
+from glioray.tasks.superres.comparison import SuperResComparison
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.evaluation import evaluate_superres
 from glioray.tasks.superres.export import export_superres
@@ -39,6 +41,7 @@ class SuperResTask:
     output: Literal["labels", "images"] = "images"
     config_type = GanConfig
     recipes = GAN_RECIPES
+    comparison: Comparison = SuperResComparison()
 
     def check(self, config: GanConfig) -> None:
         check_gan_buildable(config)

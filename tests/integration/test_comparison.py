@@ -1,4 +1,4 @@
-"""A tournament on Ray: runs side by side, one that diverges, and one that goes on with further entrants."""
+"""A comparison on Ray: concurrent runs, one that diverges, and a resumed comparison with a further entrant."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.config import override
-from glioray.engine.on_ray.compare import PLAY_FILE
+from glioray.engine.comparison import RESULT_FILE, ComparisonPlan
+from glioray.engine.on_ray.compare import run_comparison
 from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
 from glioray.storage import open_storage
-from glioray.tasks.segmentation.comparison import TournamentPlan, run_tournament
 from glioray.tasks.segmentation.config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def tournament(plan: RunPlan, entrants: dict[str, RunConfig]) -> TournamentPlan:
+def comparison(plan: RunPlan, entrants: dict[str, RunConfig]) -> ComparisonPlan:
     base = dataclasses.replace(plan, kind="comparison", manifest=plan.manifest.with_folds(2))
-    return TournamentPlan(base=base, entrants=entrants, seeds=(0,), num_concurrent=2, budget="2 epochs")
+    return ComparisonPlan(base=base, entrants=entrants, seeds=(0,), num_concurrent=2, budget="2 epochs")
 
 
-def test_entrants_are_ranked_on_cases_they_have_not_seen(plan: RunPlan, mlflow_server: str):
+def test_entrants_are_ranked_on_cases_that_they_were_not_trained_on(plan: RunPlan, mlflow_server: str):
     entrants = {
         "U-Net": plan.config,
         "diverges": override(
             plan.config, **{"optim.lr": 10.0, "optim.grad_clip": 0.0, "net.options.norm": "none"}
         ),
     }
-    result = run_tournament(tournament(plan, entrants))
+    result = run_comparison(comparison(plan, entrants))
 
     first, last = result["standings"]
     assert result["winner"] == first["label"] == "U-Net"
@@ -59,27 +59,27 @@ def test_entrants_are_ranked_on_cases_they_have_not_seen(plan: RunPlan, mlflow_s
     assert sorted(child.info.status for child in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert open_storage(plan.storage).read("standings.md").decode().startswith("| rank | entrant |")
 
-    # The same name goes on: what was played stays as it is, a further entrant plays.
+    # The same name resumes: results stay as they are, only the further entrant runs.
     storage = open_storage(plan.storage)
     before = {
-        item.key: storage.read(item.key) for item in storage.list("runs/") if item.key.endswith(PLAY_FILE)
+        item.key: storage.read(item.key) for item in storage.list("runs/") if item.key.endswith(RESULT_FILE)
     }
     assert len(before) == 4
     entrants["wider"] = override(plan.config, **{"net.options.width": 6})
-    again = run_tournament(tournament(plan, entrants))
+    again = run_comparison(comparison(plan, entrants))
     assert {row["label"] for row in again["standings"]} == {"U-Net", "diverges", "wider"}
     assert again["run_id"] == result["run_id"]
     assert {key: storage.read(key) for key in before} == before
-    plays = [
-        json.loads(storage.read(item.key)) for item in storage.list("runs/") if item.key.endswith(PLAY_FILE)
+    results = [
+        json.loads(storage.read(item.key)) for item in storage.list("runs/") if item.key.endswith(RESULT_FILE)
     ]
-    assert len(plays) == 6
-    assert all(play["history"] for play in plays if play["state"] == "complete")
+    assert len(results) == 6
+    assert all(r["history"] for r in results if r["state"] == "complete")
 
 
-def test_the_name_of_a_tournament_with_other_settings_is_taken(plan: RunPlan):
+def test_name_of_a_comparison_with_other_settings_is_taken(plan: RunPlan):
     entrants = {"U-Net": override(plan.config, **{"train.max_epochs": 1, "sample.steps_per_epoch": 2})}
-    run_tournament(tournament(plan, entrants))
+    run_comparison(comparison(plan, entrants))
     other = dataclasses.replace(plan, config=override(plan.config, **{"optim.lr": 0.5}))
     with pytest.raises(UsageError, match="exists with other settings"):
-        run_tournament(tournament(other, entrants))
+        run_comparison(comparison(other, entrants))
