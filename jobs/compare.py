@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compare networks, losses and optimisers around a recipe: equal budget, same folds and seeds, one ranking.
+"""Compare networks, losses and optimisers of a recipe: equal budget, same folds and seeds, one ranking.
 
     python jobs/compare.py --data s3://bucket/brats --recipe unet_small --minutes-each 3 --folds 2 \
         --nets recipe,unetpp:width=16,u2netp,segresnet --losses region_dice_bce,region_focal
 
-A recipe that is a study (keras_study) brings rows of its own. The same --run-name goes on with what is missing,
-and may bring further entrants. A run that diverges has lost; with one that failed otherwise the exit code is 1, and
-the same command plays it again.
+A recipe that is a study (keras_study) has entrants of its own. The same --run-name resumes with the missing runs, and
+may add entrants. A run that diverges has lost. If a run failed for another reason, the exit code is 1 and the same
+command repeats it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures of a tournament, as matplotlib figures without pyplot's global state."""
+"""Figures of a comparison of segmentation models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from glioray.reports.axes import finish
 from glioray.tasks.segmentation.figures import REGION_COLOURS
 
 Interval = tuple[float, float, float]
-"""Mean, and the low and the high end of its interval."""
+"""A mean, and the lower and upper ends of its interval."""
 
 
 def dice_by_region_figure(rows: Sequence[tuple[str, Mapping[str, Interval]]]) -> Figure:
-    """Dice with intervals: a line an entrant, best on top, a point for the mean and each region.
+    """Draw Dice with intervals: a line an entrant, the best on top, a point for the mean and each region.
 
     Args:
-        rows: label and, by "mean", "wt", "tc", "et", the Dice; a region may be missing.
+        rows: label, and Dice by "mean", "wt", "tc", "et"; a region may be missing.
     """
     figure = Figure(figsize=(9, 1.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -53,11 +53,11 @@ def dice_by_region_figure(rows: Sequence[tuple[str, Mapping[str, Interval]]]) ->
 def dice_against_figure(
     curves: Mapping[str, Sequence[tuple[float, float]]], x: str, *, log: bool = False
 ) -> Figure:
-    """Mean Dice against time, slices or parameters: a line, or a lone point, an entrant.
+    """Draw mean Dice against time, slices or parameters: a line, or a single point, an entrant.
 
     Args:
         curves: label -> (x, Dice) points in order.
-        x: what the axis is called.
+        x: label of the axis.
         log: whether it is logarithmic.
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
@@ -69,7 +69,7 @@ def dice_against_figure(
             )
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())  # within a decade they would run into each other
+        axes.xaxis.set_minor_formatter(NullFormatter())  # minor labels overlap within a decade
     axes.set_ylim(0, 1)
     finish(axes, f"Mean Dice against {x}", x, "mean Dice (3-D)")
     _legend_outside(figure, axes)
@@ -77,7 +77,7 @@ def dice_against_figure(
 
 
 def case_by_case_figure(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
-    """Mean Dice of every case under every entrant, as a table of colours with the numbers in it."""
+    """Draw the mean Dice of every case by every entrant, as a coloured table with numbers."""
     cases = sorted({case_id for _, dice in rows for case_id in dice})
     table = np.array([[dice.get(case_id, np.nan) for case_id in cases] for _, dice in rows])
     figure = Figure(
@@ -98,10 +98,10 @@ def case_by_case_figure(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Figu
 
 
 def confusion_figure(tables: Sequence[tuple[str, np.ndarray]]) -> Figure:
-    """Where the voxels of each true label went: a confusion matrix an entrant, each row adding up to 1.
+    """Draw a confusion matrix an entrant: the predicted labels of each true label, each row adding up to 1.
 
     Args:
-        tables: label of the entrant and (5, 5) voxels by true (rows) and predicted (columns) internal label.
+        tables: label of the entrant, and (5, 5) voxels by true (row) and predicted (column) internal label.
     """
     shown = [
         index for index in range(len(LABELS)) if any(t[index].sum() + t[:, index].sum() for _, t in tables)
@@ -129,10 +129,10 @@ def confusion_figure(tables: Sequence[tuple[str, np.ndarray]]) -> Figure:
 
 
 def training_curves_figure(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> Figure:
-    """Training loss against slices: a colour an entrant, a line a run.
+    """Draw training loss against slices: a colour an entrant, a line a run.
 
     Args:
-        curves: label -> for each run its (slices, loss) points. Losses of different kinds do not compare.
+        curves: label -> the (slices, loss) points of each run. Different losses are not comparable.
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -151,5 +151,5 @@ def _colours(count: int) -> list[tuple[float, ...]]:
 
 
 def _legend_outside(figure: Figure, axes: Axes) -> None:
-    if axes.lines:  # matplotlib warns of a legend of nothing
+    if axes.lines:  # matplotlib warns of an empty legend
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)

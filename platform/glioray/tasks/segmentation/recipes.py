@@ -58,7 +58,7 @@ def unet_small() -> RunConfig:
 
 
 def attention_small() -> RunConfig:
-    """`unet_small` with MONAI's attention U-Net, which beat it in both tournaments of `infra/decisions/0005`."""
+    """`unet_small` with MONAI's attention U-Net, which beat it in both comparisons of `infra/decisions/0005`."""
     options = {"width": 16, "stem_stride": 2, "prior": 0.12}
     net = NetConfig(name="attention_unet", options=options)
     return unet_small().replace(recipe="attention_small", net=net)

@@ -1,4 +1,4 @@
-"""Super-resolution models side by side, as matplotlib figures without pyplot's global state."""
+"""Figures that compare super-resolution models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = ("#d1495b", "#5b8def", "#3fa34d", "#d99a00", "#6d597a", "#2a9d8f", "#
 
 
 def blend_figure(lr: np.ndarray, outs: Mapping[float, np.ndarray], hr: np.ndarray) -> Figure:
-    """A strip from the PSNR model (0) to the GAN (1), between LR and HR; below, where HR has most detail, enlarged.
+    """Draw a strip from the PSNR model (0) to the GAN (1), between LR and HR; below, enlarged, the most detailed part of HR.
 
     Args:
         lr: (h, w) in [0, 1].
@@ -28,7 +28,7 @@ def blend_figure(lr: np.ndarray, outs: Mapping[float, np.ndarray], hr: np.ndarra
         hr: (H, W), the truth.
 
     Raises:
-        ValueError: no output, or one of another shape than `hr`.
+        ValueError: no output, or an output of another shape than `hr`.
     """
     ends = {0.0: " (PSNR)", 1.0: " (GAN)"}
     named = {f"blend {blend:g}{ends.get(float(blend), '')}": outs[blend] for blend in sorted(outs)}
@@ -38,12 +38,12 @@ def blend_figure(lr: np.ndarray, outs: Mapping[float, np.ndarray], hr: np.ndarra
 def comparison_panel(
     entrants: Mapping[str, np.ndarray], lr: np.ndarray, bicubic: np.ndarray, hr: np.ndarray
 ) -> Figure:
-    """One slice by every entrant, between LR, bicubic and HR; below, where HR has most detail, and the errors.
+    """Draw one slice by every entrant, between LR, bicubic and HR; below, its most detailed part enlarged, and the errors.
 
     Args:
         entrants: label -> (H, W) in [0, 1].
         lr: (h, w).
-        bicubic: (H, W), brought up from it.
+        bicubic: (H, W), interpolated from `lr`.
         hr: (H, W), the truth.
 
     Raises:
@@ -55,17 +55,17 @@ def comparison_panel(
 
 
 def convergence_figure(runs: Mapping[str, Sequence[History]], x: str = "num_slices") -> Figure:
-    """How fast and how steadily entrants get there: PSNR, LPIPS, quality and collapse score in the course of training.
+    """Draw PSNR, LPIPS, quality and collapse score over the course of training.
 
-    A thick line is the mean over an entrant's runs, as far as all of them got, its band goes from the lowest to the
-    highest; a thin line is a run, and a cross where it collapsed.
+    Thick lines: the mean over an entrant's runs, up to where the shortest one ends; band: lowest to highest; thin
+    lines: single runs, with a cross where one collapsed.
 
     Args:
         runs: label -> the history of each run (seed), with the names of the metrics of super-resolution.
         x: "num_slices", "minutes", "step" or "epoch".
 
     Raises:
-        ValueError: an x that is none of these.
+        ValueError: another x.
     """
     axis = {
         "num_slices": "slices learned from",
@@ -74,7 +74,7 @@ def convergence_figure(runs: Mapping[str, Sequence[History]], x: str = "num_slic
         "epoch": "epoch",
     }
     if x not in axis:
-        raise ValueError(f"'{x}' is no axis; expected one of {', '.join(axis)}")
+        raise ValueError(f"x is '{x}'; expected one of {', '.join(axis)}")
     shown = {
         "psnr": ("Foreground PSNR", "dB"),
         "lpips": ("LPIPS, lower is better", ""),
@@ -116,7 +116,7 @@ def _course(axes: Axes, histories: Sequence[History], x: str, name: str, label: 
         return
     for curve in curves:
         axes.plot(*curve, color=colour, linewidth=0.7, alpha=0.5)
-    # Only as far as all runs got: a mean over those that are left would leap where one ends.
+    # Only up to the end of the shortest run: the mean over the remaining runs would jump there.
     first, last = max(curve[0, 0] for curve in curves), min(curve[0, -1] for curve in curves)
     places = np.unique(np.concatenate([curve[0] for curve in curves]))
     places = places[(places >= first) & (places <= last)]
@@ -183,7 +183,7 @@ def _strip(named: Mapping[str, np.ndarray], lr: np.ndarray, hr: np.ndarray, *, e
 
 
 def _detail(hr: np.ndarray) -> tuple[int, int, int]:
-    """(y, x, side) of the square, a third of the shorter side, whose edges are strongest."""
+    """(y, x, side) of the square with the strongest edges; its side is a third of the shorter side."""
     side = max(4, min(hr.shape) // 3)
     edges = gaussian_gradient_magnitude(np.nan_to_num(hr.astype(np.float64)), 1.0)
     summed = uniform_filter(edges, side, mode="constant")

@@ -1,4 +1,4 @@
-"""The pictures of a tournament hold what they are given."""
+"""Figures of a comparison of segmentation models."""
 
 from __future__ import annotations
 

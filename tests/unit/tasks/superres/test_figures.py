@@ -218,5 +218,5 @@ def test_convergence_is_the_mean_and_range_as_far_as_all_runs_got():
     assert [text.get_text() for text in figure.axes[1].texts] == ["nothing yet"]
     _pixels(figure)
     _pixels(convergence_figure({}))
-    with pytest.raises(ValueError, match="'hours' is no axis"):
+    with pytest.raises(ValueError, match="x is 'hours'; expected one of"):
         convergence_figure({}, x="hours")
