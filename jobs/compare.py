@@ -12,12 +12,9 @@ command repeats it.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-
-from glioray import cli
+import _path  # noqa: F401
+from glioray.cli import old as cli
 from glioray.config import with_settings
 from glioray.engine.comparison import ComparisonPlan
 from glioray.engine.entrants import budget_settings, budget_text, split_names

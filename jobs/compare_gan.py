@@ -11,12 +11,8 @@ has lost. If a run failed for another reason, the exit code is 1 and the same co
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-
-from glioray import cli
+import _path  # noqa: F401
+from glioray.cli import old as cli
 from glioray.config import with_settings
 from glioray.engine.comparison import ComparisonPlan
 from glioray.engine.entrants import budget_settings, budget_text, split_names

@@ -6,12 +6,8 @@ ray job submit --working-dir . -- python jobs/tune_unet.py --data s3://bucket/br
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-
-from glioray import cli
+import _path  # noqa: F401
+from glioray.cli import old as cli
 from glioray.engine.on_ray.connect import default_concurrency
 from glioray.resolve import resolve_config
 from glioray.sources import plan_run

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from glioray.cli import absolute_uri
+from glioray.cli.old import absolute_uri
 from glioray.config import PreprocessConfig, with_settings
 from glioray.errors import UsageError
 from glioray.tasks import load_task

@@ -14,7 +14,7 @@ from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, Manifest, load_manifest
 from glioray.cases.notes import collection_notes
-from glioray.cli import data_uri, default_run_name, storage_uri, tracking_address
+from glioray.cli.old import data_uri, default_run_name, storage_uri, tracking_address
 from glioray.config import MODALITIES
 from glioray.engine.checkpoint import kept_folders
 from glioray.engine.on_mlflow.registry import register_model, resolve_version

@@ -25,7 +25,7 @@ flag, setting or name. `--dry-run` resolves and checks the config and prints it,
 @cache
 def render_jobs() -> str:
     """The page of all jobs, one section a script."""
-    scripts = [*sorted((ROOT / "jobs").glob("*.py")), ROOT / "serve" / "app.py"]
+    scripts = [*sorted((ROOT / "jobs").glob("[!_]*.py")), ROOT / "serve" / "app.py"]
     return "\n".join([_INTRODUCTION, *map(_render_job, scripts)])
 
 
@@ -41,6 +41,7 @@ def help_of(name: str) -> str:
     argv = [str(ROOT / name), "--help"]
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "path", [str(Path(argv[0]).parent), *sys.path]),
         mock.patch.dict(os.environ, {"COLUMNS": "100"}),
         contextlib.redirect_stdout(output),
     ):

@@ -143,6 +143,19 @@ class ModelPackage:
     uri: str
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the metrics of a run's last validation say of its model.
+
+    Attributes:
+        answer: added to the JSON answer of the job.
+        is_rejected: whether the model is unusable, such as a collapsed generator; the job then fails.
+    """
+
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    is_rejected: bool = False
+
+
 class Task(Protocol):
     """What is learned, and how it is judged, searched and served.
 
@@ -153,7 +166,8 @@ class Task(Protocol):
         purpose: what such a registered model says of itself in MLflow.
         output: what its models make of a case: "labels" (a mask) or "images" (a case).
         config_type: the class of its configs.
-        recipes: functions that build a config, by name.
+        recipes: functions that build a config, by name; names are unique over all tasks.
+        default_recipe: the recipe of a request that names the task alone.
         comparison: how runs of several configs are judged, ranked and reported.
     """
 
@@ -164,7 +178,21 @@ class Task(Protocol):
     output: Literal["labels", "images"]
     config_type: type[TaskConfig]
     recipes: Mapping[str, Callable[[], Any]]
+    default_recipe: str
     comparison: Comparison
+
+    def configure(self, config: Any, short: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+        """The config with what a request overrides, all at once.
+
+        Args:
+            config: of the recipe.
+            short: fields of the request that only this task knows, such as `net` or `pretrained`; those not given
+                are absent.
+            settings: by dotted name; they take precedence over `short`.
+
+        Raises:
+            UsageError: a setting that does not exist, or a value that is not allowed.
+        """
 
     def check(self, config: Any) -> None:
         """Fail fast, before Ray starts, on networks, losses or weights that cannot be built or found.
@@ -209,6 +237,9 @@ class Task(Protocol):
         Raises:
             ModelError: as `load`.
         """
+
+    def verdict(self, metrics: Mapping[str, float]) -> Verdict:
+        """What the metrics of a run's last validation say of its model."""
 
     def check_promotable(self, spec: Any, name: str) -> dict[str, str]:
         """Refuse a model that must not be registered or become champion; returns tags of its registered version.

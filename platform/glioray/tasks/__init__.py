@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import logging
@@ -33,6 +34,36 @@ def load_task(name: str) -> Task:
     module, _, attribute = TASKS[name].partition(":")
     task: Task = getattr(importlib.import_module(module), attribute)()
     return task
+
+
+def build_recipe(task: Task, name: str) -> Any:
+    """The config of one of a task's recipes.
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    if name not in task.recipes:
+        raise UsageError(_no_recipe(name, f" of the task {task.name}", list(task.recipes)))
+    return task.recipes[name]()
+
+
+def find_recipe(name: str) -> Task:
+    """The task that a recipe belongs to; recipe names are unique over all tasks.
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    tasks = [load_task(task) for task in TASKS]
+    for task in tasks:
+        if name in task.recipes:
+            return task
+    raise UsageError(_no_recipe(name, "", [recipe for task in tasks for recipe in task.recipes]))
+
+
+def _no_recipe(name: str, where: str, recipes: list[str]) -> str:
+    near = difflib.get_close_matches(name, recipes, n=1)
+    advice = f"; did you mean {near[0]}?" if near else ""
+    return f"no recipe '{name}'{where}; the recipes are {', '.join(recipes)}{advice}"
 
 
 def find_task(text: str | bytes) -> Task:

@@ -10,17 +10,19 @@ import torch
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import Manifest
+from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
-from glioray.engine.task import Export, ModelPackage, Prepared
+from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.tasks.segmentation.balance import check_balance
 from glioray.tasks.segmentation.comparison import SegmentationComparison
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.entrants import entrant_config, product_entrants
 from glioray.tasks.segmentation.evaluation import evaluate_segmentation
 from glioray.tasks.segmentation.package import FORMAT, ModelSpec, parse_spec, read_package
 from glioray.tasks.segmentation.prediction import predict_cases
@@ -40,7 +42,14 @@ class SegmentationTask:
     output: Literal["labels", "images"] = "labels"
     config_type = RunConfig
     recipes = RECIPES
+    default_recipe = "unet_small"
     comparison: Comparison = SegmentationComparison()
+
+    def configure(
+        self, config: RunConfig, short: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> RunConfig:
+        parts = [[short[name]] if name in short else [] for name in ("net", "loss", "optimizer")]
+        return with_settings(entrant_config(config, product_entrants(*parts)[0]), settings)
 
     def check(self, config: RunConfig) -> None:
         check_buildable(config)
@@ -64,6 +73,9 @@ class SegmentationTask:
         preprocess = spec.config.preprocess
         example = torch.zeros(1, preprocess.num_channels, *preprocess.size)
         return Export(net, example, {"validation_cases.json": spec.val_cases})
+
+    def verdict(self, metrics: Mapping[str, float]) -> Verdict:
+        return Verdict()
 
     def check_promotable(self, spec: ModelSpec, name: str) -> dict[str, str]:
         return {}

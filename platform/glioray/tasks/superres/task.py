@@ -10,17 +10,18 @@ import torch
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import Manifest
+from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
-from glioray.engine.task import Export, ModelPackage, Prepared
+from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import ModelError, UsageError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.tasks.superres.comparison import SuperResComparison
-from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.tasks.superres.evaluation import evaluate_superres
 from glioray.tasks.superres.export import export_superres
 from glioray.tasks.superres.extractors import resolve_extractor
@@ -41,7 +42,18 @@ class SuperResTask:
     output: Literal["labels", "images"] = "images"
     config_type = GanConfig
     recipes = GAN_RECIPES
+    default_recipe = "mri_small"
     comparison: Comparison = SuperResComparison()
+
+    def configure(
+        self, config: GanConfig, short: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> GanConfig:
+        paths = {"segmenter": "use.segmenter", "pretrained": "pretrain.source", "use_weight": "use.weight"}
+        own = {paths[name]: value for name, value in short.items()}
+        if "pretrained" in short:
+            # From a trained generator, a run is adversarial from its first step unless a setting says otherwise.
+            own["pretrain.share"] = 0.0
+        return with_settings(config, own | dict(settings))
 
     def check(self, config: GanConfig) -> None:
         check_gan_buildable(config)
@@ -60,6 +72,14 @@ class SuperResTask:
 
     def export(self, folder: Path) -> Export:
         return export_superres(folder)
+
+    def verdict(self, metrics: Mapping[str, float]) -> Verdict:
+        if "collapse_score" not in metrics:
+            return Verdict({"collapse": "unjudged", "reason": ""})
+        reason = COLLAPSE_COMPONENTS[int(metrics["collapse_reason"])]
+        if metrics["is_collapsed"]:
+            return Verdict({"collapse": "collapsed", "reason": reason}, is_rejected=True)
+        return Verdict({"collapse": "healthy", "reason": reason if metrics["collapse_score"] > 0 else ""})
 
     def check_promotable(self, spec: SuperResSpec, name: str) -> dict[str, str]:
         check_healthy(spec, name)

@@ -1,0 +1,81 @@
+"""The config that a request asks for: a recipe of a task, with the request's overrides, checked before Ray starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glioray.api.places import model_source
+from glioray.api.requests import Request
+from glioray.engine.task import Task
+from glioray.errors import UsageError
+from glioray.tasks import build_recipe, find_recipe, load_task
+
+
+def choose_task(task: str | None, recipe: str | None) -> Task:
+    """The task that a request names, or that its recipe belongs to.
+
+    Raises:
+        UsageError: neither is given, or there is no such task or recipe.
+    """
+    if task is not None:
+        return load_task(task)
+    if recipe is None:
+        raise UsageError(
+            "no recipe given; give --recipe, such as unet_small, or --task for its default recipe"
+        )
+    return find_recipe(recipe)
+
+
+def resolve_config(request: Any) -> tuple[Task, Any]:
+    """The task of a request that trains, and its config.
+
+    Raises:
+        UsageError: a recipe, a setting or a value that is not allowed, or networks and extractors that cannot be
+            built.
+        StorageError: weights that cannot be read.
+    """
+    task = choose_task(request.task, request.recipe)
+    recipe = request.recipe or task.default_recipe
+    short = short_settings(request, task, recipe)
+    config = task.configure(build_recipe(task, recipe), short, _length(request) | dict(request.set))
+    task.check(config)
+    return task, config
+
+
+def short_settings(request: Request, task: Task, recipe: str) -> dict[str, Any]:
+    """The fields of a request that only some task knows, as far as they are given.
+
+    Raises:
+        UsageError: a field of another task.
+    """
+    given = {}
+    for name, field in type(request).model_fields.items():
+        only = (field.json_schema_extra or {}).get("only")  # type: ignore[union-attr]
+        value = getattr(request, name)
+        if not only or value == field.default:
+            continue
+        if only != task.name:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} is for the task {only}, but the recipe {recipe} belongs to {task.name}; leave {flag} out"
+            )
+        given[name] = value
+    for name in ("segmenter", "pretrained"):
+        if name in given:
+            given[name] = model_source(given[name], f"--{name}")
+    return given
+
+
+def _length(request: Any) -> dict[str, Any]:
+    fields = {
+        "train.max_epochs": "max_epochs",
+        "train.seed": "seed",
+        "train.num_workers": "workers",
+        "train.minutes": "minutes",
+    }
+    settings = {path: getattr(request, name, None) for path, name in fields.items()}
+    settings = {path: value for path, value in settings.items() if value is not None}
+    if "train.max_epochs" in settings:
+        # With epochs alone, the recipe's minutes must not cut the run short.
+        settings.setdefault("train.minutes", None)
+    return settings

@@ -1,0 +1,98 @@
+"""The data of a request: its manifest, its cases, and whether they fit a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+from glioray.cases.casefiles import CaseFiles, Problem
+from glioray.cases.layouts import RECOGNISED, discover_cases
+from glioray.cases.manifest import MANIFEST, Manifest, load_manifest
+from glioray.cases.notes import collection_notes
+from glioray.config import MODALITIES
+from glioray.engine.on_ray.data import index_data
+from glioray.errors import DataError, UsageError
+from glioray.storage import join_uri, open_storage
+
+_log = logging.getLogger(__name__)
+
+
+def open_data(uri: str, storage: str, *, seed: int = 0, fold: int | str | None = None) -> Manifest:
+    """The manifest of a data set: one that `prepare` wrote, or one made now (Ray must be up).
+
+    Problems are logged and the good cases are used.
+
+    Args:
+        uri: of a folder of cases, or of a manifest.
+        storage: manifests that are made now are kept below it.
+        seed: of their folds.
+        fold: to validate on; "all" trains on every labelled case.
+
+    Raises:
+        DataError: no case can be used.
+        UsageError: no such fold.
+    """
+    if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
+        manifest = load_manifest(uri)
+    else:
+        manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed)
+    for problem in manifest.problems:
+        _log.warning("left out: %s", problem)
+    if not manifest.cases:
+        raise DataError(f"none of the cases in '{uri}' can be used; the problems are listed above")
+    for note in collection_notes(manifest.cases):
+        _log.warning("note: %s", note)
+    if fold is None:
+        return manifest
+    if fold == "all":
+        every = tuple(entry.case_id for entry in manifest.select("labelled"))
+        return dataclasses.replace(manifest, splits={"train": every, "val": (), "test": ()})
+    if not str(fold).isdigit():
+        raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
+    return manifest.with_fold(int(fold))
+
+
+def find_cases(uri: str) -> tuple[str, list[CaseFiles], list[Problem]]:
+    """The cases of a data set, with or without masks: the URI that they lie below, their files, and problems.
+
+    The cases of a manifest where one is given, or where one lies in a folder without cases; their masks are then
+    read by the conventions that it states.
+
+    Raises:
+        DataError: there is no case.
+    """
+    if not uri.endswith(".json"):
+        storage = open_storage(uri)
+        cases, problems = discover_cases(storage)
+        if cases:
+            return uri, cases, problems
+        if not storage.exists(MANIFEST):
+            raise DataError(f"'{uri}' holds no case; {RECOGNISED}")
+    manifest = load_manifest(uri)
+    if not manifest.cases:
+        raise DataError(
+            f"the manifest '{uri}' names no case that can be used; see its problems, or give the data instead"
+        )
+    files = [
+        dataclasses.replace(entry.files, declared=entry.files.declared or entry.convention)
+        for entry in manifest.cases
+    ]
+    return manifest.data, files, list(manifest.problems)
+
+
+def check_modalities(manifest: Manifest, config: Any) -> None:
+    """Raises: UsageError for labelled cases that lack a modality which the config wants."""
+    entries, wanted = manifest.select("labelled"), config.preprocess.modalities
+    lacking = [entry for entry in entries if not set(wanted) <= set(entry.modalities)]
+    if not lacking:
+        return
+    common = [m for m in MODALITIES if all(m in entry.modalities for entry in entries)]
+    advice = f"give --set 'preprocess.modalities={json.dumps(common)}'" if common else ""
+    if len(lacking) < len(entries):
+        advice += f"{', or ' if advice else ''}leave those cases out"
+    raise UsageError(
+        f"{len(lacking)} of {len(entries)} labelled cases, {lacking[0].case_id} the first, have only "
+        f"{', '.join(lacking[0].modalities)}; the recipe wants {', '.join(wanted)}; {advice}"
+    )

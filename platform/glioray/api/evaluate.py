@@ -1,0 +1,97 @@
+"""Evaluate a model on a data set, or on cases in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glioray.api.data import open_data
+from glioray.api.models import resolve_model
+from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.requests import EvaluateRequest
+from glioray.api.verbs import as_verb
+from glioray.engine.on_ray.connect import connect
+from glioray.engine.task import ModelPackage
+from glioray.serialization import to_dict
+from glioray.tasks import open_package, open_segmenter
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """How a model does on cases.
+
+    Attributes:
+        model_uri: the model; a registered model's version rather than its alias.
+        mean: metrics by region or modality, over cases.
+        intervals: their 95 % intervals, by resampling patients; empty for a single patient.
+        cases: metrics by case, then by region or modality.
+        failed: case id -> why it could not be evaluated.
+        files: URIs of the files below `out`.
+        answer: the JSON answer of the job, which also has what only the model's task says.
+    """
+
+    model_uri: str
+    mean: dict[str, dict[str, float]]
+    intervals: dict[str, Any] = field(repr=False)
+    cases: dict[str, Any] = field(repr=False)
+    failed: dict[str, str]
+    files: tuple[str, ...]
+    answer: dict[str, Any] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the job: 1 where a case failed."""
+        return int(bool(self.failed))
+
+
+def preview(request: EvaluateRequest) -> dict[str, Any]:
+    """The model's version and config; reads no case.
+
+    Raises:
+        UsageError, ModelError: as `evaluate`.
+    """
+    data_uri(request.data)
+    with _opened(request) as (package, _):
+        return {"config": to_dict(package.spec.config), "model": package.uri}
+
+
+@as_verb(EvaluateRequest)
+def evaluate(request: EvaluateRequest) -> EvaluateResult:
+    """Evaluate a model of any task on whole cases, by default those of patients that it was not trained on.
+
+    Returns:
+        EvaluateResult: metrics by case, their means and 95 % intervals.
+
+    Raises:
+        UsageError: a request that is not valid.
+        ModelError: there is no such model.
+        DataError: no case is left, or none could be evaluated.
+    """
+    data, storage = data_uri(request.data), storage_uri(request.storage)
+    with _opened(request) as (package, folder):
+        segmenter = open_segmenter(package, request.segmenter, folder / "segmenter")
+        out = out_uri(request.out) if request.out else None
+        connect()
+        manifest = open_data(data, storage)
+        answer = package.task.evaluate(package, manifest, split=request.split, segmenter=segmenter, out=out)
+    answer.pop("exit_code", None)
+    return EvaluateResult(
+        model_uri=package.uri,
+        mean=answer["mean"],
+        intervals=answer["intervals"],
+        cases=answer["cases"],
+        failed=answer["failed"],
+        files=tuple(answer.get("files", ())),
+        answer=answer,
+    )
+
+
+@contextmanager
+def _opened(request: EvaluateRequest) -> Iterator[tuple[ModelPackage, Path]]:
+    """The model's package, and a temporary folder."""
+    with use_tracking(storage_uri(request.storage)), tempfile.TemporaryDirectory() as folder:
+        yield open_package(resolve_model(request.model), Path(folder) / "model"), Path(folder)

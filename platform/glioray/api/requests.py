@@ -1,0 +1,238 @@
+"""What each verb can be asked for: one frozen type for each, validated; its fields are the flags of the jobs.
+
+A field's description is the help text of its flag and its line in the reference. Importing this module starts
+nothing heavy: no torch, no Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from glioray.errors import UsageError
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Uri = Annotated[str, BeforeValidator(_as_text)]
+"""A folder (text or `pathlib.Path`), `s3://bucket/prefix`, or a model's URI."""
+
+Uris = Annotated[tuple[Uri, ...], Field(strict=False)]
+
+Count = Annotated[int, Field(ge=1)]
+
+Settings = Mapping[str, Any]
+"""Values by dotted setting, such as {"optim.lr": 0.001}."""
+
+Labels = Literal["brats-et3", "brats-et4", "brats2024", "msd", "wt", "wt-255"]
+"""Names of `cases.labels.CONVENTIONS`."""
+
+
+def _flag(default: Any, description: str, metavar: str = "", only: str = "") -> Any:
+    """A field and its flag.
+
+    Args:
+        default: of the field.
+        description: help text.
+        metavar: stands for the value in the help text.
+        only: the task whose recipes the field belongs to; empty for every task.
+    """
+    return Field(default, description=description, json_schema_extra={"metavar": metavar, "only": only})
+
+
+class Request(BaseModel):
+    """Base of all requests: frozen, without unknown fields, without conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Build a request.
+
+        Raises:
+            UsageError: an unknown field, or a value that is not allowed.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise UsageError(explain(error)) from None
+
+
+class _Stored(Request):
+    storage: Uri | None = _flag(
+        None, "where runs keep their checkpoints (default: GLIORAY_STORAGE or ~/glioray)", "URI"
+    )
+
+
+class _Tracked(_Stored):
+    experiment: str = _flag("glioray", "MLflow experiment", "NAME")
+
+
+class _Data(Request):
+    data: Uri | None = _flag(
+        None, "folder, s3://bucket/prefix, or a manifest.json by prepare (default: GLIORAY_DATA)", "URI"
+    )
+
+
+class _Configured(_Tracked, _Data):
+    """What all requests that train have in common."""
+
+    recipe: str | None = _flag(None, "recipe to start from; it names the task too", "NAME")
+    task: str | None = _flag(None, "task, where no recipe is named", "NAME")
+    segmenter: Uri | None = _flag(
+        None,
+        "segmentation model that evaluates the end of a run: its Dice on super-resolved images, beside that on "
+        "bicubic and on real ones",
+        "URI",
+        only="superres",
+    )
+    run_name: str | None = _flag(None, "name of the run; the same name resumes it", "NAME")
+    workers: int | None = _flag(None, "data-parallel ranks of a training (default: the recipe's)", "N")
+    seed: int | None = _flag(None, "seed of weights, order and augmentation (default: the recipe's)", "S")
+    fold: int | str | None = _flag(
+        None, "validate on fold K and train on the others; 'all' trains on every case", "K|all"
+    )
+    set: Settings = _flag(
+        {}, "override one setting of the recipe, such as optim.lr=0.001; may be repeated", "KEY=VALUE"
+    )
+
+
+class _Trained(_Configured):
+    net: str | None = _flag(
+        None,
+        "network in place of the recipe's, such as unetpp:width=32,deep_supervision=true",
+        "NAME[:OPTION=VALUE,…]",
+        only="segmentation",
+    )
+    loss: str | None = _flag(
+        None, "loss in place of the recipe's", "NAME[:OPTION=VALUE,…]", only="segmentation"
+    )
+    optimizer: str | None = _flag(
+        None,
+        "optimiser in place of the recipe's, such as sgd:lr=0.01,schedule=poly",
+        "NAME[:OPTION=VALUE,…]",
+        only="segmentation",
+    )
+    pretrained: Uri | None = _flag(
+        None,
+        "super-resolution model whose PSNR generator training starts from, in place of a stage of its own",
+        "URI",
+        only="superres",
+    )
+    max_epochs: int | None = _flag(None, "epochs of a training; without --minutes, no time limit then", "N")
+    minutes: float | None = _flag(None, "training time in minutes; of a search, all trials together", "M")
+
+
+class TrainRequest(_Trained):
+    """Train one model by a recipe, tracked in MLflow; the same `run_name` resumes it."""
+
+
+class EvaluateRequest(_Stored, _Data):
+    """Evaluate a model on a data set; means over cases with 95 % intervals by resampling patients."""
+
+    model: Uri | None = _flag(
+        None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
+    )
+    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    split: str = _flag(
+        "unseen", "unseen (cases of patients it was not trained on), train, val, test or labelled", "SPLIT"
+    )
+    segmenter: Uri | None = _flag(
+        None,
+        "segmentation model that evaluates a super-resolution model by use, or none (default: the champion of "
+        "glioray-unet, where there is one)",
+        "URI",
+    )
+
+
+class PredictRequest(_Stored, _Data):
+    """Write the model's mask of every case, on the case's own grid and in its own label convention."""
+
+    model: Uri | None = _flag(
+        None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
+    )
+    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    labels: Labels | None = _flag(
+        None, "numbers of the labels in the masks (default: those of the case's own layout or mask)", "NAME"
+    )
+    uncertainty: bool = _flag(
+        False, "write CASE_uncertainty.nii.gz too: 0 (sure) to 1, the entropy of the prediction"
+    )
+
+
+class PrepareRequest(_Tracked, _Data):
+    """Check every case and write a manifest: checksums, patient-level splits, label statistics."""
+
+    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    seed: int | None = _flag(None, "seed of the split, with --shuffle (default: 0)", "S")
+    ratios: Annotated[tuple[float, float, float], Field(strict=False)] = _flag(
+        (0.8, 0.2, 0.0), "shares of train, val and test among patients", "SHARE"
+    )
+    folds: int = _flag(5, "folds for cross-validation", "K")
+    shuffle: bool = _flag(False, "split in a seeded order rather than in the order of ids")
+    report: bool = _flag(
+        False, "write report.html too: labels, areas, intensities, pictures; and log them to MLflow"
+    )
+    recipe: str | None = _flag(
+        None, "recipe whose preprocessing the report shows (default: unet_small)", "NAME"
+    )
+    set: Settings = _flag(
+        {}, "override one setting of that recipe, such as preprocess.clahe=0.02; may be repeated", "KEY=VALUE"
+    )
+
+
+class PromoteRequest(_Stored, _Data):
+    """Make a model the champion if it beats the present one on the same cases."""
+
+    model: Uri | None = _flag(
+        None, "models:/NAME/VERSION, models:/NAME@alias or runs:/ID/model, which is registered first", "URI"
+    )
+    name: str | None = _flag(
+        None,
+        "registered model, for a run's model (default: glioray-unet, or glioray-superres for super-resolution)",
+        "NAME",
+    )
+
+
+class EnsembleRequest(_Tracked):
+    """Join several segmentation models into one that averages their probabilities, and register it."""
+
+    model: Uris = _flag(
+        (),
+        "a member: models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder; repeat for each",
+        "URI",
+    )
+    checkpoints: bool = _flag(
+        False, "each --model is a run's folder; all checkpoints that it kept become members"
+    )
+    name: str = _flag("glioray-unet", "registered model", "NAME")
+    run_name: str | None = _flag(None, "name of the run", "NAME")
+
+
+class CalibrateRequest(_Stored, _Data):
+    """Check the bounds of the collapse score on your own data: planted collapses are found, healthy images are not."""
+
+    model: Uri | None = _flag(
+        None,
+        "super-resolution model whose generators are further healthy outputs; it brings its recipe",
+        "URI",
+    )
+    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    recipe: str | None = _flag(None, "super-resolution recipe (default: mri)", "NAME")
+    seed: int | None = _flag(None, "seed of the split, where the data have no manifest (default: 0)", "S")
+    split: str = _flag("val", "cases to use: val, train, test, labelled or all", "SPLIT")
+    set: Settings = _flag(
+        {}, "override one setting of the recipe, such as collapse.threshold=0.4; may be repeated", "KEY=VALUE"
+    )
+
+
+def explain(error: ValidationError) -> str:
+    """The first error of a failed validation as one sentence."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(map(str, first["loc"]))
+    return f"{path} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,155 @@
+"""A job: flags to one typed request, one call, one JSON line on stdout, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from glioray.api import requests
+from glioray.cli.flags import build_request, parse_flags
+from glioray.errors import GliorayError
+
+_SWITCHES = {"dry-run": "print what would be done, such as the resolved config, without starting Ray"}
+
+
+class Job:
+    """One script below `jobs/`.
+
+    Args:
+        verb: a module of `glioray.api` whose request type is named after it, such as "train".
+        doc: the script's docstring; its first line is the job's help text.
+        task: whose recipes the job takes; None for a job of every task.
+        recipe_variable: an environment variable with the default recipe; it goes with GLIORAY_DATA, so that data of
+            one's own get the usual default.
+    """
+
+    def __init__(
+        self, verb: str, doc: str | None, *, task: str | None = None, recipe_variable: str | None = None
+    ) -> None:
+        self.verb, self.task, self.recipe_variable = verb, task, recipe_variable
+        self.summary = (doc or "").strip().splitlines()[0]
+        self.request_type: type[requests.Request] = getattr(requests, f"{verb.title()}Request")
+
+    def parse(self, argv: Sequence[str], *, name: str = "") -> tuple[Any, dict[str, bool]] | None:
+        """The request of a command line and the job's own switches; None after `--help`.
+
+        Raises:
+            UsageError: a flag or a value that is not allowed.
+        """
+        parsed = parse_flags(
+            self.request_type,
+            argv,
+            name=name or self.verb,
+            help_text=self.summary,
+            hidden=self._hidden(),
+            switches=_SWITCHES,
+        )
+        if parsed is None:
+            return None
+        fields, switches = parsed
+        if self.task is not None:
+            fields["task"] = self.task
+            recipe = os.environ.get(self.recipe_variable or "")
+            if recipe and not fields.get("data"):
+                fields.setdefault("recipe", recipe)
+        return build_request(self.request_type, fields), switches
+
+    def answer(self, argv: Sequence[str], *, name: str = "") -> dict[str, Any]:
+        """Carry out the job; its JSON answer, with "exit_code" where that is not 0. Empty after `--help`.
+
+        Raises:
+            GliorayError: what goes wrong.
+        """
+        parsed = self.parse(argv, name=name)
+        return {} if parsed is None else self._carry_out(*parsed)
+
+    def run(self) -> NoReturn:
+        """Carry out the command line of this process, print the answer and exit."""
+        name, *argv = sys.argv
+
+        def work() -> dict[str, Any]:
+            parsed = self.parse(argv, name=Path(name).name)
+            if parsed is None:
+                return {}
+            _log_to_stderr()
+            return self._carry_out(*parsed)
+
+        run_job(work)
+
+    def _carry_out(self, request: requests.Request, switches: Mapping[str, bool]) -> dict[str, Any]:
+        module = importlib.import_module(f"glioray.api.{self.verb}")
+        if switches["dry-run"]:
+            return module.preview(request)  # type: ignore[no-any-return]
+        result = getattr(module, self.verb).carry_out(request)
+        answer = dict(result.answer)
+        return answer | ({"exit_code": result.exit_code} if result.exit_code else {})
+
+    def _hidden(self) -> Mapping[str, Any]:
+        """Fields that are not flags: the task, where the job has one, and what belongs to other tasks."""
+        if self.task is None:
+            return {}
+        fields = self.request_type.model_fields
+        only = {name: (field.json_schema_extra or {}).get("only") for name, field in fields.items()}  # type: ignore[union-attr]
+        return {name: task for name, task in only.items() if name == "task" or task not in ("", self.task)}
+
+
+def run_job(work: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Run a job: its answer is one JSON object, the last line of stdout; everything else goes to stderr.
+
+    Exits with 0; with 1 when the job failed; with 2 for an invalid flag, setting or name. An answer may state its own
+    under "exit_code", which is left out of the JSON.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        work()  # prints to stdout, where help is looked for
+        sys.exit(0)
+    with _stdout_kept() as answer:
+        try:
+            result = work()
+            code = result.pop("exit_code", 0)
+            answer(json.dumps(result, default=str))
+        except GliorayError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print("error: interrupted; run again with the same --run-name to resume", file=sys.stderr)
+            code = 130
+    sys.exit(code)
+
+
+def _log_to_stderr() -> None:
+    # Imported late: an invalid flag is answered before Ray is loaded.
+    from glioray.engine.on_ray.connect import log_to_stderr
+
+    log_to_stderr()
+
+
+def _leave_cluster() -> None:
+    if "ray" in sys.modules:
+        from glioray.engine.on_ray.connect import disconnect
+
+        disconnect()
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[Callable[[str], None]]:
+    """Sends whatever libraries and workers print to stderr; yields what writes to the real stdout."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(line: str) -> None:
+        _leave_cluster()  # or a worker's last words would come after ours
+        sys.stdout.flush()
+        os.write(kept, f"{line}\n".encode())
+
+    try:
+        yield answer
+    finally:
+        sys.stdout.flush()
+        os.close(kept)
