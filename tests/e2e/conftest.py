@@ -70,16 +70,12 @@ def run_here(
     That saves the start of Python and of Ray; what a job is as a command is `test_jobs`'s.
     """
     monkeypatch.setenv("GLIORAY_CACHE", str(slice_cache))
-    # Put back after the test, because a job sets it for good where it is not set.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
-    # It would outlive the test, and keep what is logged from pytest.
-    for module in ("cluster", "sources"):
-        monkeypatch.setattr(f"glioray.{module}.log_to_stderr", lambda: None)
 
     def run(job: str, *flags: str) -> dict[str, Any]:
         path = str(repo / "jobs" / f"{job}.py")
         monkeypatch.setattr("sys.argv", [path, *flags])
-        answer: dict[str, Any] = runpy.run_path(path)["main"]()
+        found = runpy.run_path(path)
+        answer: dict[str, Any] = found["job"].answer(flags) if "job" in found else found["main"]()
         return answer
 
     return run

@@ -34,19 +34,17 @@ def _checkpoint(step: int) -> Checkpoint:
 def run(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """The job in this process, which saves its start: its contract as a command is `test_jobs`'s."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr("glioray.engine.on_ray.connect.log_to_stderr", lambda: None)
-    main = runpy.run_path(str(repo / "jobs" / "ensemble.py"))["main"]
+    job = runpy.run_path(str(repo / "jobs" / "ensemble.py"))["job"]
 
     def run(*flags: str) -> dict[str, Any]:
-        monkeypatch.setattr("sys.argv", ["ensemble.py", "--storage", str(tmp_path / "runs"), *flags])
-        answer: dict[str, Any] = main()
+        answer: dict[str, Any] = job.answer(["--storage", str(tmp_path / "runs"), *flags])
         return answer
 
     return run
 
 
 def test_runs_and_their_checkpoints_become_one_registered_model(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, steps in (("a", (7, 14, 21)), ("b", (28,))):
         for step in steps:
@@ -62,6 +60,7 @@ def test_runs_and_their_checkpoints_become_one_registered_model(
     assert answer["members"] == [
         f"{a}/checkpoints/step-0000000014", f"{a}/checkpoints/step-0000000021", f"{b}/checkpoints/step-0000000028",
     ]  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
     spec, net = read_package(fetch_package("models:/net/1", tmp_path / "got"))
     assert (spec.num_members, spec.train_patients) == (3, ("p14", "p21", "p28"))
     images = torch.randn(1, 4, 32, 32)

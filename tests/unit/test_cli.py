@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -10,18 +9,25 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from glioray import cli, sources
+from glioray.api import requests
+from glioray.api.configs import resolve_config
+from glioray.api.data import open_data
+from glioray.api.models import resolve_model, resolve_registered
+from glioray.api.places import absolute_uri, choose_run_name, data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.prepare import shown_preprocessing
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.labels import CONVENTIONS
 from glioray.cases.manifest import CaseEntry, Manifest
+from glioray.cli import Job
+from glioray.cli.job import run_job
 from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig
 from glioray.errors import DataError, ModelError, TrainingError, UsageError
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
-from glioray.resolve import resolve_config, shown_preparation
 from glioray.tasks import open_labelling, open_package
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.package import ModelSpec, write_package
@@ -29,42 +35,66 @@ from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.package import SuperResSpec, write_superres
 from glioray.tasks.superres.recipes import mri_tiny
 
-FLAGS = "data storage recipe net loss optimizer run-name workers max-epochs minutes seed experiment fold set dry-run model name out trials concurrent"
+
+def _request(*argv: str) -> Any:
+    parsed = Job("train", "A job.", task="segmentation", recipe_variable="GLIORAY_RECIPE").parse(argv)
+    assert parsed is not None
+    return parsed[0]
 
 
-def _args(*argv: str) -> argparse.Namespace:
-    return cli.parse_flags("A job.", FLAGS, list(argv))
+def _config(*argv: str) -> Any:
+    return resolve_config(_request(*argv))[1]
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "sentence"),
     [
-        ["--mood", "good"],
-        ["--seed", "three"],
-        ["--minutes", "soon"],
-        ["--workers"],
-        ["--max-epoch", "3"],  # no abbreviations: a later flag must not change what a script means
-        ["left over"],
+        (["--mood", "good"], "unrecognized arguments: --mood"),
+        (["--seed", "three"], "--seed"),
+        (["--seed", "1.5"], "--seed: '1.5' is not a whole number"),
+        (["--minutes", "soon"], "--minutes"),
+        (["--minutes", "nan"], "--minutes is nan"),
+        (["--workers"], "--workers requires an argument"),
+        (["--data", "--seed", "3"], "--data requires an argument"),
+        # No abbreviations: a later flag must not change what a script means.
+        (["--max-epoch", "3"], "unrecognized arguments: --max-epoch; did you mean --max-epochs?"),
+        (["--segmenter", "models:/a@champion"], "unrecognized arguments: --segmenter"),
+        (["--task", "superres"], "unrecognized arguments: --task"),
+        (["left over"], "unrecognized arguments: left over"),
+        (["--no-dry-run"], "unrecognized arguments: --no-dry-run"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_flags_that_are_not_understood_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as caught:
-        _args(*argv)
-    assert caught.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "error: " in err.splitlines()[-1]
+def test_flags_that_are_not_understood(argv: list[str], sentence: str):
+    with pytest.raises(UsageError) as caught:
+        _request(*argv)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_flags_of_a_job_of_its_own():
-    args = cli.parse_flags("A job.", "data", ["--num-folds", "3"], num_folds={"type": int})
-    assert args.num_folds == 3
-    assert not hasattr(args, "model")
+def test_of_a_flag_that_is_repeated_the_last_counts():
+    request = _request("--seed", "1", "--seed", "2", "--set", "a.b=1", "--set", "c=x=y", "--data=folder")
+    assert (request.seed, request.data) == (2, "folder")
+    assert request.set == {"a.b": 1, "c": "x=y"}
+
+
+def test_flags_of_other_kinds():
+    def parse(verb: str, *argv: str) -> Any:
+        parsed = Job(verb, "A job.").parse(argv)
+        assert parsed is not None
+        return parsed[0]
+
+    shares = parse("prepare", "--ratios", "0.5", "0.25", "0.25", "--shuffle", "--folds", "3")
+    assert (shares.ratios, shares.shuffle, shares.folds) == ((0.5, 0.25, 0.25), True, 3)
+    assert parse("ensemble", "--model", "a", "--model", "b").model == ("a", "b")
+    assert parse("predict", "--labels", "msd", "--uncertainty").uncertainty
+    with pytest.raises(UsageError, match=r'"nnunet" for --labels. Choose from: "brats-et3"'):
+        parse("predict", "--labels", "nnunet")
+    assert set(get_args(requests.Labels)) == set(CONVENTIONS)
 
 
 def test_flags_override_the_recipe():
-    config = resolve_config(_args("--recipe", "unet_tiny", "--seed", "7", "--workers", "2", "--minutes", "3"))
+    config = _config("--recipe", "unet_tiny", "--seed", "7", "--workers", "2", "--minutes", "3")
     assert config.recipe == "unet_tiny"
     assert (config.train.seed, config.train.num_workers, config.train.minutes) == (7, 2, 3.0)
     assert config.train.max_epochs == build_recipe("unet_tiny").train.max_epochs
@@ -73,49 +103,43 @@ def test_flags_override_the_recipe():
 def test_max_epochs_alone_switches_the_recipes_minutes_off():
     recipe = build_recipe("unet_small")
     assert recipe.train.minutes is not None
-    assert resolve_config(_args()).train == recipe.train
-    assert resolve_config(_args("--max-epochs", "2")).train == recipe.train.replace(
-        max_epochs=2, minutes=None
-    )
-    both = resolve_config(_args("--max-epochs", "2", "--minutes", "5")).train
+    assert _config().train == recipe.train
+    assert _config("--max-epochs", "2").train == recipe.train.replace(max_epochs=2, minutes=None)
+    both = _config("--max-epochs", "2", "--minutes", "5").train
     assert (both.max_epochs, both.minutes) == (2, 5.0)
 
 
 def test_the_recipe_of_the_environment(monkeypatch: pytest.MonkeyPatch):
-    assert resolve_config(_args()).recipe == "unet_small"
+    assert _config().recipe == "unet_small"
     monkeypatch.setenv("GLIORAY_RECIPE", "unet_tiny")
-    assert resolve_config(_args()).recipe == "unet_tiny"
-    assert resolve_config(_args("--data", "elsewhere")).recipe == "unet_small"
-    assert resolve_config(_args("--recipe", "unet_brats")).recipe == "unet_brats"
+    assert _config().recipe == "unet_tiny"
+    assert _config("--data", "elsewhere").recipe == "unet_small"
+    assert _config("--recipe", "unet_brats").recipe == "unet_brats"
 
 
 @pytest.mark.parametrize("recipe", ["unet_tiny", "unet_small"])
 def test_every_name_of_a_registry_is_a_value_of_its_flag(recipe: str):
     for name in SEGMENTATION_NETS:
-        assert resolve_config(_args("--recipe", recipe, "--net", name)).net.name == name
+        assert _config("--recipe", recipe, "--net", name).net.name == name
     for name in SEGMENTATION_LOSSES:
-        assert resolve_config(_args("--recipe", recipe, "--loss", name)).loss.name == name
+        assert _config("--recipe", recipe, "--loss", name).loss.name == name
     for name in OPTIMIZERS:
-        assert resolve_config(_args("--recipe", recipe, "--optimizer", name)).optim.name == name
+        assert _config("--recipe", recipe, "--optimizer", name).optim.name == name
 
 
 def test_options_may_be_lists():
-    config = resolve_config(
-        _args(
-            *("--net", "resenc:blocks=[1, 2,1],width=8", "--loss", "ce:class_weights=[1,2,2,3]"),
-        )
+    config = _config(
+        *("--net", "resenc:blocks=[1, 2,1],width=8", "--loss", "ce:class_weights=[1,2,2,3]"),
     )
     assert config.net.options == {"stem_stride": 2, "prior": 0.12, "blocks": [1, 2, 1], "width": 8}
     assert config.loss.options == {"class_weights": [1, 2, 2, 3]}
 
 
 def test_set_takes_json_and_plain_words():
-    config = resolve_config(
-        _args(
-            *("--set", "optim.lr=1e-3", "--set", "train.precision=fp32", "--set", "preprocess.size=[64, 96]"),
-            *("--set", 'preprocess.planes=["coronal"]', "--set", "sample.foreground_share=null"),
-            *("--set", "net.options.width=8", "--set", "net.options.norm=instance", "--set", "optim.ema=0"),
-        )
+    config = _config(
+        *("--set", "optim.lr=1e-3", "--set", "train.precision=fp32", "--set", "preprocess.size=[64, 96]"),
+        *("--set", 'preprocess.planes=["coronal"]', "--set", "sample.foreground_share=null"),
+        *("--set", "net.options.width=8", "--set", "net.options.norm=instance", "--set", "optim.ema=0"),
     )
     assert (config.optim.lr, config.optim.ema, config.train.precision) == (1e-3, 0.0, "fp32")
     assert (config.preprocess.size, config.preprocess.planes) == ((64, 96), ("coronal",))
@@ -124,18 +148,18 @@ def test_set_takes_json_and_plain_words():
 
 
 def test_set_goes_together_with_flags():
-    config = resolve_config(_args("--workers", "3", "--set", "train.batch_size=12"))
+    config = _config("--workers", "3", "--set", "train.batch_size=12")
     assert (config.train.num_workers, config.train.batch_size) == (3, 12)
-    timed = resolve_config(_args("--max-epochs", "2", "--set", "train.minutes=4"))
+    timed = _config("--max-epochs", "2", "--set", "train.minutes=4")
     assert (timed.train.max_epochs, timed.train.minutes) == (2, 4.0)
-    assert resolve_config(_args("--set", "train.minutes=null")).train.minutes is None
+    assert _config("--set", "train.minutes=null").train.minutes is None
 
 
 def test_the_preparation_that_a_report_shows():
     def shown(*argv: str) -> PreprocessConfig | None:
-        return shown_preparation(
-            cli.parse_flags("", "recipe set", list(argv), report={"action": "store_true"})
-        )
+        parsed = Job("prepare", "A job.").parse(argv)
+        assert parsed is not None
+        return shown_preprocessing(parsed[0])
 
     assert shown() is None
     assert shown("--report") is None
@@ -143,7 +167,7 @@ def test_the_preparation_that_a_report_shows():
     config = shown("--report", "--set", "preprocess.clahe=0.02")
     assert config == build_recipe("unet_small").preprocess.replace(clahe=0.02)
     with pytest.raises(
-        UsageError, match="--recipe and --set say whose preparation --report shows; give --report too"
+        UsageError, match="--recipe and --set choose the preprocessing that --report shows; give --report too"
     ):
         shown("--set", "preprocess.n4=true")
 
@@ -151,7 +175,10 @@ def test_the_preparation_that_a_report_shows():
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--recipe", "unet_huge"], "'unet_huge' is not a recipe; the recipes are "),
+        (
+            ["--recipe", "unet_huge"],
+            "no recipe 'unet_huge' of the task segmentation; the recipes are unet_tiny",
+        ),
         (["--set", "optim.lr"], "--set optim.lr has no '='; write it as optim.lr=0.001"),
         (["--set", "optim.speed=1"], "no setting 'optim.speed'; optim has name, lr, "),
         (["--set", "optim.lr.x=1"], "no setting 'optim.lr.x'; optim.lr is "),
@@ -172,47 +199,41 @@ def test_the_preparation_that_a_report_shows():
 )
 def test_configs_that_cannot_be(argv: list[str], sentence: str):
     with pytest.raises(UsageError) as caught:
-        resolve_config(_args(*argv))
+        _config(*argv)
     assert str(caught.value).startswith(sentence)
 
 
-def test_what_was_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_was_not_named(monkeypatch: pytest.MonkeyPatch):
     for call, sentence in (
+        (data_uri, "no data given; give --data with a folder or s3://bucket/prefix, or set GLIORAY_DATA"),
+        (out_uri, "no place for the results; give --out with a folder or s3://bucket/prefix"),
+        (resolve_model, "no model given; give --model, such as models:/"),
         (
-            cli.data_uri,
-            "no data were named; give --data with a folder or s3://bucket/prefix, or set GLIORAY_DATA",
-        ),
-        (cli.out_uri, "there is no place for the results; give --out with a folder or s3://bucket/prefix"),
-        (
-            lambda args: sources.open_model(args, tmp_path),
-            "no model was named; give --model, such as models:/",
-        ),
-        (
-            sources.registered_version,
-            "no model was named; give --model, such as models:/glioray-unet/3 or runs:/",
+            lambda uri: resolve_registered(uri, None),
+            "no model given; give --model, such as models:/glioray-unet/3 or runs:/",
         ),
     ):
         with pytest.raises(UsageError) as caught:
-            call(_args())
+            call(None)
         assert str(caught.value).startswith(sentence)
     monkeypatch.setenv("GLIORAY_DATA", "s3://bucket/data/")
-    assert cli.data_uri(_args()) == "s3://bucket/data"
-    assert cli.data_uri(_args("--data", "s3://other")) == "s3://other"
+    assert data_uri(None) == "s3://bucket/data"
+    assert data_uri("s3://other") == "s3://other"
     with pytest.raises(
-        UsageError, match=r"'/a/folder' is no registered model; give models:/NAME/VERSION or runs:"
+        UsageError, match=r"'/a/folder' is not a registered model; give models:/NAME/VERSION or runs:"
     ):
-        sources.registered_version(_args("--model", "/a/folder"))
+        resolve_registered("/a/folder", None)
 
 
 def test_relative_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert cli.absolute_uri("data", "--data") == str(tmp_path / "data")
-    assert cli.absolute_uri("s3://bucket/data/", "--data") == "s3://bucket/data"
+    assert absolute_uri("data", "--data") == str(tmp_path / "data")
+    assert absolute_uri("s3://bucket/data/", "--data") == "s3://bucket/data"
     monkeypatch.setenv("GLIORAY_STORAGE", "runs")
-    assert cli.storage_uri(_args()) == str(tmp_path / "runs")
+    assert storage_uri(None) == str(tmp_path / "runs")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("GLIORAY_STORAGE")
-    assert cli.storage_uri(_args()) == str(tmp_path / "glioray")
+    assert storage_uri(None) == str(tmp_path / "glioray")
 
 
 def test_relative_folders_are_refused_in_a_submitted_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -222,42 +243,54 @@ def test_relative_folders_are_refused_in_a_submitted_job(monkeypatch: pytest.Mon
         with pytest.raises(
             UsageError, match=r"--out is the relative folder '.*data', which a submitted job would"
         ):
-            cli.absolute_uri(uri, "--out")
-    assert cli.absolute_uri(str(tmp_path), "--out") == str(tmp_path)
-    assert cli.absolute_uri(f"file://{tmp_path}", "--out") == str(tmp_path)
-    assert cli.absolute_uri("~/data", "--out") == str(Path("~/data").expanduser())
-    assert cli.absolute_uri("s3://bucket", "--out") == "s3://bucket"
+            absolute_uri(uri, "--out")
+    assert absolute_uri(str(tmp_path), "--out") == str(tmp_path)
+    assert absolute_uri(f"file://{tmp_path}", "--out") == str(tmp_path)
+    assert absolute_uri("~/data", "--out") == str(Path("~/data").expanduser())
+    assert absolute_uri("s3://bucket", "--out") == "s3://bucket"
     # A job that brings no folder of its own runs where it was told to.
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}}))
-    assert cli.absolute_uri("data", "--out") == str(Path("data").absolute())
+    assert absolute_uri("data", "--out") == str(Path("data").absolute())
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", "-", "a b", "é?"])
 def test_run_names_that_are_no_folders(name: str):
-    config = RunConfig(recipe="unet_tiny")
     if name:
         with pytest.raises(UsageError, match=r"--run-name is '.*'; use letters, digits"):
-            cli.default_run_name(_args("--run-name", name), config)
+            choose_run_name(name, "unet_tiny")
     else:
-        assert cli.default_run_name(_args(), config).startswith("unet_tiny-2")
-    assert cli.default_run_name(_args("--run-name", "a-1_b.2"), config) == "a-1_b.2"
+        assert choose_run_name(None, "unet_tiny").startswith("unet_tiny-2")
+    assert choose_run_name("a-1_b.2", "unet_tiny") == "a-1_b.2"
 
 
 def test_numbers_of_trials():
-    cli.check_counts(_args("--trials", "1", "--concurrent", "2"), "trials concurrent")
+    job = Job("tune", "A job.", task="segmentation")
+    parsed = job.parse(["--trials", "1", "--concurrent", "2"])
+    assert parsed is not None
+    assert (parsed[0].trials, parsed[0].concurrent) == (1, 2)
     for flag in ("--trials", "--concurrent"):
         with pytest.raises(UsageError, match=f"{flag} is 0; expected at least 1"):
-            cli.check_counts(_args(flag, "0"), "trials concurrent")
+            job.parse([flag, "0"])
 
 
 def test_tracking_without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert cli.tracking_address("s3://bucket") == "http://server:5000"
+    with use_tracking("s3://bucket") as address:
+        assert address == "http://server:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set; point it at your MLflow server"):
-        cli.tracking_address("s3://bucket")
-    address = cli.tracking_address(str(tmp_path / "runs"))
-    assert address == f"sqlite:///{tmp_path}/runs/mlflow.db" == os.environ["MLFLOW_TRACKING_URI"]
+    with (
+        pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set; point it at your MLflow server"),
+        use_tracking("s3://bucket"),
+    ):
+        pytest.fail("there can be no file in a bucket")
+    with use_tracking(str(tmp_path / "runs")) as address:
+        assert address == f"sqlite:///{tmp_path}/runs/mlflow.db" == os.environ["MLFLOW_TRACKING_URI"]
+    # Another call may keep its runs elsewhere.
+    assert os.environ["MLFLOW_TRACKING_URI"] == ""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with use_tracking(str(tmp_path / "runs")):
+        pass
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert (tmp_path / "runs").is_dir()
 
 
@@ -315,7 +348,7 @@ def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
     assert open_package(str(tmp_path / "seg"), tmp_path / "2").spec == plain
     assert open_labelling(str(tmp_path / "seg"), tmp_path / "3").spec == plain
     with pytest.raises(ModelError, match="belongs to the task superres; expected one of segmentation"):
-        sources.open_model(_args("--model", str(tmp_path / "sr")), tmp_path / "4")
+        open_labelling(str(tmp_path / "sr"), tmp_path / "4")
 
 
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -323,23 +356,23 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
 
     manifest.save(open_storage(tmp_path))
     for uri in (str(tmp_path), f"{tmp_path}/manifest.json"):
-        assert sources.open_data(uri, "", seed=0) == manifest
-    first = sources.open_data(str(tmp_path), "", fold="1")
+        assert open_data(uri, "", seed=0) == manifest
+    first = open_data(str(tmp_path), "", fold="1")
     assert (first.splits["train"], first.splits["val"]) == (("a1", "a2"), ("b1", "c1"))
-    every = sources.open_data(str(tmp_path), "", fold="all")
+    every = open_data(str(tmp_path), "", fold="all")
     assert every.splits == {"train": ("a1", "a2", "b1", "c1"), "val": (), "test": ()}
     for fold, sentence in (
         ("2", "No fold 2 in the manifest; it has 2, numbered from 0"),
         ("x", "--fold is 'x'; use a number"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            sources.open_data(str(tmp_path), "", fold=fold)
+            open_data(str(tmp_path), "", fold=fold)
     assert capsys.readouterr().err == ""
     replace(manifest, cases=(), splits={}, folds=()).save(open_storage(tmp_path))
     with pytest.raises(
         DataError, match=r"none of the cases in .* can be used; the problems are listed above"
     ):
-        sources.open_data(str(tmp_path), "")
+        open_data(str(tmp_path), "")
 
 
 @pytest.fixture
@@ -356,7 +389,7 @@ def _fd_1_restored() -> Iterator[None]:
     [
         (UsageError("that cannot be; do this"), 2, "error: that cannot be; do this"),
         (TrainingError("it went wrong; do that"), 1, "error: it went wrong; do that"),
-        (KeyboardInterrupt(), 130, "error: interrupted; run again with the same --run-name to go on"),
+        (KeyboardInterrupt(), 130, "error: interrupted; run again with the same --run-name to resume"),
     ],
     ids=["usage", "training", "interrupt"],
 )
@@ -373,7 +406,7 @@ def test_exit_codes(
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.run_job(main)
+        run_job(main)
     assert caught.value.code == code
     assert capsys.readouterr() == ("", f"{said}\n")
 
@@ -381,7 +414,8 @@ def test_exit_codes(
 NOISY = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-from glioray import cli, sources
+import glioray.api.train
+from glioray.cli.job import run_job
 
 def main():
     print("a library's print")
@@ -389,7 +423,7 @@ def main():
     subprocess.run(["echo", "a child's word"], check=True)
     return {"model": "m", "metrics": {"dice": 0.5}, "exit_code": 1}
 
-cli.run_job(main)
+run_job(main)
 """
 
 
@@ -415,9 +449,7 @@ def test_a_dry_run_prints_the_config_as_its_last_line(repo: Path, tmp_path: Path
 
 
 def test_a_network_of_another_kind_brings_its_own_options():
-    config = resolve_config(
-        _args("--net", "unet:depth=2", "--loss", "region_dice_bce", "--optimizer", "adam:lr=0.1")
-    )
+    config = _config("--net", "unet:depth=2", "--loss", "region_dice_bce", "--optimizer", "adam:lr=0.1")
     # How any network is run is the recipe's, what is the lean U-Net's own is not.
     assert config.net.options == {"stem_stride": 2, "prior": 0.12, "depth": 2}
     assert config.loss.options == {}

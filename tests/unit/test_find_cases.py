@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from glioray.api.data import find_cases
 from glioray.cases.layouts import discover_cases
 from glioray.cases.manifest import build_manifest, check_case
 from glioray.cases.phantom import write_phantoms
 from glioray.errors import DataError
-from glioray.sources import find_cases
 from glioray.storage import open_storage
 
 

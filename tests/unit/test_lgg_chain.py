@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from glioray import sources
+from glioray.api.data import check_modalities
 from glioray.cases.labels import CONVENTIONS
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
@@ -59,7 +59,7 @@ def test_from_files_to_figures(
 ) -> None:
     manifest: Manifest = request.getfixturevalue(data)
     config = override(unet_tiny(), **{"preprocess.modalities": modalities, "preprocess.size": (48, 48)})
-    sources.check_modalities(manifest, config)
+    check_modalities(manifest, config)
     stacks, known, wanted = [], {}, {}
     for entry in manifest.cases:
         assert entry.convention is not None
@@ -130,17 +130,17 @@ def test_a_recipe_that_wants_more_is_told_before_it_starts(
 ) -> None:
     four = unet_tiny()
     with pytest.raises(UsageError) as error:
-        sources.check_modalities(tif_data, four)
+        check_modalities(tif_data, four)
     assert str(error.value) == (
-        "2 of 2 labelled cases, TCGA_XX_9000_20000101 the first, have t1, t1c, flair alone; the recipe wants t1, t1c, "
+        "2 of 2 labelled cases, TCGA_XX_9000_20000101 the first, have only t1, t1c, flair; the recipe wants t1, t1c, "
         """t2, flair; give --set 'preprocess.modalities=["t1", "t1c", "flair"]'"""
     )
     write_phantoms(FileStorage(str(tmp_path)), num_cases=1, shape=SHAPE)
     write_1p19q_phantoms(FileStorage(str(tmp_path)), num_cases=1, shape=SHAPE)
     mixed = index(tmp_path)
     with pytest.raises(UsageError, match=r"""1 of 2 .*\["t1c", "t2"\]', or leave those cases out"""):
-        sources.check_modalities(mixed, four)
-    sources.check_modalities(mixed, override(four, **{"preprocess.modalities": NIFTI}))
+        check_modalities(mixed, four)
+    check_modalities(mixed, override(four, **{"preprocess.modalities": NIFTI}))
     # What the check lets pass by, a case does not.
     (entry, *_) = nifti_data.cases
     with pytest.raises(CaseError, match="t1"):

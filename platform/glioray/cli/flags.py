@@ -18,8 +18,9 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, U
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from glioray.api.requests import Request, Settings, explain
+from glioray.api.requests import Request, Settings
 from glioray.errors import UsageError
+from glioray.serialization import explain
 
 
 def parse_flags(
@@ -96,7 +97,7 @@ def build_request(request_type: type[Request], fields: Mapping[str, Any]) -> Any
     try:
         return request_type.model_validate(dict(fields))
     except ValidationError as error:
-        text = explain(error)
+        text = explain(error, request_type)
         name = str(error.errors()[0]["loc"][0])
         raise UsageError(_flag(name) + text.removeprefix(name)) from None
 

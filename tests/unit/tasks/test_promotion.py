@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -40,19 +41,18 @@ def promote(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     def promote(
         candidate: ModelSpec | SuperResSpec, present: ModelSpec | SuperResSpec | None
     ) -> dict[str, Any]:
-        monkeypatch.setattr("sys.argv", ["promote.py", "--storage", str(tmp_path), "--dry-run"])
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-        monkeypatch.setattr("glioray.engine.on_ray.connect.log_to_stderr", lambda: None)
-        monkeypatch.setattr("glioray.sources.registered_version", lambda args: ("net", "2"))
-        monkeypatch.setattr(
-            "glioray.engine.on_mlflow.registry.champion", lambda name: None if present is None else "1"
-        )
+        module = importlib.import_module("glioray.api.promote")
+        monkeypatch.setattr(module, "resolve_registered", lambda uri, name: ("net", "2"))
+        monkeypatch.setattr(module, "champion", lambda name: None if present is None else "1")
         specs = {"models:/net/2": candidate, "models:/net/1": present}
         monkeypatch.setattr(
-            "glioray.tasks.open_package",
+            module,
+            "open_package",
             lambda uri, folder: ModelPackage(find_task(specs[uri].to_json()), folder, specs[uri], uri),
         )
-        answer: dict[str, Any] = runpy.run_path(str(repo / "jobs" / "promote.py"))["main"]()
+        job = runpy.run_path(str(repo / "jobs" / "promote.py"))["job"]
+        answer: dict[str, Any] = job.answer(["--storage", str(tmp_path), "--dry-run"])
         return answer
 
     return promote
@@ -109,7 +109,7 @@ def test_a_collapsed_model_never_becomes_champion(
         ModelError, match=r"has collapsed \(conditioning, score 0\.91\) and cannot be promoted"
     ):
         promote(_superres(0.9, "collapsed"), present)
-    with pytest.raises(ModelError, match="never judged for collapse and cannot be promoted"):
+    with pytest.raises(ModelError, match="never scored for collapse and cannot be promoted"):
         promote(_superres(0.9, "unjudged"), present)
 
 
