@@ -99,7 +99,8 @@ def build_request(request_type: type[Request], fields: Mapping[str, Any]) -> Any
     except ValidationError as error:
         text = explain(error, request_type)
         name = str(error.errors()[0]["loc"][0])
-        raise UsageError(_flag(name) + text.removeprefix(name)) from None
+        text = text.removeprefix(name).replace("expected None or ", "expected ", 1)
+        raise UsageError(f"{_flag(name)}{text}") from None
 
 
 def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
