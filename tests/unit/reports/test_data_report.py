@@ -228,13 +228,13 @@ def test_preparation_is_shown_on_the_first_labelled_case(tmp_path: Path):
     manifest = build_manifest(
         storage.uri, [check_case(storage, files) for files in discover_cases(storage)[0]]
     )
-    config = PreprocessConfig(size=(64, 64), percentiles=(1, 80))
+    config = PreprocessConfig(size=(64, 64), percentiles=(1.0, 80.0))
     ((name, (figure, caption)),) = preparation_figures(manifest, config).items()
     assert name == "preparation"
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["before", "after"]
     assert caption == (
         "Case BraTS2021_90000 as stored in its files, and as the network's input, preprocessed with size = (64, 64), "
-        "percentiles = (1, 80)."
+        "percentiles = (1.0, 80.0)."
     )
     default = PreprocessConfig()
     assert preparation_figures(manifest, default)["preparation"][1].endswith(

@@ -174,7 +174,7 @@ class Sides(nn.Module):
 def loss_gradients(ranks: Ranks, name: str, *, sides: bool = False, **options: Any) -> dict[str, Any]:
     """A loss of this rank's part of a batch of 4, and the gradients of one convolution, or of several, under it."""
     generator = torch.Generator().manual_seed(1)
-    channels = 3 if name.startswith("region_") else 4
+    channels = 3 if "regions" in SEGMENTATION_LOSSES[name].targets else 4
     net = Sides(channels) if sides else nn.Conv2d(4, channels, 1)
     with torch.no_grad():
         for parameter in net.parameters():
