@@ -16,10 +16,10 @@ from glioray.tasks.superres.package import parse_superres
 
 RunHere = Callable[..., dict[str, Any]]
 
-# The source project's pathology: rates a hundredfold, and next to no pixel loss to hold the generator.
-BAD = (
-    "optim_g.lr=0.01,rate_ratio=4,loss.adversarial=vanilla,loss.adversarial_weight=0.1,loss.pixel_weight=0.01"
-)
+# Adam at 0.1 moves every weight by about its own size in each step, so that after ten steps the outputs are far outside
+# [0, 1]: a score of 1 in fp32 and bf16, with any instruction set, number of threads and seed that we tried.
+RUINOUS = ("optim_g.lr=0.1", "optim_d.lr=0.1")
+SOUND = "optim_g.lr=0.0002"
 
 
 @pytest.fixture
@@ -29,28 +29,32 @@ def shared(tmp_path: Path, phantom_manifest: str, mlflow_server: str) -> list[st
         "collapse.grace=1",
         "collapse.patience=1",
         "sample.steps_per_epoch=5",
+        *RUINOUS,
     )
     flags = [flag for setting in settings for flag in ("--set", setting)]
     place = ["--data", phantom_manifest, "--storage", str(tmp_path / "runs")]
-    return [*place, "--recipe", "mri_tiny", "--max-epochs", "16", *flags]
+    return [*place, "--recipe", "mri_tiny", "--max-epochs", "8", *flags]
 
 
 def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_wins(
     run_here: RunHere, shared: list[str], tmp_path: Path, mlflow_server: str
 ):
     answer = run_here(
-        "tune_gan", *shared, "--trials", "3", "--concurrent", "3", "--run-name", "sweep", "--point", BAD,
+        "tune_gan", *shared, "--trials", "3", "--concurrent", "3", "--run-name", "sweep", "--point", SOUND,
         "--name", tmp_path.name,
     )  # fmt: skip
     assert len(answer["trials"]) == 3
-    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.01]
+    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.1]
     assert bad["state"] == "collapsed"
     assert bad["reason"].startswith("collapsed: ")
-    assert bad["percent"] < 100
+    # The first evaluation is grace, and the second of four ends it.
+    assert bad["percent"] == 50
     assert bad["objective"] <= -1.5
     summary = answer["collapse"]
     assert summary["num_collapsed"] >= 1
     assert summary["saved_by_collapse"] > 0
+    (sound,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.0002]
+    assert sound["objective"] >= -1
     assert answer["winner"]["trial"] != bad["trial"]
     assert answer["metrics"]["is_collapsed"] == 0
     assert answer["metrics"]["objective"] >= -1
@@ -76,7 +80,7 @@ def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_win
         share = row["settings"]["pretrain.share"]
         source = f"{storage.uri}/pretrain/{round(100 * share)}-percent" if share else None
         assert (spec.config.pretrain.source, spec.config.pretrain.share) == (source, 0)
-        assert spec.config.train.max_epochs == round(16 * (1 - share))
+        assert spec.config.train.max_epochs == round(8 * (1 - share))
 
 
 def test_a_point_outside_the_space_is_said_before_anything_is_trained(run_here: RunHere, shared: list[str]):

@@ -17,6 +17,7 @@ from glioray.engine.checkpoint import Checkpoint, save_checkpoint
 from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.run import RunPlan
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.package import SuperResSpec, read_superres, stage_weights
 from glioray.tasks.superres.population import last_storage
@@ -25,8 +26,10 @@ from glioray.tasks.superres.search import GanSweepPlan, run_gan_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-# Fiftyfold rates and more, and a discriminator that outweighs the pixels: collapsed after four steps.
-BAD = {"optim_g.lr": 0.01, "rate_ratio": 4.0, "loss.adversarial_weight": 0.1}
+# Adam at 0.1 moves every weight by about its own size in each step: after four of them the outputs are far outside
+# [0, 1] whatever the precision, the instruction set, the number of threads and the seed.
+RUINOUS = {"optim_g.lr": 0.1, "optim_d.lr": 0.1}
+SOUND = {"optim_g.lr": 2e-4}
 
 
 def untrained(config: GanConfig, place: str) -> str:
@@ -40,7 +43,7 @@ def untrained(config: GanConfig, place: str) -> str:
 
 @pytest.fixture
 def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
-    """Three epochs of four adversarial steps, each with a validation."""
+    """Three epochs of four adversarial steps, each with a validation, at rates that ruin them."""
     settings = {
         "train.max_epochs": 3,
         "train.num_validations": 3,
@@ -52,10 +55,11 @@ def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
         "loss.pixel_weight": 0.01,
         "collapse.grace": 0,
         "collapse.patience": 1,
+        **RUINOUS,
     }
     config = with_settings(build_gan_recipe("mri_tiny"), settings)
     source = {"pretrain.source": untrained(config, str(tmp_path / "psnr"))}
-    return dataclasses.replace(plan, config=with_settings(config, source))
+    return dataclasses.replace(plan, task=load_task("superres"), config=with_settings(config, source))
 
 
 def statuses(client: MlflowClient, run_id: str) -> list[str]:
@@ -70,25 +74,26 @@ def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
 ):
     # One at a time: members take turns, so that each has been compared before the other is at its end.
     sweep = GanSweepPlan(
-        base=gan_plan, num_trials=2, num_concurrent=1, model_name=tmp_path.name, mode="pbt", points=(BAD,)
+        base=gan_plan, num_trials=2, num_concurrent=1, model_name=tmp_path.name, mode="pbt", points=(SOUND,)
     )
     answer = run_gan_sweep(sweep)
     assert [row["percent"] for row in answer["trials"]] == [100, 100]
-    own = gan_plan.config.optim_g.lr  # type: ignore[union-attr]
+    ruinous, sound = RUINOUS["optim_g.lr"], SOUND["optim_g.lr"]
     rates = {row["settings"]["optim_g.lr"]: row["trial"] for row in answer["trials"]}
-    (bad,) = [trial for rate, trial in rates.items() if rate != own]
-    assert own in rates
-    assert 0.01 not in rates
+    (bad,) = [trial for rate, trial in rates.items() if rate != sound]
+    assert sound in rates
+    assert ruinous not in rates
 
-    # It learned with its own rate first, then went on with what the better one had learned by then.
+    # It began with its own rate, then went on with what the better one had learned by then.
     trials = Path(gan_plan.storage) / "trials"
     courses = [json.loads(file.read_text()) for file in sorted((trials / bad).glob("*/history.json"))]
-    assert (courses[0][0]["train_rate_g"], courses[0][0]["is_collapsed"]) == (0.01, 1)
+    assert (courses[0][0]["train_rate_g"], courses[0][0]["is_collapsed"]) == (ruinous, 1)
     course = courses[-1]
     assert [row["epoch"] for row in course] == [1, 2, 3]
-    assert [row["train_rate_g"] for row in course[:2]] == pytest.approx([own, own])
-    good = json.loads((Path(last_storage(str(trials / rates[own]))) / "history.json").read_text())
-    assert course[:2] == good[:2]
+    taken_over = [row for row in course if row["train_rate_g"] == pytest.approx(sound)]
+    assert 1 <= len(taken_over) < 3
+    good = json.loads((Path(last_storage(str(trials / rates[sound]))) / "history.json").read_text())
+    assert taken_over == course[: len(taken_over)] == good[: len(taken_over)]
 
     client = MlflowClient(mlflow_server)
     spec, _ = read_superres(fetch_package(answer["model"], tmp_path / "model", tracking_uri=mlflow_server))
@@ -102,7 +107,12 @@ def test_a_front_has_what_is_healthy_and_beaten_by_none(
     gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
 ):
     sweep = GanSweepPlan(
-        base=gan_plan, num_trials=3, num_concurrent=3, model_name=tmp_path.name, mode="pareto", points=(BAD,)
+        base=gan_plan,
+        num_trials=3,
+        num_concurrent=3,
+        model_name=tmp_path.name,
+        mode="pareto",
+        points=(SOUND,),
     )
     answer = run_gan_sweep(sweep)
     assert len(answer["trials"]) == 3
@@ -115,7 +125,7 @@ def test_a_front_has_what_is_healthy_and_beaten_by_none(
         if not any(other != point and min(a - b for a, b in zip(other, point, strict=True)) >= 0 for other in healthy.values())
     ]  # fmt: skip
     assert sorted(answer["front"]) == sorted(front)
-    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.01]
+    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == RUINOUS["optim_g.lr"]]
     assert (bad["state"], bad["percent"]) == ("collapsed", 33)
     assert bad["trial"] not in answer["front"]
     assert answer["winner"]["trial"] in answer["front"]

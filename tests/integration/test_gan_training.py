@@ -14,6 +14,7 @@ from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.errors import DivergenceError
+from glioray.tasks import load_task
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.package import read_superres
 from glioray.tasks.superres.recipes import build_gan_recipe
@@ -40,7 +41,7 @@ def gan_plan(plan: RunPlan) -> RunPlan:
             "discriminator.options.width": 4,
         },
     )
-    return dataclasses.replace(plan, config=config)
+    return dataclasses.replace(plan, task=load_task("superres"), config=config)
 
 
 def test_two_ranks_learn_what_one_rank_learns(gan_plan: RunPlan, tmp_path: Path, mlflow_server: str):

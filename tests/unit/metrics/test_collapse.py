@@ -264,6 +264,9 @@ def test_a_run_is_collapsed_after_grace_and_patience():
     leaping = CollapseWatch(CollapseConfig(grace=2, patience=2, window=5))
     scores = [0, 0, 1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 1.0]
     assert [leaping.judge(report_of(score)) for score in scores] == [False] * 11 + [True]
+    # One leap in the grace is forgiven, however the run goes on beside bicubic.
+    forgiving = CollapseWatch(CollapseConfig(grace=1, patience=1))
+    assert [forgiving.judge(report_of(score)) for score in (1.0, 0.21, 0.0, 0.39)] == [False] * 4
     # Evaluations of the pixel stage neither count nor use up the grace.
     watch = CollapseWatch(CollapseConfig(grace=1, patience=1))
     assert [watch.judge(report_of(1.0), adversarial=stage) for stage in (False, False, True, True)] == [
