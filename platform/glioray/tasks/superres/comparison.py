@@ -48,7 +48,7 @@ class SuperResComparison:
     cross_validates = False
     report_name = "comparison"
     stores_all = True
-    states = ("collapsed",)
+    states: tuple[str, ...] = ("collapsed",)
 
     def check(self, config: GanConfig) -> None:
         """Every config can be compared."""
