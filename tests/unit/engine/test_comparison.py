@@ -309,3 +309,14 @@ class TestPlannedRuns:
         assert [result["storage"] for result in compare.execute_runs(runs, 2, folder=folder)] == [
             run.plan.storage for run in runs
         ]
+
+
+def test_unexpected_errors_are_reported_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> dict[str, Any]:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(compare, "train_run", fail)
+    run = ComparisonRun(label="a", seed=0, plan=run_plan(next(iter(TASKS)), tmp_path))
+    outcome = compare._execute_trial({"number": 0}, runs=[run], workers=WORKER)
+    assert outcome == {"reason": "AttributeError: no such thing"}
+    assert run.load_result() is None

@@ -139,8 +139,12 @@ class _Progress(tune.Callback):
 def _execute_trial(
     config: dict[str, Any], runs: Sequence[ComparisonRun], workers: WorkerResources
 ) -> dict[str, str]:
-    result = execute_run(runs[config["number"]], workers)
-    return {"reason": result["reason"]}
+    try:
+        return {"reason": execute_run(runs[config["number"]], workers)["reason"]}
+    except Exception as error:
+        # Tune retries what raises; only a process that died is worth that.
+        _log.exception("the run failed")
+        return {"reason": f"{type(error).__name__}: {error}"}
 
 
 def execute_run(run: ComparisonRun, workers: WorkerResources) -> RunResult:
