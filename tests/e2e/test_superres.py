@@ -1,4 +1,4 @@
-"""Super-resolution models judged and promoted as a user does it: models in folders and a registry in a file."""
+"""Super-resolution models evaluated and promoted as a user does it: models in folders and a registry in a file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from glioray.cases.load import load_case
 from glioray.config import NetConfig, PreprocessConfig
 from glioray.engine.on_mlflow.registry import champion
 from glioray.engine.on_mlflow.runs import RunLogger
+from glioray.engine.run import log_package
 from glioray.errors import ModelError
 from glioray.storage import open_storage
+from glioray.tasks import load_task
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.package import ModelSpec, write_package
-from glioray.tasks.superres.export import log_superres_package
 from glioray.tasks.superres.package import SuperResSpec, write_superres
 from glioray.tasks.superres.recipes import mri_tiny
 
@@ -86,7 +87,7 @@ def _write_segmenter(folder: Path, data: Path) -> Path:
     return folder
 
 
-def test_a_model_is_judged_by_its_images_and_by_use(
+def test_a_model_is_evaluated_by_its_images_and_by_use(
     run_here: RunHere, tmp_path: Path, phantom_data: Path, phantom_manifest: str
 ):
     model = _write_superres(tmp_path / "model", phantom_data, _adds_noise)
@@ -110,7 +111,7 @@ def test_a_model_is_judged_by_its_images_and_by_use(
     assert (out / "pictures/BraTS2021_90005.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "evaluation.csv").read_text().startswith("case,modality,")
     assert "![BraTS2021_90005](pictures/BraTS2021_90005.png)" in (out / "evaluation.md").read_text()
-    with pytest.raises(ModelError, match=r"is one of super-resolution; expected one of segmentation"):
+    with pytest.raises(ModelError, match=r"belongs to the task superres; expected one of segmentation"):
         run_here("predict", *flags, "--out", str(out))
 
 
@@ -128,7 +129,7 @@ def test_a_better_model_is_promoted_and_a_collapsed_one_is_not(
     def logged(name: str, change: Callable[[dict[str, Tensor]], None], collapse: str = "healthy") -> str:
         package = _write_superres(tmp_path / name, phantom_data, change, collapse)
         logger = RunLogger.open_run("tests", name, kind="train")
-        uri = log_superres_package(logger, package)
+        uri = log_package(load_task("superres"), logger, package)
         logger.finish()
         return uri
 
