@@ -1,57 +1,47 @@
-"""The endpoint's routes, as a FastAPI application that knows nothing of Ray."""
+"""The endpoint as a FastAPI application: every task's routes, and what the endpoint says of itself. Without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from typing import Any, Union
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, create_model
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glioray.serialization import to_dict
-from glioray.tasks.segmentation.predictor import Predictor
-from glioray.tasks.superres.model import SuperResolver
-from serve.description import SEGMENT_ANSWERS, SEGMENT_BODY, SUPERRES_ANSWERS, SUPERRES_BODY
-from serve.request_queue import RequestQueue, served_by
-from serve.schemas import (
-    NOTICE,
-    NOTICE_HEADER,
-    Health,
-    ModelAnswer,
-    Models,
-    Readiness,
-    Settings,
-    SuperResAnswer,
-)
-from serve.segment import segment as segment_upload
-from serve.superresolve import superresolve as superresolve_upload
-from serve.uploads import SuperResUpload, Upload, read_superres_upload, read_upload
-from serve.watch import ModelWatch, Served
+from glioray import tasks
+from glioray.engine.serving import NOTICE, Routes
+from glioray.errors import UsageError
+from serve.endpoint import TaskEndpoint
+from serve.forms import explain
+from serve.limits import BodyLimits
+from serve.request_queue import RequestQueue
+from serve.schemas import NOTICE_HEADER, Health, Readiness, Settings
+from serve.watch import ModelWatch
 
 
-def make_api(
-    settings: Settings, watch: ModelWatch[Predictor], superres: ModelWatch[SuperResolver] | None = None
-) -> FastAPI:
+def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> FastAPI:
     """The application; it starts and stops the watches with itself.
 
+    The routes of every task are mounted. Those of a task without a watch, or without a model, answer 503.
+
     Args:
-        settings: limits and names.
-        watch: what segments; the application is ready when it is.
-        superres: what makes cases sharper, or None where that is not offered.
+        settings: limits.
+        watches: of the models, by the name of their task; the first task's makes the endpoint ready.
     """
-    desk = RequestQueue(settings)
+    queue = RequestQueue(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        watches = [found for found in (watch, superres) if found is not None]
-        for found in watches:
-            found.start()
+        for watch in watches.values():
+            watch.start()
         yield
-        for found in watches:
-            found.stop()
-        desk.close()
+        for watch in watches.values():
+            watch.stop()
+        queue.close()
 
     # The usual pages under /docs load scripts from elsewhere; the description itself needs nobody.
     api = FastAPI(
@@ -62,75 +52,69 @@ def make_api(
         redoc_url=None,
         lifespan=lifespan,
     )
+    api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
     api.add_middleware(_Notice)
 
-    def sharper() -> Served[SuperResolver]:
-        if superres is None:
-            raise HTTPException(503, "this endpoint serves no super-resolution; start it with --superres")
-        return served_by(superres)
+    @api.exception_handler(RequestValidationError)
+    async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"detail": explain(request, error)}, 422)
 
-    @api.post("/v1/segment", openapi_extra=SEGMENT_BODY, responses=SEGMENT_ANSWERS, response_model=None)
-    async def segment(request: Request) -> Response:
-        """Segment one case: its mask as .nii.gz, or with `Accept: application/json` volumes in ml.
+    @api.exception_handler(UsageError)
+    async def refuse_usage(_: Request, error: UsageError) -> Response:
+        return JSONResponse({"detail": str(error)}, 422)
 
-        With `superresolve=true` the case is made sharper first.
-        """
-        served = served_by(watch)
-        modalities = served.model.spec.config.preprocess.modalities
+    routes = _make_routes(watches, queue)
+    for task_routes in routes.values():
+        api.include_router(task_routes.router)
+    _add_status(api, watches, routes)
+    return api
 
-        async def read() -> tuple[Upload, Served[SuperResolver] | None]:
-            upload = await read_upload(request, settings.max_body_bytes, modalities)
-            return upload, None if upload.sharpening is None else sharper()
 
-        def work(body: tuple[Upload, Served[SuperResolver] | None]) -> Response:
-            upload, first = body
-            return segment_upload(served, first, upload, _accepts_json(request))
+def _make_routes(watches: Mapping[str, ModelWatch[Any]], queue: RequestQueue) -> dict[str, Routes]:
+    """Each task's routes, in the order of `TASKS`; tasks that make images come first, as they enhance for others."""
+    found = {name: tasks.load_task(name) for name in tasks.TASKS}
+    routes: dict[str, Routes] = {}
+    for name in sorted(found, key=lambda name: found[name].output != "images"):
+        offers = [made.enhancement for made in routes.values() if made.enhancement is not None]
+        enhancement = offers[0] if offers and found[name].output != "images" else None
+        routes[name] = found[name].routes(TaskEndpoint(name, watches.get(name), queue, enhancement))
+    return {name: routes[name] for name in found}
 
-        return await desk.handle(read, work, done="segmented")
 
-    @api.post(
-        "/v1/superresolve", openapi_extra=SUPERRES_BODY, responses=SUPERRES_ANSWERS, response_model=None
-    )
-    async def superresolve(request: Request) -> Response:
-        """Make slices sharper: NIfTI to NIfTI on a finer grid, PNG to PNG.
+def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Mapping[str, Routes]) -> None:
+    """Add /v1/models, /healthz and /readyz."""
+    first, *others = routes
+    answers = tuple(dict.fromkeys(made.answer for made in routes.values()))
+    models_type: type[BaseModel] = create_model(
+        "Models", __doc__="The models that are served; none without champions.", models=list[Union[answers]]  # type: ignore[valid-type]  # noqa: UP007
+    )  # fmt: skip
+    description = "state of its model; left out where none is to be served"
+    states: dict[str, Any] = {name: (str | None, Field(None, description=description)) for name in others}
+    readiness_type: type[BaseModel] = create_model("Readiness", __base__=Readiness, **states)
 
-        With `Accept: application/json` a description of what would come, without making it.
-        """
-        served = sharper()
-        config = served.model.spec.config
-
-        async def read() -> SuperResUpload:
-            joint, modalities = config.num_channels > 1, config.preprocess.modalities
-            return await read_superres_upload(request, settings.max_body_bytes, modalities, joint)
-
-        work = partial(superresolve_upload, served, as_json=_accepts_json(request))
-        return await desk.handle(read, work, done="made sharper")
-
-    @api.get("/v1/models")
-    async def models() -> Models:
+    @api.get("/v1/models", response_model=models_type)
+    async def models() -> dict[str, Any]:
         """The models that are served."""
-        answers: list[ModelAnswer | SuperResAnswer] = []
-        if watch.served is not None:
-            answers.append(_describe(watch.uri, watch.served))
-        if superres is not None and superres.served is not None:
-            answers.append(_describe_superres(superres.uri, superres.served))
-        return Models(models=answers)
+        return {
+            "models": [
+                routes[name].describe(watch.uri, watch.served)
+                for name, watch in watches.items()
+                if watch.served is not None
+            ]
+        }
 
     @api.get("/healthz")
     async def healthz() -> Health:
         """Whether the process answers."""
         return Health()
 
-    @api.get("/readyz", responses={503: {"model": Readiness}}, response_model=Readiness)
+    @api.get("/readyz", responses={503: {"model": readiness_type}}, response_model=readiness_type)
     async def readyz() -> Response:
-        """Whether a model that segments is loaded; and how super-resolution stands, which may be missing."""
-        answer = Readiness(
-            state=watch.state, detail=watch.status, superres=None if superres is None else superres.status
-        )
-        status = 200 if answer.state == "ready" else 503
-        return JSONResponse(answer.model_dump(exclude_none=True), status)
-
-    return api
+        """Whether a model that segments is loaded; and the states of the other models, which may be missing."""
+        watch = watches[first]
+        others_now = {name: other.status for name, other in watches.items() if name != first}
+        answer = {"state": watch.state, "detail": watch.status, **others_now}
+        return JSONResponse(answer, 200 if watch.state == "ready" else 503)
 
 
 class _Notice:
@@ -140,47 +124,10 @@ class _Notice:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def noticed(message: Message) -> None:
+        async def send_noticed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 header = (NOTICE_HEADER.lower().encode(), NOTICE.encode())
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        await self.app(scope, receive, noticed)
-
-
-def _accepts_json(request: Request) -> bool:
-    parts = request.headers.get("accept", "").split(",")
-    return "application/json" in [part.partition(";")[0].strip() for part in parts]
-
-
-def _describe(uri: str, served: Served[Predictor]) -> ModelAnswer:
-    spec = served.model.spec
-    return ModelAnswer(
-        uri=uri,
-        version=served.version,
-        recipe=spec.config.recipe,
-        metrics=spec.metrics,
-        modalities=spec.config.preprocess.modalities,
-        spacing_mm=spec.spacing_mm,
-        preprocessing=to_dict(spec.config.preprocess),
-    )
-
-
-def _describe_superres(uri: str, served: Served[SuperResolver]) -> SuperResAnswer:
-    spec = served.model.spec
-    config = spec.config
-    return SuperResAnswer(
-        uri=uri,
-        version=served.version,
-        recipe=config.recipe,
-        metrics=spec.metrics,
-        modalities=config.preprocess.modalities,
-        channels="each" if config.channels == "each" else "joint",
-        scale=config.degrade.scale,
-        generators=spec.stages,
-        collapse=spec.collapse,
-        spacing_mm=spec.spacing_mm,
-        degradation=to_dict(config.degrade),
-        preprocessing=to_dict(config.preprocess),
-    )
+        await self.app(scope, receive, send_noticed)

@@ -33,9 +33,10 @@ from ray import serve
 from glioray import cli
 from glioray.engine.on_mlflow.client import tracking_uri
 from glioray.engine.on_ray.connect import connect, log_to_stderr, worker_resources
+from glioray.engine.serving import NOTICE
 from glioray.errors import GliorayError, UsageError
 from serve.deployments import make_application
-from serve.schemas import NOTICE, Settings
+from serve.schemas import Settings
 
 APPLICATION = "glioray"
 _START_S = 300

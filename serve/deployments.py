@@ -1,8 +1,7 @@
-"""The endpoint as a Serve deployment: a replica is a process with the routes and the model in it."""
+"""The endpoint as a Serve deployment: a replica is a process with the routes and the models in it."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,8 +9,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 
 from glioray.engine.on_ray.connect import log_to_stderr
-from glioray.tasks.segmentation.predictor import Predictor
-from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks import load_task
 from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch
@@ -26,17 +24,19 @@ class Segmenter:
     def __init__(self, settings: Settings) -> None:
         log_to_stderr()
         self.settings = settings
-        watch = partial(
-            ModelWatch,
-            poll_s=settings.poll_s,
-            tracking_uri=settings.tracking_uri,
-            device="cuda" if settings.gpus else "cpu",
-        )
-        self.watch = watch(settings.model, Predictor.load)
-        self.superres = None if settings.superres is None else watch(settings.superres, SuperResolver.load)
+        self.watches = {
+            name: ModelWatch(
+                uri,
+                load_task(name).load,
+                poll_s=settings.poll_s,
+                tracking_uri=settings.tracking_uri,
+                device="cuda" if settings.gpus else "cpu",
+            )
+            for name, uri in settings.uris.items()
+        }
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self.settings, self.watch, self.superres)
+        return make_api(self.settings, self.watches)
 
 
 def make_application(settings: Settings) -> serve.Application:

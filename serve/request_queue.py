@@ -1,88 +1,85 @@
-"""Where requests wait: so many at once, worked off one after the other, each within its time."""
+"""The queue of a replica: a bounded number of requests at once, worked off one after the other."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from fastapi import HTTPException, Response
 
 from glioray.errors import CaseError, ModelError
 from serve.schemas import Settings
-from serve.watch import ModelWatch, Served
 
 _log = logging.getLogger("glioray.serve")
 
-_RETRY_AFTER = {"Retry-After": "5"}
+RETRY_AFTER = {"Retry-After": "5"}
 
-T = TypeVar("T")
-M = TypeVar("M")
+
+class _Place:
+    """A request's place: held until its work has ended, also after the client has gone."""
+
+    def __init__(self, places: threading.BoundedSemaphore) -> None:
+        self.places = places
+        self.is_passed_on = False
+
+    def pass_on(self, work: Future[Response]) -> None:
+        self.is_passed_on = True
+        work.add_done_callback(lambda _: self.places.release())
+
+
+_place: ContextVar[_Place] = ContextVar("place")
 
 
 class RequestQueue:
-    """Takes cases in, as many as settings allow, and has them worked on one after the other beside the event loop."""
+    """Admits as many requests as settings allow, and works on them beside the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # Counts from before the body is read until the work has ended, also after the client has gone:
-        # what a replica holds stays bounded.
         self.places = threading.BoundedSemaphore(settings.max_pending)
         self.pool = ThreadPoolExecutor(1, "worker", _set_threads, (settings.num_threads,))
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no further work."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    async def handle(
-        self, read: Callable[[], Awaitable[T]], work: Callable[[T], Response], *, done: str
-    ) -> Response:
-        """The answer to one request.
-
-        Args:
-            read: brings in the request's body; runs on the event loop.
-            work: makes the answer of what was read; runs on the one thread of this desk.
-            done: what then has happened to the case, for messages: "segmented".
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place from before a request's body is read, so that the memory of a replica stays bounded.
 
         Raises:
-            HTTPException: what `read` raises; 408, 429 and 503 where time or places run out; and of `work` whatever
-                went wrong, in one sentence.
+            HTTPException: 429, the queue is full.
         """
         if not self.places.acquire(blocking=False):
             found = f"as many cases are being worked on as fit ({self.settings.max_pending})"
-            raise HTTPException(429, f"{found}; try again in some seconds", _RETRY_AFTER)
+            raise HTTPException(429, f"{found}; try again in some seconds", RETRY_AFTER)
+        place = _Place(self.places)
+        token = _place.set(place)
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                body = await read()
-            future = self.pool.submit(_answer, work, body)
-        except TimeoutError as error:
-            self.places.release()
-            limit = f"{self.settings.timeout_s:g} s"
-            raise HTTPException(408, f"the body had not arrived after {limit}; send it again") from error
-        except BaseException:
-            self.places.release()
-            raise
-        future.add_done_callback(lambda _: self.places.release())
+            yield
+        finally:
+            _place.reset(token)
+            if not place.is_passed_on:
+                self.places.release()
+
+    async def run(self, work: Callable[[], Response], *, done: str) -> Response:
+        """Run `work` on the worker thread, within `place`; see `engine.serving.Endpoint.run`.
+
+        Raises:
+            HTTPException: 503 where time ran out; for whatever went wrong in `work`, one sentence.
+        """
+        future = self.pool.submit(_answer, work)
+        _place.get().pass_on(future)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout_s)
         except TimeoutError as error:
             found = f"the case was not {done} within {self.settings.timeout_s:g} s"
-            raise HTTPException(503, f"{found}; try again when there is less to do", _RETRY_AFTER) from error
-
-
-def served_by(watch: ModelWatch[M]) -> Served[M]:
-    """The model that a watch holds now.
-
-    Raises:
-        HTTPException: 503 with the watch's reason, where it holds none.
-    """
-    if watch.served is None:
-        raise HTTPException(503, watch.reason, _RETRY_AFTER)
-    return watch.served
+            raise HTTPException(503, f"{found}; try again when there is less to do", RETRY_AFTER) from error
 
 
 def _set_threads(num_threads: int | None) -> None:
@@ -90,10 +87,10 @@ def _set_threads(num_threads: int | None) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _answer(work: Callable[[T], Response], body: T) -> Response:
-    """What `work` makes; what cannot be done becomes an HTTPException of one sentence."""
+def _answer(work: Callable[[], Response]) -> Response:
+    """Run `work`; its errors become HTTPExceptions of one sentence."""
     try:
-        return work(body)
+        return work()
     except HTTPException:
         raise
     except CaseError as error:

@@ -6,24 +6,16 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from glioray.engine.on_mlflow.registry import fetch_package, resolve_version
+from glioray.engine.serving import Served
 from glioray.errors import GliorayError, ModelError, StorageError
 
 _log = logging.getLogger("glioray.serve")
 
 M = TypeVar("M")
-
-
-@dataclass(frozen=True)
-class Served(Generic[M]):
-    """A loaded model and the version that it is."""
-
-    version: str
-    model: M
 
 
 class ModelWatch(Generic[M]):

@@ -151,17 +151,18 @@ def test_verbs_of_the_local_script_exist() -> None:
 
 
 def test_requests_fit_the_endpoint() -> None:
-    paths = reference_http.describe_endpoint()["paths"]
+    description = reference_http.describe_endpoint()
     requests = [(page, line) for page, line in COMMANDS if line.startswith("curl ")]
     assert requests
     for page, line in requests:
         words = shlex.split(line)
         path = re.sub(r"https?://[^/]+", "", words[-1])
         forms = [words[n + 1] for n, word in enumerate(words) if word == "-F"]
-        operation = paths[path]["post" if forms else "get"]
+        operation = description["paths"][path]["post" if forms else "get"]
         if forms:
-            schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-            assert {form.partition("=")[0] for form in forms} <= set(schema["properties"]), f"{page}: {line}"
+            content = operation["requestBody"]["content"]["multipart/form-data"]
+            fields = reference_http.list_form_fields(content, description["components"]["schemas"])
+            assert {form.partition("=")[0] for form in forms} <= set(fields), f"{page}: {line}"
 
 
 def test_files_that_are_named_are_there() -> None:

@@ -20,15 +20,16 @@ _REFUSAL = {"$ref": "#/components/schemas/Refusal"}
 def render_http() -> str:
     """The page of the routes and of what they take and answer."""
     description = describe_endpoint()
+    components = description["components"]["schemas"]
     routes = [
-        _render_route(method, path, operation)
+        _render_route(method, path, operation, components)
         for path, methods in description["paths"].items()
         for method, operation in methods.items()
     ]
     schemas = [
         _render_schema(name, schema)
-        for name, schema in description["components"]["schemas"].items()
-        if schema.get("properties")
+        for name, schema in components.items()
+        if schema.get("properties") and not name.startswith("Body_")
     ]
     return "\n".join([_INTRODUCTION, *routes, "## Answers\n", *schemas])
 
@@ -37,19 +38,25 @@ def describe_endpoint() -> dict[str, Any]:
     """The OpenAPI description of an endpoint with both models."""
     settings = Settings()
     watch: ModelWatch[Any] = ModelWatch(settings.model, _load_nothing, poll_s=settings.poll_s)
-    return make_api(settings, watch, watch).openapi()
+    return make_api(settings, dict.fromkeys(settings.uris, watch)).openapi()
+
+
+def list_form_fields(content: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    """Name -> schema of the fields of a form, from its content and all schemas of the description."""
+    fields: dict[str, Any] = components[content["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    return fields
 
 
 def _load_nothing(*_: object) -> None:
     raise AssertionError("the description needs no model")
 
 
-def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
+def _render_route(method: str, path: str, operation: dict[str, Any], components: dict[str, Any]) -> str:
     lines = [f"## `{method.upper()} {path}`", "", operation.get("description", operation["summary"]), ""]
     body = operation.get("requestBody", {}).get("content", {})
     for media_type, content in body.items():
         lines += [f"Body: `{media_type}`", "", "| field | type | default | meaning |", "|---|---|---|---|"]
-        for name, schema in content["schema"]["properties"].items():
+        for name, schema in list_form_fields(content, components).items():
             default = f"`{schema['default']}`" if "default" in schema else ""
             cells = (f"`{name}`", _type_of(schema), default, schema.get("description", ""))
             lines.append(_row(cells))
@@ -101,7 +108,7 @@ def _type_of(schema: dict[str, Any]) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    if schema.get("format") == "binary":
+    if schema.get("format") == "binary" or "contentMediaType" in schema:
         return "file"
     kind = str(schema.get("type", "any"))
     if kind == "array":

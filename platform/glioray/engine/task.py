@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from glioray.engine.loop import Feed, Learner
     from glioray.engine.promotion import Outcome
     from glioray.engine.run import Fill, RunPlan
+    from glioray.engine.serving import Endpoint, Routes
 
 History = Sequence[Mapping[str, float]]
 """The metrics of each validation of a run so far, in order."""
@@ -320,4 +321,11 @@ class Task(Protocol):
             ModelError: the candidate must not be promoted.
             UsageError: they cannot be compared as they are.
             DataError: too few cases are left to evaluate on.
+        """
+
+    def routes(self, endpoint: Endpoint) -> Routes:
+        """Make the HTTP routes of a served model, with FastAPI.
+
+        Args:
+            endpoint: the model that is served, the queue, and a router with the endpoint's limits.
         """

@@ -21,11 +21,12 @@ with warnings.catch_warnings():
 
 from fastapi.testclient import TestClient
 from serve.api import make_api
-from serve.schemas import NOTICE, Settings
+from serve.schemas import Settings
 from serve.watch import ModelWatch
 
 from glioray.cases.nifti import encode_volume
 from glioray.config import override
+from glioray.engine.serving import NOTICE
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.recipes import unet_tiny
@@ -130,7 +131,10 @@ def make_client(watch: ModelWatch[Predictor]) -> Callable[..., TestClient]:
     """Makes a client of an endpoint with settings, and with super-resolution where it is given."""
 
     def make(superres: ModelWatch[SuperResolver] | None = None, **settings: Any) -> TestClient:
-        return TestClient(make_api(Settings(**settings), watch, superres), raise_server_exceptions=False)
+        watches: dict[str, ModelWatch[Any]] = {"segmentation": watch}
+        if superres is not None:
+            watches["superres"] = superres
+        return TestClient(make_api(Settings(**settings), watches), raise_server_exceptions=False)
 
     return make
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -61,7 +62,7 @@ def _version(watch: ModelWatch[Predictor]) -> str | None:
 
 
 def test_before_any_champion(watch: ModelWatch[Predictor]) -> None:
-    api = make_api(Settings(model=ALIAS), watch)
+    api = make_api(Settings(model=ALIAS), {"segmentation": watch})
     client = TestClient(api)  # without its lifespan, so that only `refresh` looks
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
@@ -80,7 +81,7 @@ def test_before_any_champion(watch: ModelWatch[Predictor]) -> None:
 
 
 def test_a_promotion_is_followed(watch: ModelWatch[Predictor], registry: _Registry) -> None:
-    client = TestClient(make_api(Settings(model=ALIAS), watch))
+    client = TestClient(make_api(Settings(model=ALIAS), {"segmentation": watch}))
     registry.now = "models:/net/1"
     watch.refresh()
     assert client.get("/readyz").json() == {"state": "ready", "detail": "serving models:/net/1"}
@@ -166,18 +167,28 @@ def test_the_thread_outlives_what_nobody_foresaw(registry: _Registry) -> None:
         watch.stop()
 
 
+def _form(description: dict[str, Any], operation: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an operation's form."""
+    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    found: dict[str, Any] = description["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return found
+
+
 def test_the_description_needs_nobody_else() -> None:
     watch = ModelWatch("somewhere", Predictor.load, poll_s=3600)
-    client = TestClient(make_api(Settings(), watch))
+    client = TestClient(make_api(Settings(), {"segmentation": watch}))
     description = client.get("/openapi.json").json()
     operation = description["paths"]["/v1/segment"]["post"]
-    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    schema = _form(description, operation)
     files, sharper = {"t1", "t1c", "t2", "flair", "image"}, {"scale", "size", "blend", "plane", "force"}
     assert set(schema["properties"]) == files | sharper | {"labels", "superresolve", "grid"}
     assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
     operation = description["paths"]["/v1/superresolve"]["post"]
-    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    schema = _form(description, operation)
     assert set(schema["properties"]) == files | sharper
+    blend = schema["properties"]["blend"]
+    assert (blend["type"], blend["minimum"], blend["maximum"]) == ("number", 0, 1)
+    assert "HTTPValidationError" not in description["components"]["schemas"]
     assert {"application/zip", "image/png"} < set(operation["responses"]["200"]["content"])
     assert {"Volumes", "Sharpened", "SuperResAnswer"} < set(description["components"]["schemas"])
     assert client.get("/docs").status_code == 404

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from serve.api import make_api
-from serve.schemas import NOTICE, Settings
+from serve.schemas import Settings
 from serve.watch import ModelWatch
 
 from glioray.cases.labels import CONVENTIONS, REGION_LABELS, to_internal
 from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
 from glioray.engine.package import SPEC_FILE
+from glioray.engine.serving import NOTICE
 from glioray.tasks.segmentation.package import parse_spec
 from glioray.tasks.segmentation.predictor import Predictor
 
@@ -106,7 +107,7 @@ def test_a_model_of_whole_tumours_says_nothing_of_what_is_in_them(
     (package / SPEC_FILE).write_text(spec.to_json())
     watch = ModelWatch(str(package), Predictor.load, poll_s=3600, device="cpu")
     watch.refresh()
-    with TestClient(make_api(Settings(), watch), raise_server_exceptions=False) as client:
+    with TestClient(make_api(Settings(), {"segmentation": watch}), raise_server_exceptions=False) as client:
         figures = client.post("/v1/segment", files=files, headers={"Accept": "application/json"}).json()
     assert set(figures["volumes_ml"]) == set(figures["voxels"]) == {"wt"}
 
@@ -126,7 +127,7 @@ def test_a_model_of_fewer_modalities_takes_those(
     watch = ModelWatch(str(package), Predictor.load, poll_s=3600, device="cpu")
     watch.refresh()
     sent = {name: files[name] for name in ("t1c", "flair")}
-    with TestClient(make_api(Settings(), watch), raise_server_exceptions=False) as client:
+    with TestClient(make_api(Settings(), {"segmentation": watch}), raise_server_exceptions=False) as client:
 
         def refusal(files: dict[str, bytes]) -> str:
             return detail_of(client.post("/v1/segment", files=files), 422)

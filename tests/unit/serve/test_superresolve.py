@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from serve.schemas import NOTICE
 from serve.watch import ModelWatch
 
 from glioray.cases.labels import CONVENTIONS, to_internal
@@ -22,6 +21,7 @@ from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
 from glioray.cases.phantom import make_phantom
 from glioray.config import MODALITIES
+from glioray.engine.serving import NOTICE
 from glioray.slices.volumes import resample_labels
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.config import DegradeConfig

@@ -15,6 +15,7 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
+from glioray.engine.serving import Endpoint, Routes
 from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import UsageError
 from glioray.losses import build_loss
@@ -107,6 +108,12 @@ class SegmentationTask:
 
     def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
         return compare_segmentation(packages, manifest)
+
+    def routes(self, endpoint: Endpoint) -> Routes:
+        # Training needs no web framework.
+        from glioray.tasks.segmentation.routes import make_routes
+
+        return make_routes(endpoint)
 
 
 def check_buildable(config: RunConfig) -> None:

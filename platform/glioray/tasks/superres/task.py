@@ -15,6 +15,7 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
+from glioray.engine.serving import Endpoint, Routes
 from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import ModelError, UsageError
 from glioray.losses.perceptual import PerceptualLoss
@@ -113,6 +114,12 @@ class SuperResTask:
 
     def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:
         return compare_superres(packages, manifest)
+
+    def routes(self, endpoint: Endpoint) -> Routes:
+        # Training needs no web framework.
+        from glioray.tasks.superres.routes import make_routes
+
+        return make_routes(endpoint)
 
 
 def check_gan_buildable(config: GanConfig) -> None:

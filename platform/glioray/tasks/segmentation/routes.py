@@ -1,0 +1,224 @@
+"""HTTP routes of segmentation: a case to its mask, or to the volumes of its tumour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import Depends, File, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from glioray.cases.labels import CONVENTIONS, LABELS, REGION_LABELS, LabelConvention, from_internal
+from glioray.cases.load import Case, load_case_from_bytes
+from glioray.cases.nifti import encode_mask
+from glioray.engine.serving import (
+    BINARY,
+    LIMITS,
+    MODEL_HEADER,
+    NOTICE,
+    REFUSALS,
+    Endpoint,
+    Enhanced,
+    Routes,
+    Served,
+    accepts_json,
+    check_uploads,
+)
+from glioray.errors import UsageError
+from glioray.serialization import to_dict
+from glioray.slices.volumes import resample_labels
+from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.predictor import Predictor
+
+DEFAULT_LABELS = "brats-et4"
+
+Upload = UploadFile | SkipJsonSchema[None]
+"""A file that need not be sent."""
+
+
+class Volumes(BaseModel):
+    """The volumes of a segmentation."""
+
+    model: str = Field(description="the version that segmented, as models:/NAME/VERSION")
+    superres: str | None = Field(
+        None, description="the version that super-resolved the case before, as models:/NAME/VERSION"
+    )
+    volumes_ml: dict[str, float] = Field(
+        description="by region: wt, tc, et (nested) and ncr, ed; rc (resection cavity) where the model labels it; wt "
+        "alone where it was trained on masks of nothing else"
+    )
+    voxels: dict[str, int] = Field(description="voxel counts by region")
+    spacing_mm: tuple[float, float, float] = Field(description="voxel edges along X, Y, Z in RAS+ order")
+    notice: str = NOTICE
+
+
+class ModelAnswer(BaseModel):
+    """A segmentation model that is served."""
+
+    task: Literal["segmentation"] = "segmentation"
+    uri: str = Field(description="that the endpoint was started with")
+    version: str = Field(description="that it stands for now, as models:/NAME/VERSION")
+    recipe: str
+    metrics: dict[str, float] = Field(description="of its last validation")
+    modalities: tuple[str, ...] = Field(description="the files that it takes")
+    spacing_mm: tuple[float, float, float] = Field(
+        description="median of its training cases, along X, Y, Z in RAS+ order"
+    )
+    preprocessing: dict[str, Any]
+    notice: str = NOTICE
+
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the mask on the image's own grid, or the volumes where JSON is accepted",
+        "content": {
+            "application/gzip": {"schema": BINARY},
+            "application/json": {"schema": {"$ref": "#/components/schemas/Volumes"}},
+        },
+        "model": Volumes,
+    },
+    **REFUSALS,
+}
+
+
+def make_routes(endpoint: Endpoint) -> Routes:
+    """The route /v1/segment."""
+    router = endpoint.make_router()
+    enhancement = endpoint.enhancement
+
+    @router.post("/v1/segment", responses=_ANSWERS, response_model=None)
+    async def segment(
+        request: Request,
+        t1: Annotated[Upload, File(description="NIfTI, t1; where the model takes it")] = None,
+        t1c: Annotated[Upload, File(description="NIfTI, t1c; where the model takes it")] = None,
+        t2: Annotated[Upload, File(description="NIfTI, t2; where the model takes it")] = None,
+        flair: Annotated[Upload, File(description="NIfTI, flair; where the model takes it")] = None,
+        image: Annotated[
+            Upload,
+            File(
+                description="one 4-D NIfTI instead, with the channels FLAIR, T1, T1c, T2, where the model takes all four"
+            ),
+        ] = None,
+        labels: Annotated[
+            str, Form(description="numbers of the mask", json_schema_extra={"enum": list(CONVENTIONS)})
+        ] = DEFAULT_LABELS,
+        superresolve: Annotated[
+            Literal["true", "false"],
+            Form(description="super-resolve the case first; the further fields say how"),
+        ] = "false",
+        grid: Annotated[
+            Literal["fine", "input"] | SkipJsonSchema[None],
+            Form(
+                description="of the mask of a super-resolved case: the finer grid (the default), or that of the input"
+            ),
+        ] = None,
+        options: Any = Depends(_no_fields if enhancement is None else enhancement.fields),  # noqa: B008
+    ) -> Response:
+        """Segment one case: its mask as .nii.gz, or with `Accept: application/json` volumes in ml.
+
+        With `superresolve=true` the case is super-resolved first.
+        """
+        served: Served[Predictor] = endpoint.served
+        files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
+        parts = {name: await file.read() for name, file in files.items() if file is not None}
+        check_uploads(parts, served.model.spec.config.preprocess.modalities)
+        if labels not in CONVENTIONS:
+            raise UsageError(f"labels is '{labels[:40]}'; expected one of {', '.join(CONVENTIONS)}")
+        enhance = None
+        if superresolve == "true" and enhancement is not None:
+            enhance = enhancement.begin(options)
+        else:
+            sent = {"grid": grid, **vars(options)}
+            unused = [name for name, value in sent.items() if value is not None]
+            if unused:
+                raise UsageError(
+                    f"{unused[0]} was sent without superresolve; send superresolve=true beside it"
+                )
+        as_json = accepts_json(request.headers.get("accept", ""))
+
+        def work() -> Response:
+            return _segment(served, parts, enhance, CONVENTIONS[labels], grid == "input", as_json)
+
+        return await endpoint.run(work, done="segmented")
+
+    return Routes(router, ModelAnswer, _describe)
+
+
+class _NoOptions:
+    pass
+
+
+def _no_fields() -> _NoOptions:
+    return _NoOptions()
+
+
+def _segment(
+    served: Served[Predictor],
+    parts: dict[str, bytes],
+    enhance: Callable[[Case], Enhanced] | None,
+    convention: LabelConvention,
+    on_input_grid: bool,
+    as_json: bool,
+) -> Response:
+    """The answer to one case.
+
+    Raises:
+        CaseError: the files are no case.
+        ModelError: the case does not fit a model.
+    """
+    spec = served.model.spec
+    case = load_case_from_bytes(parts, modalities=spec.config.preprocess.modalities, limits=LIMITS)
+    headers = {MODEL_HEADER: served.version}
+    enhanced = None if enhance is None else enhance(case)
+    grid = case
+    if enhanced is not None:
+        grid = enhanced.case
+        headers |= enhanced.headers
+    mask = served.model.predict(grid)
+    if on_input_grid and enhanced is not None:
+        mask, grid = resample_labels(mask, case.images.shape[1:]), case
+    if as_json:
+        superres = None if enhanced is None else enhanced.version
+        volumes = _measure(mask, grid, served.version, spec, superres)
+        return JSONResponse(volumes.model_dump(exclude_none=True), headers=headers)
+    data = encode_mask(from_internal(mask, convention), like=grid.reference)
+    headers["Content-Disposition"] = 'attachment; filename="segmentation.nii.gz"'
+    return Response(data, media_type="application/gzip", headers=headers)
+
+
+def _measure(
+    mask: NDArray[np.uint8], case: Case, version: str, spec: ModelSpec, superres: str | None
+) -> Volumes:
+    # A model learned that regions which no training mask labelled are nowhere; 0 ml of those would be no finding.
+    regions = {name: labels for name, labels in REGION_LABELS.items() if name in spec.regions}
+    if len(regions) == len(REGION_LABELS):
+        regions |= {"ncr": (1,), "ed": (2,)}
+    if spec.out_channels == len(LABELS):
+        regions["rc"] = (4,)
+    counts = np.bincount(mask.ravel(), minlength=len(LABELS))
+    voxels = {name: int(counts[list(labels)].sum()) for name, labels in regions.items()}
+    voxel_ml = abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000
+    return Volumes(
+        model=version,
+        superres=superres,
+        volumes_ml={name: round(count * voxel_ml, 4) for name, count in voxels.items()},
+        voxels=voxels,
+        spacing_mm=case.spacing_mm,
+    )
+
+
+def _describe(uri: str, served: Served[Predictor]) -> ModelAnswer:
+    spec = served.model.spec
+    return ModelAnswer(
+        uri=uri,
+        version=served.version,
+        recipe=spec.config.recipe,
+        metrics=spec.metrics,
+        modalities=spec.config.preprocess.modalities,
+        spacing_mm=spec.spacing_mm,
+        preprocessing=to_dict(spec.config.preprocess),
+    )

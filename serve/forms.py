@@ -1,0 +1,108 @@
+"""Multipart forms as FastAPI parses them, within limits, and refused in one sentence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import HTTPException, Request, params
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import Field, TypeAdapter
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+_MAX_PARTS = 16
+_MAX_FIELD_BYTES = 1024
+
+
+class FormRequest(Request):
+    """A request whose form has few and small parts, each declared by its route's parameters and sent once."""
+
+    def __init__(self, scope: Scope, receive: Receive, fields: dict[str, Any]) -> None:
+        super().__init__(scope, receive)
+        self.fields = fields
+
+    async def form(self, **_: Any) -> FormData:  # type: ignore[override]
+        """The form; FastAPI calls this, with limits of its own that are larger.
+
+        Raises:
+            HTTPException: 400 for a broken form, 415 for none, 422 for other parts than the route's parameters.
+        """
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "multipart/form-data":
+            found = f"the body is {media_type or 'of no stated type'}"
+            raise HTTPException(415, f"{found}; {self._expected()} as multipart/form-data")
+        try:
+            form = await super().form(
+                max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
+            )
+        except StarletteHTTPException as error:
+            if error.status_code != 400:
+                raise
+            reason = str(error.detail).rstrip(".")
+            raise HTTPException(
+                400, f"the body is not a whole multipart form ({reason}); send it again"
+            ) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the body ended early; send it again") from error
+        try:
+            self._check(form)
+        except HTTPException:
+            await form.close()
+            raise
+        return form
+
+    def _check(self, form: FormData) -> None:
+        items = form.multi_items()
+        names = [name for name, _ in items]
+        for name, value in items:
+            if name not in self.fields:
+                raise HTTPException(422, f"the field '{name[:40]}' is not known; {self._expected()}")
+            if names.count(name) > 1:
+                raise HTTPException(
+                    422, f"the field '{name}' was sent {names.count(name)} times; send it once"
+                )
+            is_text, is_file = isinstance(value, str), isinstance(self.fields[name], params.File)
+            if is_file and is_text:
+                raise HTTPException(422, f"the field '{name}' is text; send it as a file")
+            if not is_file and not is_text:
+                raise HTTPException(422, f"{name} is a file; send it as text")
+            if value == "":
+                raise HTTPException(422, f"{name} is ''; expected {_describe(self.fields[name])}")
+
+    def _expected(self) -> str:
+        files = [name for name, info in self.fields.items() if isinstance(info, params.File)]
+        others = [name for name in self.fields if name not in files]
+        return f"send some of the files {', '.join(files)}, and {', '.join(others)} if you wish"
+
+
+def form_fields(dependant: Dependant) -> dict[str, Any]:
+    """Name -> declaration of a route's form fields, followed by those of its dependencies."""
+    fields = {field.alias: field.field_info for field in dependant.body_params}
+    for dependency in dependant.dependencies:
+        fields |= form_fields(dependency)
+    return fields
+
+
+def explain(request: Request, error: RequestValidationError) -> str:
+    """The first invalid field of a request, in one sentence."""
+    first = error.errors()[0]
+    name, found = str(first["loc"][1]), str(first["input"])  # ("body", name, ...)
+    route = request.scope.get("route")
+    fields = form_fields(route.dependant) if isinstance(route, APIRoute) else {}
+    expected = _describe(fields[name]) if name in fields else first["msg"]
+    return f"{name} is '{found[:40]}'; expected {expected}"
+
+
+def _describe(field: Any) -> str:
+    """The values that a form field takes, from its JSON schema."""
+    # Annotated takes no fewer than two arguments.
+    schema = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)]).json_schema()
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "minimum" in schema and "maximum" in schema:
+        return f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
+    return str(field.description or schema.get("type", "another value"))
