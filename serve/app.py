@@ -30,7 +30,7 @@ import requests
 from pydantic import ValidationError
 from ray import serve
 
-from glioray import cli
+from glioray.cli import old as cli
 from glioray.engine.on_mlflow.client import tracking_uri
 from glioray.engine.on_ray.connect import connect, log_to_stderr, worker_resources
 from glioray.engine.serving import NOTICE

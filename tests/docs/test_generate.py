@@ -8,6 +8,7 @@ from pathlib import Path
 import pages
 import pytest
 import reference_http
+import reference_jobs
 import reference_recipes
 import reference_settings
 
@@ -65,3 +66,34 @@ def test_every_decision_is_listed_with_its_question(repo: Path) -> None:
 )
 def test_what_a_page_would_load_from_elsewhere_is_found(html: str, found: list[str]) -> None:
     assert pages.find_external(html) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # As argparse and as cyclopts print it.
+        "usage: x\n\noptions:\n  -h, --help   show this\n  --data URI   folder or\n               bucket\n"
+        "  --a-long-name N\n               how many\n  --dry-run    print only\n",
+        "Usage: x\n\n╭─ Flags ──╮\n│ --data URI       folder or     │\n│                  bucket        │\n"
+        "│ --a-long-name N  how many      │\n│ --dry-run        print only    │\n╰──────╯\n",
+    ],
+)
+def test_a_help_text_is_read_as_flags(text: str) -> None:
+    assert reference_jobs.parse_help(text) == [
+        ("--data", "URI", "folder or bucket"),
+        ("--a-long-name", "N", "how many"),
+        ("--dry-run", "", "print only"),
+    ]
+
+
+def test_a_flag_without_a_meaning_is_refused() -> None:
+    with pytest.raises(ValueError, match="explains no flag --data"):
+        reference_jobs.parse_help("  --data URI\n  --out URI  a folder\n")
+
+
+def test_every_job_is_listed_with_its_flags(repo: Path) -> None:
+    text = reference_jobs.render_jobs()
+    for path in (repo / "jobs").glob("[!_]*.py"):
+        assert f"## `jobs/{path.name}`" in text
+    assert "| `--data URI` | folder, s3://bucket/prefix" in text
+    assert text.count("| `--dry-run` | ") == len(list((repo / "jobs").glob("[!_]*.py")))

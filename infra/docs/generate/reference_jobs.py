@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 import runpy
 import sys
 from functools import cache
@@ -15,7 +16,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[3]
 _INTRODUCTION = """# Jobs
 
-Generated from the scripts in `jobs/` and `serve/app.py`: what each says of itself and what it answers to `--help`.
+Generated from the scripts in `jobs/` and `serve/app.py`: their docstrings and their `--help`.
 
 Every job logs to stderr and prints one JSON object as the last line of stdout. Exit codes: 0 done, 1 failed, 2 invalid
 flag, setting or name. `--dry-run` resolves and checks the config and prints it, without training.
@@ -32,7 +33,33 @@ def render_jobs() -> str:
 def _render_job(script: Path) -> str:
     name = str(script.relative_to(ROOT))
     docstring = ast.get_docstring(ast.parse(script.read_text())) or ""
-    return f"## `{name}`\n\n{_with_code_blocks(docstring)}\n\n```text\n{help_of(name)}\n```\n"
+    rows = ["| flag | meaning |", "|---|---|"]
+    for flag, value, meaning in parse_help(help_of(name)):
+        # A bar within a code span does not end the cell.
+        shown = f"{flag} {value}".rstrip()
+        rows.append(f"| `{shown}` | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join([f"## `{name}`\n", f"{_with_code_blocks(docstring)}\n", *rows, ""])
+
+
+def parse_help(text: str) -> list[tuple[str, str, str]]:
+    """Each flag of a help text, what stands for its value, and its meaning.
+
+    Raises:
+        ValueError: a flag without a meaning, or no flag at all.
+    """
+    flags: list[list[str]] = []
+    for line in text.splitlines():
+        line = line.strip("│ ")
+        start = re.match(r"(?:-\w, )?(--[\w-]+)(?:[ =](\S.*?))?(?:\s{2,}(.*))?$", line)
+        if start:
+            flags.append([start[1], start[2] or "", start[3] or ""])
+        elif flags and line and line[0] not in "╭╰":
+            flags[-1][2] += f" {line}"
+    found = [(flag, value, meaning.strip()) for flag, value, meaning in flags if flag != "--help"]
+    missing = [flag for flag, _, meaning in found if not meaning]
+    if missing or not found:
+        raise ValueError(f"the help text explains no flag {', '.join(missing)}:\n{text}")
+    return found
 
 
 def help_of(name: str) -> str:
@@ -42,7 +69,7 @@ def help_of(name: str) -> str:
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(sys, "path", [str(Path(argv[0]).parent), *sys.path]),
-        mock.patch.dict(os.environ, {"COLUMNS": "100"}),
+        mock.patch.dict(os.environ, {"COLUMNS": "120"}),
         contextlib.redirect_stdout(output),
     ):
         try:
@@ -58,6 +85,8 @@ def _with_code_blocks(docstring: str) -> str:
     parts = []
     for paragraph in docstring.split("\n\n"):
         lines = [line.strip() for line in paragraph.splitlines()]
+        # In a docstring that is not raw, a backslash at a line's end has joined both lines.
+        lines = [part for line in lines for part in re.sub(r"\s{4,}", " \\\n    ", line).split("\n")]
         is_command = lines[0].startswith(("python ", "ray job "))
         parts.append("\n".join(["```bash", *lines, "```"]) if is_command else paragraph)
     return "\n\n".join(parts)
