@@ -9,12 +9,14 @@ from __future__ import annotations
 import _path  # noqa: F401
 from glioray.cli import old as cli
 from glioray.engine.on_ray.connect import default_concurrency
+from glioray.engine.on_ray.search import run_sweep
+from glioray.engine.search import SweepPlan, check_sweep
+from glioray.engine.space import format_space, parse_space
 from glioray.resolve import parse_settings, resolve_gan_config
 from glioray.sources import plan_run
 from glioray.tasks import load_task
-from glioray.tasks.superres.search import MODES, GanSweepPlan, check_search, run_gan_sweep
 
-FLAGS = "data storage run-name trials concurrent max-epochs minutes seed experiment fold set dry-run"
+FLAGS = "data storage run-name trials concurrent mode point search max-epochs minutes seed experiment fold set dry-run"
 MORE = {
     **cli.GAN_FLAGS,
     "pretrained": {
@@ -25,18 +27,6 @@ MORE = {
         "metavar": "NAME",
         "default": load_task("superres").registered_name,
         "help": "registered model (default: %(default)s)",
-    },
-    "mode": {
-        "choices": MODES,
-        "default": "search",
-        "help": "search (quality, with ASHA), pareto (quality against PSNR gain) or pbt (a population, whose budget is in "
-        "epochs; default: %(default)s)",
-    },
-    "point": {
-        "metavar": "KEY=VALUE,…",
-        "action": "append",
-        "default": [],
-        "help": "a trial to begin with: what it has otherwise than the recipe, such as optim_g.lr=0.01; may be repeated",
     },
     "use_weight": {
         "metavar": "W",
@@ -51,16 +41,21 @@ def main() -> dict[str, object]:
     config = resolve_gan_config(args)
     cli.check_counts(args, "trials concurrent")
     points = tuple(parse_settings(text.split(","), "--point") for text in args.point)
-    check_search(config, args.mode, points, args.trials)
+    custom = parse_space(args.search)
+    space = check_sweep(
+        load_task(config.task), config, num_trials=args.trials, mode=args.mode, points=points, custom=custom
+    )
     if args.dry_run:
-        return cli.answer_dry_run(config, trials=args.trials, mode=args.mode, points=points)
+        return cli.answer_dry_run(
+            config, trials=args.trials, mode=args.mode, points=points, space=format_space(space)
+        )
     plan = plan_run(args, config, "sweep")
     concurrent = args.concurrent or min(args.trials, default_concurrency(config.train.num_workers))
-    sweep = GanSweepPlan(
+    sweep = SweepPlan(
         base=plan, num_trials=args.trials, num_concurrent=concurrent, model_name=args.name, mode=args.mode,
-        points=points,
+        points=points, custom=custom,
     )  # fmt: skip
-    return cli.training_answer(run_gan_sweep(sweep), run_name=plan.run_name)
+    return cli.training_answer(run_sweep(sweep), run_name=plan.run_name)
 
 
 if __name__ == "__main__":

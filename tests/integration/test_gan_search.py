@@ -15,14 +15,15 @@ from mlflow.tracking import MlflowClient
 from glioray.config import with_settings
 from glioray.engine.checkpoint import Checkpoint, save_checkpoint
 from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray.population import last_storage
+from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.run import RunPlan
+from glioray.engine.search import SweepPlan
 from glioray.storage import open_storage
 from glioray.tasks import load_task
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.package import SuperResSpec, read_superres, stage_weights
-from glioray.tasks.superres.population import last_storage
 from glioray.tasks.superres.recipes import build_gan_recipe
-from glioray.tasks.superres.search import GanSweepPlan, run_gan_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -73,10 +74,10 @@ def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
     gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
 ):
     # One at a time: members take turns, so that each has been compared before the other is at its end.
-    sweep = GanSweepPlan(
+    sweep = SweepPlan(
         base=gan_plan, num_trials=2, num_concurrent=1, model_name=tmp_path.name, mode="pbt", points=(SOUND,)
     )
-    answer = run_gan_sweep(sweep)
+    answer = run_sweep(sweep)
     assert [row["percent"] for row in answer["trials"]] == [100, 100]
     ruinous, sound = RUINOUS["optim_g.lr"], SOUND["optim_g.lr"]
     rates = {row["settings"]["optim_g.lr"]: row["trial"] for row in answer["trials"]}
@@ -106,7 +107,7 @@ def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
 def test_a_front_has_what_is_healthy_and_beaten_by_none(
     gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
 ):
-    sweep = GanSweepPlan(
+    sweep = SweepPlan(
         base=gan_plan,
         num_trials=3,
         num_concurrent=3,
@@ -114,7 +115,7 @@ def test_a_front_has_what_is_healthy_and_beaten_by_none(
         mode="pareto",
         points=(SOUND,),
     )
-    answer = run_gan_sweep(sweep)
+    answer = run_sweep(sweep)
     assert len(answer["trials"]) == 3
     healthy = {
         row["trial"]: (row["gain_psnr"], row["quality"]) for row in answer["trials"] if row["objective"] >= -1

@@ -14,12 +14,13 @@ from mlflow.tracking import MlflowClient
 
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
+from glioray.engine.search import SweepPlan
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.evaluation import evaluate_cases
 from glioray.tasks.segmentation.prediction import predict_cases
-from glioray.tasks.segmentation.search import SweepPlan, run_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from glioray.cases.manifest import Manifest
 from glioray.cases.notes import collection_notes
 from glioray.engine.on_ray.connect import disconnect
+from glioray.engine.search import MODES
 from glioray.errors import GliorayError, UsageError
 from glioray.serialization import to_dict
 from glioray.storage import is_local, open_storage
@@ -59,6 +60,26 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "type": int,
         "help": "trials at once (default: as many as there are CPUs or GPUs)",
+    },
+    "--mode": {
+        "choices": MODES,
+        "default": "search",
+        "help": "search (one objective, with ASHA), pareto (quality against PSNR gain, or Dice against the arithmetic of "
+        "a slice) or pbt (a population, whose budget is in epochs; default: %(default)s)",
+    },
+    "--point": {
+        "metavar": "KEY=VALUE,…",
+        "action": "append",
+        "default": [],
+        "help": "a trial to begin with: its differences from the recipe, such as optim_g.lr=0.01; may be repeated",
+    },
+    "--search": {
+        "metavar": "KEY=VALUES",
+        "action": "append",
+        "default": [],
+        "help": "search a setting beside, or in place of its entry in, the recipe's own space: log:LOW:HIGH, LOW:HIGH, "
+        "int:LOW:HIGH or choices separated by commas, such as optim.lr=log:1e-4:1e-2 or net.options.width=16,32,48; "
+        "'none' drops the recipe's own space; may be repeated",
     },
     "--max-epochs": {
         "metavar": "N",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from glioray.engine.loop import Feed, Learner
     from glioray.engine.promotion import Outcome
     from glioray.engine.run import Fill, RunPlan
+    from glioray.engine.search import Search
     from glioray.engine.serving import Endpoint, Routes
 
 History = Sequence[Mapping[str, float]]
@@ -170,6 +171,7 @@ class Task(Protocol):
         recipes: functions that build a config, by name; names are unique over all tasks.
         default_recipe: the recipe of a request that names the task alone.
         comparison: how runs of several configs are judged, ranked and reported.
+        search: what a search varies and compares.
     """
 
     name: str
@@ -181,6 +183,7 @@ class Task(Protocol):
     recipes: Mapping[str, Callable[[], Any]]
     default_recipe: str
     comparison: Comparison
+    search: Search
 
     def configure(self, config: Any, short: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
         """The config with what a request overrides, all at once.

@@ -1,174 +1,125 @@
-"""A sweep: Optuna proposes, ASHA stops, Ray Tune runs, MLflow keeps.
-
-A trial of one worker trains in its own Tune process; a trial of several hands its plan to Ray Train. Both
-run the one loop of `glioray.training`.
-"""
+"""What a search for segmentation networks varies, and what its trials are worth."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray import tune
-from ray.tune.search.optuna import OptunaSearch
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from glioray.config import override
-from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
-from glioray.engine.on_ray.trials import (
-    PercentASHA,
-    end_stopped,
-    plotted_rows,
-    rank_rows,
-    register_winner,
-    run_trials,
-    train_trial,
-    trial_row,
-    trial_storage,
-    trials_table,
-)
-from glioray.engine.run import RunPlan
-from glioray.errors import DataError, GliorayError, TrainingError
-from glioray.reports.trials import trials_figure
-from glioray.storage import join_uri
+from glioray.cases.manifest import Manifest
+from glioray.config import with_settings
+from glioray.engine.search import Objective, Row, Search
+from glioray.engine.space import Space
+from glioray.engine.trials import count_rows
+from glioray.errors import DataError
+from glioray.nets import build_net
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.space import apply_point, recipe_point, unet_space
-
-_log = logging.getLogger(__name__)
+from glioray.tasks.segmentation.space import recipe_point, unet_space
 
 OBJECTIVE = "dice_mean"
-WORST = -1.0
-"""What a trial that crashed or diverged is worth: finite, since Optuna never ends a trial of NaN."""
-
 _NUM_VALIDATIONS = 5
+_WORST_GFLOPS = 1e9
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """A search around `base`, whose storage, run name and MLflow kind are the sweep's.
+class SegmentationSearch(Search):
+    """Searches for the largest mean Dice; a Pareto search, for that at the least cost of inference.
 
-    Attributes:
-        base: the plan whose config the trials vary.
-        num_trials: in all.
-        num_concurrent: at once.
-        model_name: under which the winner is registered.
+    The cost is the arithmetic of one slice's forward pass (`gflops`): known before the training, the same on any
+    machine, and it counts width, depth and image size, which the number of parameters does not all do. Auto-nnU-Net
+    takes the training time instead, which here is fixed where a search has `minutes`, and else depends on what runs
+    beside a trial. The recipe's own space varies the cost by the width alone: `--search` adds depth, size or network.
+
+    Reference: Becktepe, Hennig, Oeltze-Jafra, Lindauer 2025, Auto-nnU-Net (arXiv 2505.16561).
     """
 
-    base: RunPlan
-    num_trials: int
-    num_concurrent: int
-    model_name: str
+    worst = -1.0
+    objective = OBJECTIVE
+    rate = "optim.lr"
+    kept_metrics = ("dice_", "train_", "gflops")
+    columns = ("percent", "gflops")
+    # Weight decay is part of the optimiser's state, which a member takes over from another.
+    mutable = ("optim.lr", "augment.strength", "loss.options.ce_weight", "loss.options.dice_weight")
 
+    def check_data(self, manifest: Manifest, config: RunConfig) -> None:
+        if not manifest.select("val") and config.sample.slice_split is None:
+            raise DataError(
+                "a search compares trials on validation cases and the split has none; choose another --fold"
+            )
 
-def run_sweep(plan: SweepPlan) -> dict[str, Any]:
-    """Search, or go on searching, and register the best trial's model as it is (picked, not retrained).
+    def prepare(self, config: RunConfig) -> RunConfig:
+        return with_settings(config, {"train.num_validations": _NUM_VALIDATIONS})
 
-    Returns: `run_id` of the sweep, `model` (the registered version), `metrics` of the winner, `winner` and
-    `trials`, a row a trial.
+    def space(self, config: RunConfig, given: Sequence[str] = ()) -> Space:
+        return unet_space(config)
 
-    Raises:
-        DataError: there is no validation case to compare trials by.
-        TrainingError: no trial got as far as a checkpoint.
-    """
-    base = plan.base
-    if not base.manifest.select("val") and base.config.sample.slice_split is None:
-        raise DataError(
-            "a search compares trials on validation cases and the split has none; choose another --fold"
-        )
-    with parent_run(base, "sweep", num_trials=plan.num_trials) as logger:
-        found = _fit(plan, logger.run_id)
-        rows = rank_rows([trial_row(result, worst=WORST, kept=("dice_", "train_")) for result in found])
-        logger.log_json(rows, "trials.json")
-        logger.log_text(trials_table(rows), "trials.md")
-        logger.log_figure(trials_figure(plotted_rows(rows, "optim.lr")), "trials.png")
-        end_stopped(rows, lambda row: _trial_plan(plan, row["trial"], row["settings"], logger.run_id))
-        _log.info("\n%s", trials_table(rows))
-        best = rows[0]
-        if best["objective"] <= WORST:
-            raise TrainingError(f"none of the {len(rows)} trials succeeded; the first said: {best['reason']}")
-        winner = _trial_plan(plan, best["trial"], best["settings"], logger.run_id)
-        dice = {name: f"{v:.4f}" for name, v in best["metrics"].items() if name.startswith("dice_")}
-        model, run_id = register_winner(plan.model_name, winner, {"sweep": base.run_name, **dice})
-        logger.log_metrics({OBJECTIVE: best["objective"]}, step=0)
-        logger.set_tags(
-            {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
-        )
-        _log.info("winner: trial %s (picked, not retrained), registered as %s", best["trial"], model)
-    return {
-        "run_id": logger.run_id,
-        "model": model,
-        "metrics": best["metrics"],
-        "winner": {"trial": best["trial"], "run_id": run_id, "settings": best["settings"]},
-        "trials": [{key: value for key, value in row.items() if key != "metrics"} for row in rows],
-    }
+    def point(self, config: RunConfig) -> dict[str, Any]:
+        return recipe_point(config)
 
+    def static_metrics(self, config: RunConfig) -> dict[str, float]:
+        return {"gflops": gflops_per_slice(config)}
 
-def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
-    base, config = plan.base, _base_config(plan)
-    num_workers = config.train.num_workers
-    share = worker_resources(plan.num_concurrent * num_workers)
-    return run_trials(
-        tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share),
-        tune.TuneConfig(
-            metric="objective",
-            mode="max",
-            num_samples=plan.num_trials,
-            max_concurrent_trials=plan.num_concurrent,
-            search_alg=OptunaSearch(
-                space=unet_space(config),
-                metric="objective",
-                mode="max",
-                points_to_evaluate=[recipe_point(config)],
-                study_name=base.run_name,
-                seed=config.train.seed,
+    def to_report(self, metrics: Mapping[str, float], config: RunConfig) -> dict[str, Any]:
+        objective = metrics.get(OBJECTIVE, self.worst)
+        if not math.isfinite(objective):
+            objective = self.worst
+        is_healthy = self.is_healthy(objective, config)
+        return {
+            **metrics,
+            "objective": objective,
+            "dice_or_penalty": objective,
+            "gflops_or_penalty": metrics["gflops"] if is_healthy else _WORST_GFLOPS,
+            "percent": int(100 * metrics["progress"]),
+        }
+
+    def objectives(self, config: RunConfig) -> tuple[Objective, Objective]:
+        return (
+            Objective(
+                metric=OBJECTIVE,
+                reported="dice_or_penalty",
+                label="mean Dice of WT, TC, ET",
+                worst=self.worst,
             ),
-            scheduler=PercentASHA(30),
-        ),
-        folder=join_uri(base.storage, "ray", "sweep"),
-        resources={"CPU": 0.01} if num_workers > 1 else share.resources(),
-    )
+            Objective(
+                metric="gflops",
+                reported="gflops_or_penalty",
+                label="GFLOPs per slice",
+                worst=_WORST_GFLOPS,
+                maximize=False,
+            ),
+        )
+
+    def summarize(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return count_rows(rows)
+
+    def describe(self, summary: Mapping[str, Any], mode: str) -> str:
+        if mode == "pbt":
+            return (
+                f"{summary['num_complete']} of {summary['num_trials']} members completed and {summary['num_failed']} "
+                "failed. Members that lagged continued from better ones; the settings are those that each ended with.\n"
+            )
+        return (
+            f"{summary['num_complete']} of {summary['num_trials']} trials completed; {summary['num_failed']} failed, "
+            f"{summary['num_pruned']} were pruned by ASHA, which saved {summary['saved_by_asha']:.0%} of "
+            f"{summary['planned_steps']} planned steps.\n"
+        )
+
+    def version_tags(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        return {name: f"{value:.4f}" for name, value in metrics.items() if name.startswith("dice_")}
 
 
-def _base_config(plan: SweepPlan) -> RunConfig:
-    config: RunConfig = plan.base.config
-    return config
+def gflops_per_slice(config: RunConfig) -> float:
+    """Billions of floating-point operations of the network's forward pass over one slice.
 
-
-def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, share: WorkerResources) -> None:
-    log_to_stderr()
-    trial_id = tune.get_context().get_trial_id()
-    run = _trial_plan(plan, trial_id, point, parent_run_id)
-    try:
-        train_trial(run, share, trial_metrics)
-    except GliorayError as error:
-        _log.warning("trial %s ends at %g: %s", trial_id, WORST, error)
-        tune.report({"objective": WORST, "percent": 100, "reason": str(error)})
-
-
-def trial_metrics(metrics: dict[str, float]) -> dict[str, Any]:
-    """What a trial tells Tune: the objective, how far it is, and everything else."""
-    objective = metrics.get(OBJECTIVE, WORST)
-    return {
-        **metrics,
-        "objective": objective if math.isfinite(objective) else WORST,
-        "percent": int(100 * metrics["progress"]),
-    }
-
-
-def _trial_plan(plan: SweepPlan, trial_id: str, point: dict[str, Any], parent_run_id: str) -> RunPlan:
-    base = plan.base
-    minutes = base.config.train.minutes
-    if minutes is not None:
-        minutes = minutes * plan.num_concurrent / plan.num_trials
-    settings = {"train.minutes": minutes, "train.num_validations": _NUM_VALIDATIONS}
-    return dataclasses.replace(
-        base,
-        config=override(apply_point(_base_config(plan), point), **settings),
-        storage=trial_storage(base, trial_id),
-        run_name=f"{base.run_name}/{trial_id}",
-        kind="trial",
-        parent_run_id=parent_run_id,
-    )
+    Convolutions, matrix products and attention count, a multiplication and an addition each; the rest does not.
+    """
+    preprocess = config.preprocess
+    with torch.device("meta"), torch.no_grad():
+        net = build_net(
+            config.net.name, in_channels=preprocess.num_channels, out_channels=3, **config.net.options
+        ).eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, preprocess.num_channels, *preprocess.size))
+    return float(counter.get_total_flops()) / 1e9

@@ -1,24 +1,22 @@
-"""What a search varies, around a recipe."""
+"""The search space around a segmentation recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from glioray.config import override
 from glioray.nets import build_net
 from glioray.tasks.segmentation.config import RunConfig
 
 
 def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
-    """Dotted settings and their ranges: learning rate, weight decay, loss weight, width, augmentation.
+    """Ranges of learning rate, weight decay, loss weight, width and augmentation strength, by dotted setting.
 
-    The learning rate reaches an order of magnitude above the recipe's, where runs diverge: a search that
-    never meets its limits does not show where they are. Loss weight and width are searched where the config
-    names them: not every loss and every network has them.
+    The learning rate reaches an order of magnitude above the recipe's, where runs diverge: a search that stays
+    below does not show where its limit is. Loss weight and width are searched if the config names them, since not
+    every loss and network has them.
     """
     lr, width = config.optim.lr, config.net.options.get("width")
     weight = config.loss.options.get("ce_weight")
@@ -37,7 +35,7 @@ def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
 
 
 def _can_be_built(config: RunConfig, width: int) -> bool:
-    """Whether the network takes that width: some take multiples of 4, 8 or 12 alone."""
+    """Whether the network takes that width; some take only multiples of 4, 8 or 12."""
     options = {**config.net.options, "width": width}
     try:
         with torch.device("meta"):
@@ -48,7 +46,7 @@ def _can_be_built(config: RunConfig, width: int) -> bool:
 
 
 def recipe_point(config: RunConfig) -> dict[str, Any]:
-    """The recipe itself as a point of the space: the first trial, so that a search never ends below it."""
+    """The recipe as a point of the space."""
     point = {
         "optim.lr": config.optim.lr,
         "optim.weight_decay": min(max(config.optim.weight_decay, 1e-5), 1e-1),
@@ -57,8 +55,3 @@ def recipe_point(config: RunConfig) -> dict[str, Any]:
         "net.options.width": config.net.options.get("width"),
     }
     return {name: point[name] for name in unet_space(config)}
-
-
-def apply_point(config: RunConfig, point: Mapping[str, Any]) -> RunConfig:
-    """The config with a point's settings."""
-    return override(config, **point)

@@ -15,6 +15,7 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
+from glioray.engine.search import Search
 from glioray.engine.serving import Endpoint, Routes
 from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import UsageError
@@ -30,6 +31,7 @@ from glioray.tasks.segmentation.prediction import predict_cases
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.promotion import compare_segmentation
 from glioray.tasks.segmentation.recipes import RECIPES
+from glioray.tasks.segmentation.search import SegmentationSearch
 from glioray.tasks.segmentation.training import balanced, prepare_segmentation
 
 
@@ -45,6 +47,7 @@ class SegmentationTask:
     recipes = RECIPES
     default_recipe = "unet_small"
     comparison: Comparison = SegmentationComparison()
+    search: Search = SegmentationSearch()
 
     def configure(
         self, config: RunConfig, short: Mapping[str, Any], settings: Mapping[str, Any]

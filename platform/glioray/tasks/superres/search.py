@@ -1,331 +1,159 @@
-"""A search for super-resolution GANs that knows collapse: it is stopped where it begins, and never wins.
+"""What a search for super-resolution GANs varies, and what its trials are worth: a collapsed one never wins.
 
-One generator is trained by its pixels first, and trials begin with what it was at some share of their budget. Optuna
-proposes, the collapse watch of a trial ends it, ASHA stops what is healthy and lags behind, MLflow keeps the reasons.
+A trial's own collapse watch ends it where it collapses; a search reads the verdict. All trials start from one generator
+that was pretrained by its pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from ray import tune
-from ray.tune.search.optuna import OptunaSearch
+from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution
 
-from glioray.config import with_settings
-from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_mlflow.runs import RunLogger
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
-from glioray.engine.on_ray.train import RESULT_FILE, run_training
-from glioray.engine.on_ray.trials import (
-    PercentASHA,
-    end_stopped,
-    plotted_rows,
-    rank_rows,
-    register_winner,
-    run_trials,
-    train_trial,
-    trial_row,
-    trial_storage,
-    trials_table,
-)
-from glioray.engine.run import RunPlan
-from glioray.errors import DataError, GliorayError, TrainingError
-from glioray.reports.trials import trials_figure
-from glioray.storage import join_uri, open_storage
-from glioray.tasks.superres.config import GanConfig
-from glioray.tasks.superres.population import (
-    last_storage,
-    member_config,
-    member_points,
-    member_space,
-    num_kept,
-    population,
-    train_member,
-)
-from glioray.tasks.superres.search_figures import pareto_figure, pareto_front, rates_figure
+from glioray.cases.manifest import Manifest
+from glioray.engine.search import Objective, Point, Row, Search
+from glioray.engine.space import Space
+from glioray.engine.trials import count_rows, saved_share
+from glioray.errors import DataError
+from glioray.tasks.superres.config import CollapseConfig, GanConfig
+from glioray.tasks.superres.search_figures import rates_figure
 from glioray.tasks.superres.space import (
-    SHARE,
-    SHARES,
+    RATIO,
     apply_gan_point,
-    first_points,
     gan_space,
     pretraining,
     recipe_point,
+    warm_shares,
 )
-from glioray.tasks.superres.trials import (
-    FIGURES,
-    WORST,
-    failed_metrics,
-    gan_row,
-    importances,
-    is_healthy,
-    population_text,
-    rates_rows,
-    stopping_summary,
-    summary_text,
-    told_metrics,
-)
+from glioray.tasks.superres.trials import WORST, is_healthy, rates_rows, refine_row
 
-_log = logging.getLogger(__name__)
-
-MODES = ("search", "pareto", "pbt")
-"""One objective, with ASHA; two, quality against PSNR gain; or a population whose members take over from others."""
-
-_KEPT = (
-    *("train_", "collapse_", "bicubic_", "dice_", "psnr", "ssim", "nrmse", "hfen", "lpips", "hf_db"),
-    *("gain_psnr", "quality", "objective", "is_collapsed", "stage"),
-)
+_QUALITY, _GAIN = "quality_or_penalty", "gain_or_penalty"
 
 
-@dataclass(frozen=True, kw_only=True)
-class GanSweepPlan:
-    """A search around `base`, whose storage, run name and MLflow kind are the sweep's.
+class SuperResSearch(Search):
+    """Searches for the largest `objective`; a Pareto search, for quality and PSNR gain over bicubic."""
 
-    Attributes:
-        base: the plan whose config the trials vary.
-        num_trials: in all.
-        num_concurrent: at once.
-        model_name: under which the winner is registered.
-        mode: of `MODES`.
-        points: that are tried first, after the recipe's own: what of it they replace.
-    """
+    worst = WORST
+    objective = "objective"
+    rate = "optim_g.lr"
+    kept_metrics = (
+        *("train_", "collapse_", "bicubic_", "dice_", "psnr", "ssim", "nrmse", "hfen", "lpips", "hf_db"),
+        *("gain_psnr", "quality", "objective", "is_collapsed", "stage"),
+    )
+    columns = ("percent", "quality", "gain_psnr", "collapse_score")
+    # Rates and weights. All else is the recipe's, as optimisers and networks pass from one member to another.
+    mutable = ("optim_g.lr", RATIO, "loss.adversarial_weight", "loss.perceptual_weight", "loss.pixel_weight")
+    # A member that collapses is not stopped but replaced.
+    member_settings: Mapping[str, Any] = {"collapse.stop": False}
+    summary_key = "collapse"
+    unhealthy = "collapsed"
 
-    base: RunPlan
-    num_trials: int
-    num_concurrent: int
-    model_name: str
-    mode: str = "search"
-    points: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def config(self) -> GanConfig:
-        """That of a trial by the recipe: with `minutes`, its own part of those of the search."""
-        config: GanConfig = self.base.config
-        if self.mode == "pbt":
-            return member_config(config)
-        minutes = config.train.minutes
-        if minutes is None:
-            return config
-        # The pretraining comes first, alone, and takes as long as the largest share of one trial. The last round of
-        # trials takes as long as any other, however few are left for it.
-        rounds = math.ceil(self.num_trials / self.num_concurrent) + max(self.shares, default=0)
-        return with_settings(config, {"train.minutes": minutes / rounds})
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Of a trial's budget, that one generator is trained for by its pixels, for all trials to begin with.
-
-        None where a generator is named; that of the recipe alone where members have it alike.
-        """
-        config: GanConfig = self.base.config
-        own = recipe_point(config).get(SHARE)
-        if own is None:
-            return ()
-        return tuple(share for share in ((own,) if self.mode == "pbt" else SHARES) if share)
-
-    def source(self, share: float) -> str:
-        """The URI of the generator that was trained for a share of a trial's budget."""
-        return join_uri(self.base.storage, "pretrain", f"{round(100 * share)}-percent")
-
-
-def check_search(config: GanConfig, mode: str, points: Sequence[dict[str, Any]], num_trials: int) -> None:
-    """Check what a search is asked for before anything is trained.
-
-    Raises:
-        UsageError: a point that is not one of the space or for which there is no trial, or a population's budget or
-            points that members cannot have.
-    """
-    first_points(config, points, num_trials)
-    if mode == "pbt":
-        member_config(config)
-        member_points(config, points, num_trials)
-
-
-def run_gan_sweep(plan: GanSweepPlan) -> dict[str, Any]:
-    """Search, or go on searching, and register the best healthy trial's model as it is (picked, not retrained).
-
-    Returns: `run_id` of the sweep, `model` (the registered version), `metrics` of the winner, `winner`, `collapse`
-    (`stopping_summary`), `trials` (a row each, best first) and, in the mode "pareto", `front` (trials by PSNR gain).
-
-    Raises:
-        DataError: there is no validation case to judge collapse by.
-        UsageError: as `check_search`.
-        TrainingError: no trial is healthy.
-    """
-    base, config = plan.base, plan.config
-    if not base.manifest.select("val"):
-        raise DataError(
-            "a search judges collapse on validation cases and the split has none; choose another --fold"
-        )
-    check_search(config, plan.mode, plan.points, plan.num_trials)
-    with parent_run(base, "sweep", num_trials=plan.num_trials, mode=plan.mode) as logger:
-        _pretrain(plan, logger.run_id)
-        found = _fit(plan, logger.run_id)
-        rows = rank_rows([gan_row(trial_row(result, worst=WORST, kept=_KEPT)) for result in found])
-        summary = stopping_summary(rows)
-        _log_rows(logger, plan, rows, summary)
-        end_stopped(rows, lambda row: _trial_plan(plan, row["trial"], row["settings"], logger.run_id))
-        front = _front(rows, config) if plan.mode == "pareto" else []
-        best = next((row for row in rows if not front or row["trial"] in front), rows[0])
-        if not is_healthy(best["objective"], config.collapse):
-            raise TrainingError(
-                f"none of the {len(rows)} trials is healthy; the best said: {best['reason'] or 'collapsed'}"
+    def check_data(self, manifest: Manifest, config: GanConfig) -> None:
+        if not manifest.select("val"):
+            raise DataError(
+                "a search judges collapse on validation cases and the split has none; choose another --fold"
             )
-        winner = _trial_plan(plan, best["trial"], best["settings"], logger.run_id)
-        if plan.mode == "pbt":
-            winner = dataclasses.replace(winner, storage=last_storage(winner.storage))
-        judged = {name: f"{best['metrics'][name]:.4f}" for name in ("quality", "gain_psnr", "collapse_score")}
-        model, run_id = register_winner(
-            plan.model_name, winner, {"sweep": base.run_name, **judged}, purpose=plan.base.task.purpose
-        )
-        logger.log_metrics({"objective": best["objective"]}, step=0)
-        logger.set_tags(
-            {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
-        )
-        _log.info("winner: trial %s (picked, not retrained), registered as %s", best["trial"], model)
-    result = {
-        "run_id": logger.run_id,
-        "model": model,
-        "metrics": best["metrics"],
-        "winner": {"trial": best["trial"], "run_id": run_id, "settings": best["settings"]},
-        "collapse": summary,
-        "trials": [{key: value for key, value in row.items() if key != "metrics"} for row in rows],
-    }
-    return result | ({"front": front} if plan.mode == "pareto" else {})
 
+    def space(self, config: GanConfig, given: Sequence[str] = ()) -> Space:
+        return gan_space(config, given)
 
-def _log_rows(
-    logger: RunLogger, plan: GanSweepPlan, rows: list[dict[str, Any]], summary: Mapping[str, Any]
-) -> None:
-    threshold = plan.config.collapse.threshold
-    is_population = plan.mode == "pbt"
-    text = population_text(summary) if is_population else summary_text(summary)
-    table = f"{text}\n{trials_table(rows, FIGURES)}"
-    # What a member ended with is not what made it what it is.
-    weights = {} if is_population else importances(rows, gan_space(plan.config))
-    if weights:
-        table += f"\nWhat tells most of the objective: {', '.join(f'{k} {v:.2f}' for k, v in list(weights.items())[:5])}.\n"
-    logger.log_json(rows, "trials.json")
-    logger.log_json({**summary, "importances": weights}, "summary.json")
-    logger.log_text(table, "trials.md")
-    logger.log_figure(trials_figure(plotted_rows(rows, "optim_g.lr")), "trials.png")
-    logger.log_figure(rates_figure(rates_rows(rows), threshold=threshold), "rates.png")
-    if plan.mode == "pareto":
-        logger.log_figure(pareto_figure(rates_rows(rows), threshold=threshold), "pareto.png")
-    logger.log_metrics({k: float(v) for k, v in summary.items() if not isinstance(v, list)}, step=0)
-    _log.info("\n%s", table)
+    def point(self, config: GanConfig) -> dict[str, Any]:
+        return recipe_point(config)
 
+    def apply(self, config: GanConfig, point: Point, sources: Mapping[float, str]) -> GanConfig:
+        return apply_gan_point(config, point, sources)
 
-def _front(rows: list[dict[str, Any]], config: GanConfig) -> list[str]:
-    healthy = [row for row in rows if is_healthy(row["objective"], config.collapse)]
-    return pareto_front({row["trial"]: (row["gain_psnr"], row["quality"]) for row in healthy})
+    def grace_percent(self, config: GanConfig) -> int:
+        """Not before the watch can have seen a collapse.
 
+        Until then a trial's objective is its quality, and ASHA would compare collapsed trials with healthy ones; or it
+        would stop one for its rank, and the collapse would stay unknown.
+        """
+        rules = config.collapse
+        verdict = 100 * (rules.grace + rules.patience) // config.train.num_validations + 1
+        return min(100, max(30, verdict))
 
-def _pretrain(plan: GanSweepPlan, parent_run_id: str) -> None:
-    """Train the generator that all trials begin with, to each share of their budget, on as much as one of them has."""
-    config = plan.config
-    share = worker_resources(plan.num_concurrent * config.train.num_workers)
-    for begin, end in pairwise((0.0, *plan.shares)):
-        uri = plan.source(end)
-        if open_storage(uri).exists(RESULT_FILE):
-            continue
-        source = plan.source(begin) if begin else None
-        run = dataclasses.replace(
-            plan.base,
-            config=pretraining(config, begin, end, source),
-            storage=uri,
-            run_name=f"{plan.base.run_name}/pretrain-{round(100 * end)}",
-            kind="train",
-            parent_run_id=parent_run_id,
-            log_model=False,
-        )
-        _log.info("pretraining to %.0f %% of a trial's budget", 100 * end)
-        run_training(run, resources=share)
+    def to_report(self, metrics: Mapping[str, float], config: GanConfig) -> dict[str, Any]:
+        """A collapsed trial reports less of both objectives than any healthy one.
 
+        Of the gain, its penalty is more than what counts as collapse by itself.
+        """
+        rules = config.collapse
+        objective, score = metrics["objective"], metrics["collapse_score"]
+        if not math.isfinite(objective):
+            objective = WORST
+        healthy = is_healthy(objective, rules)
+        return {
+            **metrics,
+            "objective": objective,
+            _QUALITY: metrics["quality"] if healthy else objective,
+            _GAIN: metrics["gain_psnr"] if healthy else -rules.fidelity[1] * (1 + score),
+            "percent": int(100 * metrics["progress"]),
+        }
 
-def _fit(plan: GanSweepPlan, parent_run_id: str) -> list[tune.Result]:
-    base, config = plan.base, plan.config
-    num_workers = config.train.num_workers
-    share = worker_resources(plan.num_concurrent * num_workers)
-    trainable = tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, share=share)
-    folder = join_uri(base.storage, "ray", plan.mode)
-    if plan.mode == "pbt":
-        rule, space = population(config, plan.num_trials, plan.points), member_space(config)
-        return run_trials(
-            trainable,
-            rule,
-            folder=folder,
-            resources=share.resources(),
-            space=space,
-            num_kept=num_kept(config),
-        )
-    objective: dict[str, Any] = {"metric": "objective", "mode": "max"}
-    rules: dict[str, Any] = {**objective, "scheduler": _asha(config)}
-    if plan.mode == "pareto":
-        # With two of them, Tune's own schedulers have nothing to compare trials by; their watch still ends them.
-        objective = {"metric": ["quality_or_penalty", "gain_or_penalty"], "mode": ["max", "max"]}
-        rules = {}
-    return run_trials(
-        trainable,
-        tune.TuneConfig(
-            num_samples=plan.num_trials,
-            max_concurrent_trials=plan.num_concurrent,
-            search_alg=OptunaSearch(
-                space=gan_space(config),
-                points_to_evaluate=first_points(config, plan.points, plan.num_trials),
-                study_name=base.run_name,
-                seed=config.train.seed,
-                **objective,
+    def is_healthy(self, objective: float, config: GanConfig) -> bool:
+        return is_healthy(objective, config.collapse)
+
+    def objectives(self, config: GanConfig) -> tuple[Objective, Objective]:
+        rules: CollapseConfig = config.collapse
+        return (
+            Objective(metric="quality", reported=_QUALITY, label="quality", worst=WORST, baseline=0.0),
+            Objective(
+                metric="gain_psnr",
+                reported=_GAIN,
+                label="PSNR gain over bicubic, dB",
+                worst=-2 * rules.fidelity[1],
+                baseline=0.0,
             ),
-            **rules,
-        ),
-        folder=folder,
-        resources={"CPU": 0.01} if num_workers > 1 else share.resources(),
-    )
+        )
 
+    def refine_row(self, row: Row) -> Row:
+        return refine_row(row)
 
-def _asha(config: GanConfig) -> PercentASHA:
-    """Stops what lags behind, and not before the watch can have told whether it has collapsed.
+    def warm_shares(self, config: GanConfig, space: Mapping[str, BaseDistribution]) -> tuple[float, ...]:
+        return warm_shares(config, space)
 
-    Until then a trial's objective is its quality, and ASHA would compare what has collapsed with what has not; or it
-    would stop it for its rank, and nobody would learn that it had collapsed.
-    """
-    rules = config.collapse
-    verdict = 100 * (rules.grace + rules.patience) // config.train.num_validations + 1
-    return PercentASHA(min(100, max(30, verdict)))
+    def warm_start(self, config: GanConfig, begin: float, end: float, source: str | None) -> GanConfig:
+        return pretraining(config, begin, end, source)
 
+    def summarize(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Also how many trials collapsed, how early each was stopped, and the share of planned steps that saved.
 
-def _trial(point: dict[str, Any], *, plan: GanSweepPlan, parent_run_id: str, share: WorkerResources) -> None:
-    log_to_stderr()
-    trial_id = tune.get_context().get_trial_id()
-    rules = plan.config.collapse
-    last: dict[str, Any] = {}
+        Steps are the adversarial ones of trials.
+        """
+        counts = count_rows(rows)
+        return {
+            **counts,
+            "num_collapsed": sum(row["state"] == "collapsed" for row in rows),
+            "stopped_at_percent": sorted(row["percent"] for row in rows if row["state"] == "collapsed"),
+            "saved_by_collapse": saved_share(rows, "collapsed", counts["planned_steps"]),
+        }
 
-    def told(metrics: dict[str, float]) -> dict[str, Any]:
-        last.update(told_metrics(metrics, rules))
-        return dict(last)
+    def describe(self, summary: Mapping[str, Any], mode: str) -> str:
+        if mode == "pbt":
+            return (
+                f"{summary['num_complete']} of {summary['num_trials']} members ended healthy, "
+                f"{summary['num_collapsed']} collapsed and {summary['num_failed']} failed. Members that lagged or "
+                "collapsed continued from better ones; the settings are those that each ended with.\n"
+            )
+        stopped = summary["stopped_at_percent"]
+        when = ""
+        if len(stopped) > 1:
+            when = f", stopped at {stopped[0]} % to {stopped[-1]} % of their run"
+        elif stopped:
+            when = f", stopped at {stopped[0]} % of its run"
+        return (
+            f"{summary['num_collapsed']} of {summary['num_trials']} trials collapsed{when}; {summary['num_failed']} "
+            f"failed, {summary['num_pruned']} were pruned by ASHA. Of {summary['planned_steps']} planned steps, "
+            f"{summary['saved_by_collapse']:.0%} were saved by stopping collapsed trials and "
+            f"{summary['saved_by_asha']:.0%} by ASHA.\n"
+        )
 
-    try:
-        train = train_member if plan.mode == "pbt" else train_trial
-        train(_trial_plan(plan, trial_id, point, parent_run_id), share, told)
-    except GliorayError as error:
-        _log.warning("trial %s ends at %g: %s", trial_id, WORST, error)
-        tune.report(failed_metrics(last, str(error), rules))
+    def figures(self, rows: Sequence[Row], config: GanConfig) -> Mapping[str, Figure]:
+        return {"rates.png": rates_figure(rates_rows(rows, config), threshold=config.collapse.threshold)}
 
-
-def _trial_plan(plan: GanSweepPlan, trial_id: str, point: dict[str, Any], parent_run_id: str) -> RunPlan:
-    sources = {share: plan.source(share) for share in plan.shares}
-    return dataclasses.replace(
-        plan.base,
-        config=apply_gan_point(plan.config, point, sources),
-        storage=trial_storage(plan.base, trial_id),
-        run_name=f"{plan.base.run_name}/{trial_id}",
-        kind="trial",
-        parent_run_id=parent_run_id,
-    )
+    def version_tags(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        return {name: f"{metrics[name]:.4f}" for name in ("quality", "gain_psnr", "collapse_score")}

@@ -1,4 +1,4 @@
-"""The pictures of a search over super-resolution GANs, as matplotlib figures without pyplot's global state."""
+"""Where in the plane of learning rates GANs collapse."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ _STATES = {
 
 
 def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -> Figure:
-    """Where collapse lives: the discriminator's learning rate against the generator's, a mark a trial.
+    """Draw the discriminator's learning rate against the generator's, a marker a trial, coloured by collapse score.
 
     Args:
         rows: one a trial: "trial" (number), "lr_g", "lr_d", "state" ("complete", "running", "collapsed", "pruned",
-            "failed"), "score" (collapse score, 0 to 1; the colour), "objective" (the size, of healthy ones) and "reason" (written
-            beside collapsed ones); the last three may be None or absent. A trial without a rate is left out.
-        threshold: of the score, from which a trial counts as collapsed. The shaded ground is nearest to such a
-            trial; without trials on both sides nothing is shaded.
+            "failed"), "score" (collapse score, 0 to 1; the colour), "objective" (the size, of healthy ones) and
+            "reason" (written beside collapsed ones); the last three may be None or absent. A trial without a rate is
+            left out.
+        threshold: score from which a trial counts as collapsed. The shaded area is nearest to such a trial; unless
+            there are trials on both sides, nothing is shaded.
 
     Raises:
-        ValueError: a state that is none of these.
+        ValueError: an unknown state.
     """
     if unknown := {str(row["state"]) for row in rows} - set(_STATES):
         raise ValueError(f"'{min(unknown)}' is not a trial's state; the states are {', '.join(_STATES)}")
@@ -70,7 +71,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
     (line,) = axes.plot(
         ends, ends, color="gray", linewidth=0.8, linestyle="--", zorder=1, label="equal rates"
     )
-    # Collapsed ones lie below -1 and would make all others look alike.
+    # Objectives of collapsed trials are below -1 and would make all others look alike.
     values = [
         float(row["objective"])
         for row, collapsed in zip(placed, bad, strict=True)
@@ -101,7 +102,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
             if (state == "collapsed" or (has_score and float(row["score"]) >= threshold)) and row.get(
                 "reason"
             ):
-                # To the left: collapse lives at the right edge. And no reason, however long, narrows the map.
+                # To the left, as collapse is at the right edge; outside the layout, so that long reasons do not narrow it.
                 axes.annotate(
                     str(row["reason"]),
                     (float(row["lr_g"]), float(row["lr_d"])),
@@ -137,66 +138,6 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
     handles.append(line)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
-
-
-def pareto_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -> Figure:
-    """Perceptual quality against PSNR gain, a dot a trial; joined: the trials that no other beats at both.
-
-    Args:
-        rows: one a trial: "trial", "quality", "gain_psnr" (dB over bicubic) and, where known, "score" (collapse).
-            A trial without both values is left out; a collapsed one is a cross and never in front.
-        threshold: of the score, from which a trial counts as collapsed.
-    """
-    figure = Figure(figsize=(7.4, 5.2), layout="constrained")
-    axes = figure.subplots()
-    placed = [row for row in rows if is_finite(row.get("quality")) and is_finite(row.get("gain_psnr"))]
-    bad = [is_finite(row.get("score")) and float(row["score"]) >= threshold for row in placed]
-    points = {
-        row["trial"]: (float(row["gain_psnr"]), float(row["quality"]))
-        for row, collapsed in zip(placed, bad, strict=True)
-        if not collapsed
-    }
-    front = pareto_front(points)
-    rest = [point for trial, point in points.items() if trial not in front]
-    collapsed_points = [
-        (float(row["gain_psnr"]), float(row["quality"]))
-        for row, collapsed in zip(placed, bad, strict=True)
-        if collapsed
-    ]
-    for group, colour, marker, label in (
-        (rest, "#9a9a9a", "o", "healthy"),
-        (collapsed_points, _COLLAPSED, "X", "collapsed"),
-    ):
-        if group:
-            xs, ys = zip(*group, strict=True)
-            axes.scatter(xs, ys, color=colour, marker=marker, s=36, label=label)
-    if front:
-        ahead = [points[trial] for trial in front]
-        axes.plot(*zip(*ahead, strict=True), color="#3fa34d", marker="o", linewidth=1.5, label="front")
-        for trial, point in zip(front, ahead, strict=True):
-            axes.annotate(str(trial), point, xytext=(5, 5), textcoords="offset points", fontsize=8)
-    for line in (axes.axhline, axes.axvline):
-        line(0, color="gray", linewidth=0.8, linestyle=":", zorder=0)
-    empty = "" if placed else "no trials yet"
-    finish(
-        axes,
-        "Quality against fidelity (0, 0: bicubic)",
-        "PSNR gain over bicubic, dB",
-        "quality",
-        legend=bool(placed),
-        empty=empty,
-    )
-    return figure
-
-
-def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
-    """Names of the points that no other is at least as good as at both and better at one, by the first."""
-    front = [
-        name
-        for name, (x, y) in points.items()
-        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
-    ]
-    return sorted(front, key=lambda name: points[name])
 
 
 def _positive(value: Any) -> bool:

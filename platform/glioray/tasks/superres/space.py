@@ -1,4 +1,4 @@
-"""What a search for super-resolution GANs varies, around a recipe."""
+"""The search space around a super-resolution recipe."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from glioray.config import with_settings
-from glioray.errors import UsageError
 from glioray.nets.gan import build_discriminator
 from glioray.tasks.superres.config import GanConfig
 
 RATIO = "rate_ratio"
-"""The discriminator's learning rate over the generator's, which says more than either about which of them wins."""
+"""The discriminator's learning rate over the generator's, which decides more than either rate which of them wins."""
 
 PENALISED = "r1_on"
-"""Whether `loss.r1` counts. It is drawn in any case: a space of Optuna's that is a dict knows no conditions."""
+"""Whether `loss.r1` counts. `loss.r1` is drawn in any case, as Optuna's spaces of this form have no conditions."""
 
 SHARE = "pretrain.share"
 
 SHARES = (0.0, 0.2, 0.5)
-"""Of a trial's budget, that its generator has been trained for by pixels alone."""
+"""Shares of a trial's budget for which its generator is pretrained by pixels alone."""
+
+_PRETRAINING = (
+    *("generator", "channels", "preprocess", "sample", "degrade", "train"),
+    *("pretrain.source", "pretrain.pixel", "pretrain.rate", "pretrain.schedule", "pretrain.warmup"),
+)
+"""Settings, or parts of a config, on which the pretraining depends: trials that vary them have none in common."""
 
 _NORM = "discriminator.options.norm"
 
 
-def gan_space(config: GanConfig) -> dict[str, BaseDistribution]:
-    """Dotted settings, `RATIO` and `PENALISED`, and their ranges, each wide enough for the recipe's own value.
+def gan_space(config: GanConfig, given: Sequence[str] = ()) -> dict[str, BaseDistribution]:
+    """Ranges of dotted settings, `RATIO` and `PENALISED`, each wide enough for the recipe's own value.
 
-    The learning rate reaches 1e-2, where GANs collapse: a search that never meets its limits does not show where
-    they are. The weight of features is searched where the recipe has one, the normalisation where the discriminator
-    can do with and without, the share of pretraining where no `pretrain.source` is named.
+    The learning rate reaches 1e-2, where GANs collapse: a search that stays below does not show where its limit is.
+    The weight of features is searched if the recipe has one, the normalisation if the discriminator takes several,
+    the share of pretraining if no `pretrain.source` is given.
 
-    The average's decay goes with the length that the recipe is made for: .999 remembers a thousand steps, and the
-    model of a run of a few hundred would be the one that it began with, however it went on.
+    The choices of the average's decay follow the recipe's length: .999 averages over a thousand steps, so that the
+    model of a run of a few hundred would stay near its start.
+
+    Args:
+        config: of the recipe.
+        given: settings that the user searches: `optim_d.lr` replaces `RATIO`, and `loss.r1` always counts then.
     """
     own = _values(config)
     space = {
@@ -61,53 +70,32 @@ def gan_space(config: GanConfig) -> dict[str, BaseDistribution]:
         space[_NORM] = _one_of(own[_NORM], *norms)
     if config.pretrain.source is None:
         space[SHARE] = CategoricalDistribution(SHARES)
-    return space
+    meaningless = {
+        *([RATIO] if "optim_d.lr" in given else []),
+        *([PENALISED] if "loss.r1" in given else []),
+        *([SHARE] if "pretrain.source" in given else []),
+    }
+    return {name: values for name, values in space.items() if name not in meaningless}
 
 
 def recipe_point(config: GanConfig) -> dict[str, Any]:
-    """The recipe itself as a point of the space, but for the share of pretraining, which is the nearest there is."""
+    """The recipe as a point of the space, with the nearest of `SHARES`."""
     values = _values(config)
     return {name: values[name] for name in gan_space(config)}
 
 
-def complete_point(config: GanConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's point with some of its values replaced.
+def warm_shares(config: GanConfig, space: Mapping[str, BaseDistribution]) -> tuple[float, ...]:
+    """Shares of a trial's budget above 0 for which one generator is pretrained for all trials.
 
-    Raises:
-        UsageError: a name that is not searched, or a value that is out of its range.
+    None if a generator is given, or if the trials differ in something that the pretraining depends on; a trial then
+    pretrains its own.
     """
-    space = gan_space(config)
-    for name, value in given.items():
-        if name not in space:
-            raise UsageError(f"'{name}' is not searched; a point has {', '.join(sorted(space))}")
-        distribution = space[name]
-        if isinstance(distribution, CategoricalDistribution):
-            allowed = value in distribution.choices
-            expected = f"one of {', '.join(map(str, distribution.choices))}"
-        else:
-            assert isinstance(distribution, FloatDistribution)
-            allowed = isinstance(value, int | float) and distribution.low <= value <= distribution.high
-            expected = f"{distribution.low:g} to {distribution.high:g}"
-        if not allowed:
-            raise UsageError(f"{name} of a point is {value!r}; expected {expected}")
-    return {**recipe_point(config), **given}
-
-
-def first_points(
-    config: GanConfig, given: Sequence[Mapping[str, Any]], num_trials: int
-) -> list[dict[str, Any]]:
-    """The points that a search begins with: the recipe's, then those that are given.
-
-    Raises:
-        UsageError: as `complete_point`, or there are more of them than trials.
-    """
-    points = [complete_point(config, point) for point in ({}, *given)]
-    if len(points) > num_trials:
-        raise UsageError(
-            f"{len(given)} points are given, and the recipe's own is tried too, but there are {num_trials} trials; "
-            f"ask for at least {len(points)}"
-        )
-    return points
+    shares = space.get(SHARE)
+    if not isinstance(shares, CategoricalDistribution):
+        return ()
+    if any(name == part or name.startswith(f"{part}.") for name in space for part in _PRETRAINING):
+        return ()
+    return tuple(sorted(share for share in shares.choices if isinstance(share, float) and share))
 
 
 def apply_gan_point(
@@ -115,45 +103,45 @@ def apply_gan_point(
 ) -> GanConfig:
     """The config with a point's settings.
 
-    A share of pretraining is taken off the run's length: it was trained before, for all trials, and the run goes on
-    from there against the discriminator. So every trial has the same budget in all.
+    A share of pretraining with a source is taken off the run's length: that generator was trained before, for all
+    trials, and the run continues with the adversarial stage. So every trial has the same budget in all.
 
     Args:
         config: the recipe's.
-        point: of `gan_space`.
-        sources: the pretrained model by its share, for shares above 0.
+        point: of any part of `gan_space`, with any other settings.
+        sources: the pretrained model by its share.
     """
     settings = dict(point)
-    settings["optim_d.lr"] = settings["optim_g.lr"] * settings.pop(RATIO)
-    if not settings.pop(PENALISED):
+    if RATIO in settings:
+        settings["optim_d.lr"] = settings.get("optim_g.lr", config.optim_g.lr) * settings.pop(RATIO)
+    if not settings.pop(PENALISED, True):
         settings["loss.r1"] = 0.0
-    if settings["loss.adversarial"] == "hinge":
+    if settings.get("loss.adversarial", config.loss.adversarial) == "hinge":
         settings["loss.label_smoothing"] = 0.0  # it has no targets to smooth
-    if settings["optim_d.name"] == "rmsprop" and config.optim_d.name != "rmsprop":
-        # That of a recipe with Adam is not in use there, and its default makes a rate a tenfold one.
-        settings["optim_d.momentum"] = 0.0
-    if SHARE in settings:
-        share = settings[SHARE]
-        settings |= _part(config, share, 1.0)
-        settings |= {SHARE: 0.0, "pretrain.source": (sources or {})[share] if share else None}
+    if settings.get("optim_d.name") == "rmsprop" and config.optim_d.name != "rmsprop":
+        # A recipe with Adam does not use its momentum, and the default would make the rate a tenfold one.
+        settings.setdefault("optim_d.momentum", 0.0)
+    share = settings.get(SHARE)
+    if sources and share in sources:
+        settings |= {**_part(config, share, 1.0), SHARE: 0.0, "pretrain.source": sources[share]}
     return with_settings(config, settings)
 
 
 def pretraining(config: GanConfig, begin: float, end: float, source: str | None) -> GanConfig:
-    """The config of the pixel stage from one share of a trial's budget to another, which trials begin with.
+    """The config of the pixel stage from one share of a trial's budget to another, from which trials start.
 
     Args:
         config: the recipe's.
         begin: share that `source` was trained for; 0 without one.
         end: share that it is trained to.
-        source: the model to go on with.
+        source: the model to continue.
     """
     settings = {SHARE: 1.0, "pretrain.source": source, "use.segmenter": None, "use.weight": 0.0}
     return with_settings(config, settings | _part(config, begin, end))
 
 
 def _part(config: GanConfig, begin: float, end: float) -> dict[str, Any]:
-    """The length of a run that is the part of a trial's budget from one share of it to another.
+    """Settings of the length of a run from one share of a trial's budget to another.
 
     Epochs are rounded where one part ends and the next begins, so that all parts add up to the whole.
     """

@@ -15,6 +15,7 @@ from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
 from glioray.engine.promotion import Outcome
 from glioray.engine.run import Fill, RunPlan
+from glioray.engine.search import Search
 from glioray.engine.serving import Endpoint, Routes
 from glioray.engine.task import Export, ModelPackage, Prepared, Verdict
 from glioray.errors import ModelError, UsageError
@@ -30,6 +31,7 @@ from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import FORMAT, SuperResSpec, parse_superres
 from glioray.tasks.superres.promotion import compare_superres
 from glioray.tasks.superres.recipes import GAN_RECIPES
+from glioray.tasks.superres.search import SuperResSearch
 from glioray.tasks.superres.training import prepare_gan
 
 
@@ -45,6 +47,7 @@ class SuperResTask:
     recipes = GAN_RECIPES
     default_recipe = "mri_small"
     comparison: Comparison = SuperResComparison()
+    search: Search = SuperResSearch()
 
     def configure(
         self, config: GanConfig, short: Mapping[str, Any], settings: Mapping[str, Any]

@@ -11,7 +11,7 @@ from PIL import Image
 from glioray.tasks.superres.comparison_figures import blend_figure, comparison_panel, convergence_figure
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
-from glioray.tasks.superres.search_figures import pareto_figure, pareto_front, rates_figure
+from glioray.tasks.superres.search_figures import rates_figure
 
 
 def _row(title: str = "case, slice 3", size: tuple[int, int] = (32, 24), **changes) -> PanelRow:
@@ -162,21 +162,6 @@ def test_nothing_is_shaded_where_all_trials_are_alike():
         _pixels(figure)
     with pytest.raises(ValueError, match="'lost' is not a trial's state; the states are complete"):
         rates_figure([{"trial": 0, "lr_g": 1, "lr_d": 1, "state": "lost"}])
-
-
-def test_the_front_is_what_no_other_trial_beats_and_never_a_collapsed_one():
-    assert pareto_front({"a": (0, 1), "b": (1, 0), "c": (0, 0), "d": (1, 0)}) == ["a", "b", "d"]
-    rows = [
-        {"trial": 0, "quality": 0.4, "gain_psnr": -1.0, "score": 0.0},
-        {"trial": 1, "quality": 0.1, "gain_psnr": 2.0},
-        {"trial": 2, "quality": 0.05, "gain_psnr": 1.0, "score": 0.2},
-        {"trial": 3, "quality": 0.9, "gain_psnr": 3.0, "score": 1.0},
-        {"trial": 4, "quality": None, "gain_psnr": 3.0},
-    ]
-    figure = pareto_figure(rows)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1"]
-    _pixels(figure)
-    _pixels(pareto_figure([]))
 
 
 def test_a_blend_strip_goes_from_the_psnr_model_to_the_gan():

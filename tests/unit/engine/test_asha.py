@@ -1,4 +1,4 @@
-"""How the trials of a sweep are stopped; no Ray."""
+"""How ASHA stops the trials of a sweep; no Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from glioray.engine.on_ray.trials import PercentASHA
 
 
-def _asked(scheduler: PercentASHA, number: int, percent: int, objective: float) -> str:
+def _decide(scheduler: PercentASHA, number: int, percent: int, objective: float) -> str:
     trial: Any = SimpleNamespace(trial_id=str(number))
     if percent == 50:
         scheduler.on_trial_add(None, trial)
@@ -19,18 +19,18 @@ def _asked(scheduler: PercentASHA, number: int, percent: int, objective: float) 
 
 
 @pytest.mark.parametrize("grace", [30, 33, 100])
-def test_a_trial_at_its_end_is_left_to_end_by_itself(grace: int):
+def test_a_trial_at_100_percent_is_not_stopped(grace: int):
     # The next rung after 30 % is 90 %, which trials of four validations meet at 100 %.
     scheduler = PercentASHA(grace)
     scheduler.set_search_properties("objective", "max")
     for number, objective in enumerate((0.1, 0.2, 0.3)):
-        assert _asked(scheduler, number, 50, objective) == TrialScheduler.CONTINUE
+        assert _decide(scheduler, number, 50, objective) == TrialScheduler.CONTINUE
     for number, objective in enumerate((0.3, 0.2, 0.1)):
-        assert _asked(scheduler, number, 100, objective) == TrialScheduler.CONTINUE
+        assert _decide(scheduler, number, 100, objective) == TrialScheduler.CONTINUE
 
 
-def test_a_trial_that_lags_behind_is_stopped_after_the_grace():
+def test_a_trial_that_lags_is_stopped_after_the_grace():
     scheduler = PercentASHA(30)
     scheduler.set_search_properties("objective", "max")
-    said = [_asked(scheduler, number, 50, objective) for number, objective in enumerate((0.3, 0.2))]
-    assert said == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+    decisions = [_decide(scheduler, number, 50, objective) for number, objective in enumerate((0.3, 0.2))]
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]

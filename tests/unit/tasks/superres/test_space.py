@@ -1,21 +1,21 @@
-"""What a search for super-resolution GANs varies, and what its trials are made of."""
+"""The search space around a super-resolution recipe, and the configs of its points."""
 
 from __future__ import annotations
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from glioray.config import with_settings
-from glioray.errors import UsageError
 from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
 from glioray.tasks.superres.space import (
     PENALISED,
     RATIO,
     SHARE,
     apply_gan_point,
-    complete_point,
     gan_space,
     pretraining,
     recipe_point,
+    warm_shares,
 )
 
 SOURCES = {0.2: "/runs/pretrain/20-percent", 0.5: "/runs/pretrain/50-percent"}
@@ -99,17 +99,32 @@ def test_the_shared_pretraining_adds_up_to_the_largest_share():
     assert first.use.segmenter is None
 
 
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"optim.lr": 1e-3}, "'optim.lr' is not searched; a point has d_steps"),
-        ({"optim_g.lr": 1.0}, "optim_g.lr of a point is 1.0; expected 1e-05 to 0.01"),
-        ({"optim_g.lr": "high"}, "optim_g.lr of a point is 'high'"),
-        ({"loss.adversarial": "wgan"}, "expected one of vanilla, ragan, lsgan, hinge"),
-    ],
-)
-def test_a_point_outside_the_space_is_said(given: dict[str, object], sentence: str):
+@pytest.mark.parametrize("source", [None, "/runs/psnr"])
+def test_a_given_setting_replaces_what_has_no_meaning_beside_it(source: str | None):
+    config = with_settings(build_gan_recipe("mri_tiny"), {"pretrain.source": source})
+    own = set(gan_space(config))
+    assert own - set(gan_space(config, ("optim_d.lr", "loss.r1"))) == {RATIO, PENALISED}
+    assert own - set(gan_space(config, ("pretrain.source",))) == ({SHARE} if source is None else set())
+
+
+def test_part_of_a_point_leaves_the_rest_to_the_recipe():
     config = build_gan_recipe("mri_tiny")
-    with pytest.raises(UsageError, match=sentence):
-        complete_point(config, given)
-    assert complete_point(config, {"d_steps": 2}) == recipe_point(config) | {"d_steps": 2}
+    assert apply_gan_point(config, {}) == config
+    made = apply_gan_point(config, {RATIO: 0.5})
+    assert (made.optim_g, made.optim_d.lr) == (config.optim_g, 0.5 * config.optim_g.lr)
+    made = apply_gan_point(config, {"optim_g.lr": 1e-5, "optim_d.lr": 2e-5, "loss.r1": 3.0})
+    assert (made.optim_g.lr, made.optim_d.lr, made.loss.r1) == (1e-5, 2e-5, 3.0)
+
+
+def test_trials_that_differ_in_what_is_pretrained_have_no_pretraining_in_common():
+    config = build_gan_recipe("mri_tiny")
+    space = gan_space(config)
+    assert warm_shares(config, space) == (0.2, 0.5)
+    width = CategoricalDistribution((8, 16))
+    assert warm_shares(config, {**space, "generator.options.width": width}) == ()
+    assert warm_shares(config, {**space, "discriminator.options.width": width}) == (0.2, 0.5)
+    assert warm_shares(config, {**space, SHARE: CategoricalDistribution((0, 0.3))}) == (0.3,)
+    assert warm_shares(config, {**space, SHARE: FloatDistribution(0.0, 0.5)}) == ()
+    # Each then pretrains its own generator, within its own budget.
+    made = apply_gan_point(config, recipe_point(config) | {SHARE: 0.5, "train.max_epochs": 9}, {})
+    assert (made.pretrain.share, made.train.max_epochs) == (0.5, 9)

@@ -1,4 +1,4 @@
-"""What a search varies."""
+"""The search space around a segmentation recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pytest
 
 from glioray.config import with_settings
 from glioray.tasks.segmentation.recipes import RECIPES, build_recipe
-from glioray.tasks.segmentation.space import apply_point, recipe_point, unet_space
+from glioray.tasks.segmentation.search import SegmentationSearch
+from glioray.tasks.segmentation.space import recipe_point, unet_space
+
+SEARCH = SegmentationSearch()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -18,7 +21,7 @@ def test_the_recipe_is_a_point_of_its_space(recipe: str):
     assert set(point) == set(space)
     for name, distribution in space.items():
         assert distribution._contains(distribution.to_internal_repr(point[name])), name
-    assert apply_point(config, point).optim.lr == config.optim.lr
+    assert SEARCH.apply(config, point, {}).optim.lr == config.optim.lr
 
 
 @pytest.mark.parametrize(
@@ -40,4 +43,4 @@ def test_only_widths_that_the_network_takes_are_searched(
 def test_only_what_the_config_names_is_searched():
     config = with_settings(build_recipe("unet_small"), {"net.options": {}, "loss.options": {}})
     assert set(unet_space(config)) == {"optim.lr", "optim.weight_decay", "augment.strength"}
-    assert apply_point(config, recipe_point(config)).net.options == {}
+    assert SEARCH.apply(config, recipe_point(config), {}).net.options == {}

@@ -9,27 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glioray.engine.on_ray.trials import rank_rows, trial_row, trials_table
-from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig
+from glioray.engine.trials import build_row, format_table, importances, pareto_rows, rank_rows
+from glioray.reports.pareto import pareto_figure
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.recipes import build_gan_recipe
-from glioray.tasks.superres.search_figures import pareto_figure, rates_figure
+from glioray.tasks.superres.search import SuperResSearch
+from glioray.tasks.superres.search_figures import rates_figure
 from glioray.tasks.superres.space import RATIO, gan_space, recipe_point
-from glioray.tasks.superres.trials import (
-    FIGURES,
-    WORST,
-    failed_metrics,
-    gan_row,
-    importances,
-    is_healthy,
-    population_text,
-    rates_rows,
-    stopping_summary,
-    summary_text,
-    told_metrics,
-)
+from glioray.tasks.superres.trials import WORST, is_healthy, rates_rows
 
-RULES = CollapseConfig()
+SEARCH = SuperResSearch()
 CONFIG = build_gan_recipe("mri_tiny")
+RULES = CONFIG.collapse
+
+
+def _reported(metrics: dict[str, float]) -> dict[str, Any]:
+    return SEARCH.to_report(metrics, CONFIG)
+
+
+def _failed(last: dict[str, Any], reason: str) -> dict[str, Any]:
+    """What `run_sweep` reports for a trial that fails."""
+    worst = {one.reported: one.worst for one in SEARCH.objectives(CONFIG)}
+    return {"percent": 0, **last, **worst, "objective": SEARCH.worst, "reason": reason}
 
 
 def _metrics(
@@ -50,15 +51,14 @@ def _result(metrics: dict[str, Any], *, error: Exception | None = None, **settin
 
 
 def _rows(*results: SimpleNamespace) -> list[dict[str, Any]]:
-    kept = ("quality", "gain_psnr", "collapse_", "is_collapsed", "objective")
-    return rank_rows([gan_row(trial_row(result, worst=WORST, kept=kept)) for result in results])
+    return rank_rows([build_row(result, SEARCH) for result in results])
 
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     """A healthy trial, a collapsed one, a pruned one, one that diverged after a validation and one that crashed."""
-    told = [
-        told_metrics(metrics, RULES)
+    reports = [
+        _reported(metrics)
         for metrics in (
             _metrics(),
             _metrics(progress=0.4, score=0.9, objective=-1.9),
@@ -67,10 +67,10 @@ def rows() -> list[dict[str, Any]]:
         )
     ]
     return _rows(
-        _result(told[0]),
-        _result(told[1], **{"optim_g.lr": 1e-2}),
-        _result(told[2], **{"optim_g.lr": 1e-5}),
-        _result(failed_metrics(told[3], "the generator diverged", RULES)),
+        _result(reports[0]),
+        _result(reports[1], **{"optim_g.lr": 1e-2}),
+        _result(reports[2], **{"optim_g.lr": 1e-5}),
+        _result(_failed(reports[3], "the generator diverged")),
         _result({}, error=RuntimeError("a stack\nof lines, the last: killed")),
     )
 
@@ -86,14 +86,14 @@ def test_every_healthy_trial_outranks_every_other(rows: list[dict[str, Any]]):
 
 
 def test_a_collapsed_trial_of_the_largest_score_ranks_before_one_that_failed():
-    worst = told_metrics(_metrics(progress=0.4, score=1.0, objective=-2.0), RULES)
+    worst = _reported(_metrics(progress=0.4, score=1.0, objective=-2.0))
     crashed, collapsed = _result({}, error=RuntimeError("killed")), _result(worst)
     assert [row["state"] for row in _rows(crashed, collapsed)] == ["collapsed", "failed"]
 
 
 def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
-    told = told_metrics(_metrics(progress=0.5, score=0.7, objective=-1.7, is_collapsed=0.0), RULES)
-    (row,) = _rows(_result(told))
+    report = _reported(_metrics(progress=0.5, score=0.7, objective=-1.7, is_collapsed=0.0))
+    (row,) = _rows(_result(report))
     assert row["state"] == "pruned"
     assert (
         row["reason"] == "stopped by ASHA at 50 % of its run, at its first bad evaluation: conditioning 0.70"
@@ -101,28 +101,28 @@ def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
 
 
 def test_a_trial_whose_end_came_before_patience_was_over_says_what_was_bad():
-    late = told_metrics(_metrics(score=0.7, objective=-1.7, is_collapsed=0.0), RULES)
+    late = _reported(_metrics(score=0.7, objective=-1.7, is_collapsed=0.0))
     (row,) = _rows(_result(late))
     assert row["state"] == "complete"
     assert row["reason"] == "bad in its last evaluations, too late to be stopped: conditioning 0.70"
 
 
-def test_pictures_show_as_collapsed_what_no_search_would_take():
+def test_figures_show_as_collapsed_what_no_search_would_take():
     # Healthy in its last evaluation and not in the one before: the objective knows of both.
-    told = told_metrics(_metrics(score=0.1, objective=-1.8, is_collapsed=0.0), RULES)
-    (drawn,) = rates_rows(_rows(_result(told)))
+    report = _reported(_metrics(score=0.1, objective=-1.8, is_collapsed=0.0))
+    (drawn,) = rates_rows(_rows(_result(report)), CONFIG)
     assert drawn["score"] == pytest.approx(0.8)
-    (healthy,) = rates_rows(_rows(_result(told_metrics(_metrics(score=0.1), RULES))))
+    (healthy,) = rates_rows(_rows(_result(_reported(_metrics(score=0.1)))), CONFIG)
     assert healthy["score"] == 0.1
 
 
-def test_a_trial_that_told_nothing_yet_saved_nothing():
-    summary = stopping_summary(_rows(_result({}), _result(told_metrics(_metrics(), RULES))))
+def test_a_trial_without_a_report_saved_nothing():
+    summary = SEARCH.summarize(_rows(_result({}), _result(_reported(_metrics()))))
     assert (summary["saved_by_asha"], summary["planned_steps"]) == (0.0, 200)
 
 
-def test_a_population_is_told_without_stopping(rows: list[dict[str, Any]]):
-    text = population_text(stopping_summary(rows))
+def test_nothing_is_stopped_in_a_population(rows: list[dict[str, Any]]):
+    text = SEARCH.describe(SEARCH.summarize(rows), "pbt")
     assert text.startswith("1 of 5 members ended healthy, 1 collapsed and 2 failed.")
     assert "ASHA" not in text
 
@@ -130,19 +130,19 @@ def test_a_population_is_told_without_stopping(rows: list[dict[str, Any]]):
 @pytest.mark.parametrize("score", [0.5, 0.8, 1.0])
 def test_on_a_front_too_what_collapsed_is_behind_all_that_is_healthy(score: float):
     # A healthy trial may lose less than 4 dB against bicubic; at that, fidelity alone scores .5.
-    healthy = told_metrics(_metrics(objective=-1.0, quality=-1.0, gain=-3.9), RULES)
-    collapsed = told_metrics(_metrics(score=score, objective=-1 - score, quality=0.9, gain=2.0), RULES)
-    failed = failed_metrics({}, "diverged", RULES)
+    healthy = _reported(_metrics(objective=-1.0, quality=-1.0, gain=-3.9))
+    collapsed = _reported(_metrics(score=score, objective=-1 - score, quality=0.9, gain=2.0))
+    failed = _failed({}, "diverged")
     for name in ("quality_or_penalty", "gain_or_penalty"):
         assert healthy[name] > collapsed[name] >= failed[name]
 
 
-def test_an_objective_that_is_no_number_is_told_as_the_worst():
-    assert told_metrics(_metrics(objective=math.nan), RULES)["objective"] == WORST
+def test_an_objective_that_is_no_number_is_reported_as_the_worst():
+    assert _reported(_metrics(objective=math.nan))["objective"] == WORST
 
 
 def test_what_stopping_saved(rows: list[dict[str, Any]]):
-    summary = stopping_summary(rows)
+    summary = SEARCH.summarize(rows)
     # Planned: 200 steps each of the three that would have run to the end, and the 40 until one diverged.
     assert summary["planned_steps"] == 640
     assert summary["num_steps"] == 200 + 80 + 90 + 40
@@ -150,16 +150,16 @@ def test_what_stopping_saved(rows: list[dict[str, Any]]):
     assert summary["saved_by_asha"] == pytest.approx(110 / 640)
     assert summary["stopped_at_percent"] == [40]
     assert (summary["num_collapsed"], summary["num_pruned"], summary["num_failed"]) == (1, 1, 2)
-    assert "1 of 5 trials collapsed, stopped at 40 % of its run; 2 failed, 1 were pruned" in summary_text(
-        summary
+    assert "1 of 5 trials collapsed, stopped at 40 % of its run; 2 failed, 1 were pruned" in SEARCH.describe(
+        summary, "search"
     )
-    assert "19% were saved" in summary_text(summary)
-    nothing = stopping_summary(_rows(_result({}, error=RuntimeError("killed"))))
+    assert "19% were saved" in SEARCH.describe(summary, "search")
+    nothing = SEARCH.summarize(_rows(_result({}, error=RuntimeError("killed"))))
     assert (nothing["saved_by_collapse"], nothing["planned_steps"]) == (0.0, 0)
 
 
 def test_the_table_has_a_row_a_trial_with_its_reason(rows: list[dict[str, Any]]):
-    lines = trials_table(rows, FIGURES).splitlines()
+    lines = format_table(rows, SEARCH.columns).splitlines()
     assert len(lines) == 2 + len(rows)
     assert len({line.count(" | ") for line in lines}) == 1
     heads = [cell.strip() for cell in lines[0].strip("| ").split("|")]
@@ -168,15 +168,20 @@ def test_the_table_has_a_row_a_trial_with_its_reason(rows: list[dict[str, Any]])
     assert "collapsed: conditioning 0.90 at epoch 4" in lines[4]
 
 
-def test_rows_are_what_the_pictures_want(rows: list[dict[str, Any]]):
-    drawn = rates_rows(rows)
+def test_rows_are_what_the_figures_take(rows: list[dict[str, Any]]):
+    drawn = rates_rows(rows, CONFIG)
     collapsed = next(row for row in drawn if row["state"] == "collapsed")
     assert (collapsed["lr_g"], collapsed["lr_d"], collapsed["score"]) == (1e-2, pytest.approx(1e-2), 0.9)
     assert rates_figure(drawn).axes
-    assert pareto_figure(drawn).axes
+    is_healthy_by_trial = {row["trial"]: is_healthy(row["objective"], RULES) for row in rows}
+    points = pareto_rows(rows, SEARCH.objectives(CONFIG), is_healthy=is_healthy_by_trial)
+    # Failed trials have no place, even if they were validated before.
+    assert [row["x"] is None for row in points] == [row["state"] == "failed" for row in drawn]
+    assert [row["is_healthy"] for row in points] == [row["state"] in ("complete", "pruned") for row in drawn]
+    assert pareto_figure(points).axes
 
 
-def test_what_decides_the_objective_is_found_among_the_settings():
+def test_the_setting_that_decides_the_objective_is_found():
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(16):
@@ -191,7 +196,6 @@ def test_what_decides_the_objective_is_found_among_the_settings():
 
 def test_components_are_named_by_their_number():
     for number, name in enumerate(COLLAPSE_COMPONENTS):
-        told = told_metrics(_metrics(progress=0.5, score=0.7, objective=-1.7) | {"collapse_reason": float(number)}, RULES)  # fmt: skip
-        assert gan_row(trial_row(_result(told), worst=WORST, kept=("is_", "collapse_", "objective")))[  # type: ignore[arg-type]
-            "reason"
-        ].startswith(f"collapsed: {name} 0.70")
+        report = _reported(_metrics(progress=0.5, score=0.7, objective=-1.7) | {"collapse_reason": float(number)})  # fmt: skip
+        (row,) = _rows(_result(report))
+        assert row["reason"].startswith(f"collapsed: {name} 0.70")
