@@ -18,6 +18,7 @@ from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.engine.search import SweepPlan
+from glioray.engine.space import parse_space
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.evaluation import evaluate_cases
 from glioray.tasks.segmentation.prediction import predict_cases
@@ -135,6 +136,37 @@ def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(
     assert again["run_id"] == result["run_id"]
     assert [row["trial"] for row in again["trials"]] == [row["trial"] for row in result["trials"]]
     assert again["model"] == result["model"]
+
+
+def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, mlflow_server: str):
+    base = with_settings(dataclasses.replace(plan, kind="sweep"), **{"train.max_epochs": 1})
+    sweep = SweepPlan(
+        base=base,
+        num_trials=3,
+        num_concurrent=3,
+        model_name=f"f-{plan.run_name}",
+        mode="pareto",
+        points=({"net.options.depth": 2}, {"net.options.depth": 3, "optim.lr": 1e-3}),
+        custom=parse_space(["none", "net.options.depth=2,3", "optim.lr=log:1e-4:1e-2"]),
+    )
+    answer = run_sweep(sweep)
+    assert [set(row["settings"]) for row in answer["trials"]] == [{"net.options.depth", "optim.lr"}] * 3
+    assert (answer["summary"]["num_trials"], answer["summary"]["num_complete"]) == (3, 3)
+    costs = {row["settings"]["net.options.depth"]: row["gflops"] for row in answer["trials"]}
+    assert costs[2] < costs[3]
+    # The cheapest is on the front, however it segments, and only one of those as dear as each other.
+    cheapest = next(row["trial"] for row in answer["trials"] if row["gflops"] == costs[2])
+    assert answer["front"][0] == cheapest
+    assert len(answer["front"]) <= 2
+    assert answer["winner"]["trial"] == answer["trials"][0]["trial"]
+
+    client = MlflowClient(mlflow_server)
+    files = {item.path for item in client.list_artifacts(answer["run_id"])}
+    assert {"trials.json", "trials.md", "trials.png", "pareto.png", "summary.json"} <= files
+    space = json.loads(client.get_run(answer["run_id"]).data.params["space"])
+    assert space == {"net.options.depth": "2,3", "optim.lr": "log:0.0001:0.01"}
+    with pytest.raises(UsageError, match="exists with another search space"):
+        run_sweep(dataclasses.replace(sweep, custom=parse_space(["net.options.depth=2,3"])))
 
 
 def test_a_trial_of_several_ranks_goes_through_ray_train(plan: RunPlan):

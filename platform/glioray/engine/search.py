@@ -114,8 +114,8 @@ class Search(Protocol):
             given: settings that the user searches; entries that have no meaning beside them are left out.
         """
 
-    def point(self, config: Any) -> dict[str, Any]:
-        """The recipe as a point of `space(config)`."""
+    def values(self, config: Any) -> dict[str, Any]:
+        """The recipe's value of each entry that its own space may have."""
 
     def apply(self, config: Any, point: Point, sources: Mapping[float, str]) -> Any:
         """The config with a point's settings.
@@ -342,7 +342,7 @@ def recipe_point(search: Search, config: Any, space: Mapping[str, BaseDistributi
 
     It is the first trial, so that a search of the recipe's own space never ends below the recipe.
     """
-    own = search.point(config)
+    own = search.values(config)
     return {
         name: nearest_value(values, own[name] if name in own else find_setting(config, name))
         for name, values in space.items()

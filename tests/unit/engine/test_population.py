@@ -27,12 +27,12 @@ from glioray.engine.on_ray.population import (
     train_member,
 )
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
-from glioray.engine.search import SweepPlan
+from glioray.engine.search import SweepPlan, recipe_point
 from glioray.storage import open_storage
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.recipes import build_gan_recipe
-from glioray.tasks.superres.space import RATIO, gan_space, recipe_point
+from glioray.tasks.superres.space import RATIO, gan_space
 
 CONFIG = with_settings(build_gan_recipe("mri_small"), {"train.minutes": None})
 
@@ -58,7 +58,7 @@ def _sweep(num_trials: int, points: tuple[dict[str, Any], ...] = (), config: Any
 def test_the_first_members_are_the_recipe_and_the_points():
     rule = population(_sweep(4, ({"optim_g.lr": 1e-2},)))
     first, second = rule.search_alg._points_to_evaluate  # type: ignore[union-attr]
-    point = recipe_point(CONFIG)
+    point = recipe_point(load_task("superres").search, CONFIG, gan_space(CONFIG))
     names = {"optim_g.lr", RATIO, "loss.adversarial_weight", "loss.perceptual_weight"}
     assert first == {name: point[name] for name in names}
     assert second == first | {"optim_g.lr": 1e-2}
@@ -67,7 +67,10 @@ def test_the_first_members_are_the_recipe_and_the_points():
 def test_what_takes_over_stays_within_the_space():
     scheduler: Any = population(_sweep(4)).scheduler
     space = gan_space(CONFIG)
-    point = recipe_point(CONFIG) | {"optim_g.lr": 1e-2, RATIO: 0.25}
+    point = recipe_point(load_task("superres").search, CONFIG, gan_space(CONFIG)) | {
+        "optim_g.lr": 1e-2,
+        RATIO: 0.25,
+    }
     for _ in range(40):
         made, _ = _explore(
             point,

@@ -10,14 +10,13 @@ import pytest
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.run import RunPlan
-from glioray.engine.search import SweepPlan, check_sweep, complete_point, recipe_point
+from glioray.engine.search import MODES, SweepPlan, check_sweep, complete_point, recipe_point
 from glioray.engine.space import parse_space
 from glioray.errors import UsageError
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.recipes import build_gan_recipe
 from glioray.tasks.superres.space import SHARE, SHARES, apply_gan_point, gan_space, pretraining
-from glioray.tasks.superres.space import recipe_point as gan_point
 
 POINT = {"optim_g.lr": 1e-2}
 
@@ -62,7 +61,11 @@ def test_every_trial_has_the_same_epochs_in_all(max_epochs: int):
     before = dict(zip(SHARES, (0, first, first + second), strict=True))
     sources = dict.fromkeys(SHARES, "/runs/psnr")
     for share, num_epochs in before.items():
-        made = apply_gan_point(config, gan_point(config) | {SHARE: share}, sources)
+        made = apply_gan_point(
+            config,
+            recipe_point(load_task("superres").search, config, gan_space(config)) | {SHARE: share},
+            sources,
+        )
         assert num_epochs + made.train.max_epochs == max_epochs
 
 
@@ -93,7 +96,13 @@ def test_an_impossible_search_is_refused_before_it_begins(
     task = load_task("superres")
     with pytest.raises(UsageError, match=sentence):
         check_sweep(task, config, mode=mode, points=points, num_trials=num_trials)
-    check_sweep(task, build_gan_recipe("mri_tiny"), mode=mode, points=(POINT,), num_trials=2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_possible_search_is_not_refused(mode: str):
+    task, config = load_task("superres"), build_gan_recipe("mri_tiny")
+    space = check_sweep(task, config, mode=mode, points=(POINT,), num_trials=2)
+    assert set(space) == set(gan_space(config))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,9 @@ def test_a_point_outside_the_space_is_refused(given: dict[str, object], sentence
     space = gan_space(config)
     with pytest.raises(UsageError, match=sentence):
         complete_point(search, config, space, given)
-    assert complete_point(search, config, space, {"d_steps": 2}) == gan_point(config) | {"d_steps": 2}
+    assert complete_point(search, config, space, {"d_steps": 2}) == recipe_point(
+        load_task("superres").search, config, gan_space(config)
+    ) | {"d_steps": 2}
 
 
 @pytest.mark.parametrize(("num_trials", "num_concurrent", "minutes"), [(4, 2, 30), (5, 4, 30), (1, 4, 60)])
@@ -125,7 +136,7 @@ def test_a_trial_has_its_round_s_part_of_the_minutes(num_trials: int, num_concur
 @pytest.mark.parametrize(
     ("recipe", "items", "sentence"),
     [
-        ("unet_tiny", ["optim.lrr=0:1"], "cannot search optim.lrr at 0.0: .*'lrr'"),
+        ("unet_tiny", ["optim.lrr=0:1"], "cannot search optim.lrr at 0.0: .*lrr'"),
         ("unet_tiny", ["optim.lr=log:1e-3:20"], r"cannot search optim.lr at 20.0: optim.lr is 20"),
         ("unet_tiny", ["train.batch_size=4:16"], r"cannot search train.batch_size at "),
         ("unet_tiny", ["net.options.width=8,wide"], "cannot search net.options.width at 'wide'"),

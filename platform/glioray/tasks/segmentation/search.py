@@ -17,7 +17,7 @@ from glioray.engine.trials import count_rows
 from glioray.errors import DataError
 from glioray.nets import build_net
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.space import recipe_point, unet_space
+from glioray.tasks.segmentation.space import recipe_values, unet_space
 
 OBJECTIVE = "dice_mean"
 _NUM_VALIDATIONS = 5
@@ -55,8 +55,8 @@ class SegmentationSearch(Search):
     def space(self, config: RunConfig, given: Sequence[str] = ()) -> Space:
         return unet_space(config)
 
-    def point(self, config: RunConfig) -> dict[str, Any]:
-        return recipe_point(config)
+    def values(self, config: RunConfig) -> dict[str, Any]:
+        return recipe_values(config)
 
     def static_metrics(self, config: RunConfig) -> dict[str, float]:
         return {"gflops": gflops_per_slice(config)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
 import torch
@@ -36,22 +38,25 @@ def unet_space(config: RunConfig) -> dict[str, BaseDistribution]:
 
 def _can_be_built(config: RunConfig, width: int) -> bool:
     """Whether the network takes that width; some take only multiples of 4, 8 or 12."""
-    options = {**config.net.options, "width": width}
+    return _is_net(config.net.name, json.dumps({**config.net.options, "width": width}))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_net(name: str, options: str) -> bool:
     try:
         with torch.device("meta"):
-            build_net(config.net.name, in_channels=1, out_channels=1, **options)
+            build_net(name, in_channels=1, out_channels=1, **json.loads(options))
     except ValueError:
         return False
     return True
 
 
-def recipe_point(config: RunConfig) -> dict[str, Any]:
-    """The recipe as a point of the space."""
-    point = {
+def recipe_values(config: RunConfig) -> dict[str, Any]:
+    """The recipe's value of each entry that its space may have; None where the recipe has none."""
+    return {
         "optim.lr": config.optim.lr,
         "optim.weight_decay": min(max(config.optim.weight_decay, 1e-5), 1e-1),
         "augment.strength": min(config.augment.strength, 1.5),
         "loss.options.ce_weight": config.loss.options.get("ce_weight"),
         "net.options.width": config.net.options.get("width"),
     }
-    return {name: point[name] for name in unet_space(config)}

@@ -25,7 +25,7 @@ from glioray.tasks.superres.space import (
     apply_gan_point,
     gan_space,
     pretraining,
-    recipe_point,
+    recipe_values,
     warm_shares,
 )
 from glioray.tasks.superres.trials import WORST, is_healthy, rates_rows, refine_row
@@ -60,8 +60,8 @@ class SuperResSearch(Search):
     def space(self, config: GanConfig, given: Sequence[str] = ()) -> Space:
         return gan_space(config, given)
 
-    def point(self, config: GanConfig) -> dict[str, Any]:
-        return recipe_point(config)
+    def values(self, config: GanConfig) -> dict[str, Any]:
+        return recipe_values(config)
 
     def apply(self, config: GanConfig, point: Point, sources: Mapping[float, str]) -> GanConfig:
         return apply_gan_point(config, point, sources)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +48,7 @@ def gan_space(config: GanConfig, given: Sequence[str] = ()) -> dict[str, BaseDis
         config: of the recipe.
         given: settings that the user searches: `optim_d.lr` replaces `RATIO`, and `loss.r1` always counts then.
     """
-    own = _values(config)
+    own = recipe_values(config)
     space = {
         "optim_g.lr": _log(1e-5, 1e-2, own["optim_g.lr"]),
         RATIO: _log(0.25, 4.0, own[RATIO]),
@@ -76,12 +78,6 @@ def gan_space(config: GanConfig, given: Sequence[str] = ()) -> dict[str, BaseDis
         *([SHARE] if "pretrain.source" in given else []),
     }
     return {name: values for name, values in space.items() if name not in meaningless}
-
-
-def recipe_point(config: GanConfig) -> dict[str, Any]:
-    """The recipe as a point of the space, with the nearest of `SHARES`."""
-    values = _values(config)
-    return {name: values[name] for name in gan_space(config)}
 
 
 def warm_shares(config: GanConfig, space: Mapping[str, BaseDistribution]) -> tuple[float, ...]:
@@ -152,7 +148,8 @@ def _part(config: GanConfig, begin: float, end: float) -> dict[str, Any]:
     }
 
 
-def _values(config: GanConfig) -> dict[str, Any]:
+def recipe_values(config: GanConfig) -> dict[str, Any]:
+    """The recipe's value of each entry that its space may have, with the nearest of `SHARES`."""
     loss = config.loss
     return {
         "optim_g.lr": config.optim_g.lr,
@@ -183,9 +180,14 @@ def _one_of(own: Any, *choices: Any) -> CategoricalDistribution:
 
 def _can_be_built(config: GanConfig, norm: str) -> bool:
     net = config.discriminator
+    return _is_discriminator(net.name, config.num_channels, json.dumps({**net.options, "norm": norm}))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_discriminator(name: str, channels: int, options: str) -> bool:
     try:
         with torch.device("meta"):
-            build_discriminator(net.name, channels=config.num_channels, **{**net.options, "norm": norm})
+            build_discriminator(name, channels=channels, **json.loads(options))
     except ValueError:
         return False
     return True

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from glioray.config import with_settings
+from glioray.engine.search import recipe_point
 from glioray.tasks.segmentation.recipes import RECIPES, build_recipe
 from glioray.tasks.segmentation.search import SegmentationSearch
-from glioray.tasks.segmentation.space import recipe_point, unet_space
+from glioray.tasks.segmentation.space import unet_space
 
 SEARCH = SegmentationSearch()
 
@@ -17,7 +18,8 @@ SEARCH = SegmentationSearch()
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_is_a_point_of_its_space(recipe: str):
     config = build_recipe(recipe)
-    space, point = unet_space(config), recipe_point(config)
+    space = unet_space(config)
+    point = recipe_point(SEARCH, config, space)
     assert set(point) == set(space)
     for name, distribution in space.items():
         assert distribution._contains(distribution.to_internal_repr(point[name])), name
@@ -43,4 +45,4 @@ def test_only_widths_that_the_network_takes_are_searched(
 def test_only_what_the_config_names_is_searched():
     config = with_settings(build_recipe("unet_small"), {"net.options": {}, "loss.options": {}})
     assert set(unet_space(config)) == {"optim.lr", "optim.weight_decay", "augment.strength"}
-    assert SEARCH.apply(config, recipe_point(config), {}).net.options == {}
+    assert SEARCH.apply(config, recipe_point(SEARCH, config, unet_space(config)), {}).net.options == {}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from glioray.config import with_settings
+from glioray.engine.search import recipe_point
+from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
+from glioray.tasks.superres.search import SuperResSearch
 from glioray.tasks.superres.space import (
     PENALISED,
     RATIO,
@@ -14,17 +19,21 @@ from glioray.tasks.superres.space import (
     apply_gan_point,
     gan_space,
     pretraining,
-    recipe_point,
     warm_shares,
 )
 
+SEARCH = SuperResSearch()
 SOURCES = {0.2: "/runs/pretrain/20-percent", 0.5: "/runs/pretrain/50-percent"}
+
+
+def _own_point(config: GanConfig) -> dict[str, Any]:
+    return recipe_point(SEARCH, config, gan_space(config))
 
 
 @pytest.mark.parametrize("recipe", GAN_RECIPES)
 def test_the_recipe_is_a_point_of_its_space(recipe: str):
     config = build_gan_recipe(recipe)
-    space, point = gan_space(config), recipe_point(config)
+    space, point = gan_space(config), _own_point(config)
     assert set(point) == set(space)
     for name, distribution in space.items():
         assert distribution._contains(distribution.to_internal_repr(point[name])), name
@@ -41,7 +50,7 @@ def test_the_recipe_is_a_point_of_its_space(recipe: str):
 def test_rates_reach_into_where_gans_collapse():
     space = gan_space(build_gan_recipe("mri_small"))
     assert (space["optim_g.lr"].low, space["optim_g.lr"].high) == (1e-5, 1e-2)
-    point = recipe_point(build_gan_recipe("mri_small")) | {"optim_g.lr": 1e-2, RATIO: 4.0}
+    point = _own_point(build_gan_recipe("mri_small")) | {"optim_g.lr": 1e-2, RATIO: 4.0}
     made = apply_gan_point(build_gan_recipe("mri_small"), point, SOURCES)
     assert (made.optim_g.lr, made.optim_d.lr) == (1e-2, 4e-2)
 
@@ -64,7 +73,7 @@ def test_only_what_the_config_has_is_searched():
 
 def test_settings_that_cannot_go_together_are_made_to():
     config = build_gan_recipe("mri_tiny")
-    point = recipe_point(config) | {"loss.adversarial": "hinge", "loss.label_smoothing": 0.1, "loss.r1": 5.0}
+    point = _own_point(config) | {"loss.adversarial": "hinge", "loss.label_smoothing": 0.1, "loss.r1": 5.0}
     made = apply_gan_point(config, point | {PENALISED: False}, SOURCES)
     assert (made.loss.label_smoothing, made.loss.r1) == (0.0, 0.0)
     assert apply_gan_point(config, point | {PENALISED: True}, SOURCES).loss.r1 == 5.0
@@ -74,7 +83,7 @@ def test_settings_that_cannot_go_together_are_made_to():
 
 def test_rmsprop_has_no_momentum_that_nobody_asked_for():
     config = build_gan_recipe("mri_tiny")
-    point = recipe_point(config) | {"optim_d.name": "rmsprop"}
+    point = _own_point(config) | {"optim_d.name": "rmsprop"}
     assert apply_gan_point(config, point, SOURCES).optim_d.momentum == 0
     own = with_settings(config, {"optim_d.name": "rmsprop", "optim_d.momentum": 0.5})
     assert apply_gan_point(own, point, SOURCES).optim_d.momentum == 0.5
@@ -83,7 +92,7 @@ def test_rmsprop_has_no_momentum_that_nobody_asked_for():
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
 def test_pretraining_is_taken_off_a_trial_s_budget(share: float):
     config = with_settings(build_gan_recipe("mri"), {"train.minutes": 10})
-    made = apply_gan_point(config, recipe_point(config) | {SHARE: share}, SOURCES)
+    made = apply_gan_point(config, _own_point(config) | {SHARE: share}, SOURCES)
     assert made.pretrain.share == 0
     assert made.pretrain.source == SOURCES.get(share)
     assert made.train.max_epochs == round((1 - share) * config.train.max_epochs)
@@ -126,5 +135,5 @@ def test_trials_that_differ_in_what_is_pretrained_have_no_pretraining_in_common(
     assert warm_shares(config, {**space, SHARE: CategoricalDistribution((0, 0.3))}) == (0.3,)
     assert warm_shares(config, {**space, SHARE: FloatDistribution(0.0, 0.5)}) == ()
     # Each then pretrains its own generator, within its own budget.
-    made = apply_gan_point(config, recipe_point(config) | {SHARE: 0.5, "train.max_epochs": 9}, {})
+    made = apply_gan_point(config, _own_point(config) | {SHARE: 0.5, "train.max_epochs": 9}, {})
     assert (made.pretrain.share, made.train.max_epochs) == (0.5, 9)

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glioray.engine.search import recipe_point
 from glioray.engine.trials import build_row, format_table, importances, pareto_rows, rank_rows
 from glioray.reports.pareto import pareto_figure
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.recipes import build_gan_recipe
 from glioray.tasks.superres.search import SuperResSearch
 from glioray.tasks.superres.search_figures import rates_figure
-from glioray.tasks.superres.space import RATIO, gan_space, recipe_point
+from glioray.tasks.superres.space import RATIO, gan_space
 from glioray.tasks.superres.trials import WORST, is_healthy, rates_rows
 
 SEARCH = SuperResSearch()
 CONFIG = build_gan_recipe("mri_tiny")
 RULES = CONFIG.collapse
+OWN_POINT = recipe_point(SEARCH, CONFIG, gan_space(CONFIG))
 
 
 def _reported(metrics: dict[str, float]) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _metrics(
 def _result(metrics: dict[str, Any], *, error: Exception | None = None, **settings: Any) -> SimpleNamespace:
     _result.count = getattr(_result, "count", 0) + 1  # type: ignore[attr-defined]
     number = _result.count  # type: ignore[attr-defined]
-    point = recipe_point(CONFIG) | settings
+    point = OWN_POINT | settings
     return SimpleNamespace(metrics=metrics, error=error, path=f"/runs/trial_{number:03d}", config=point)
 
 
@@ -187,7 +189,7 @@ def test_the_setting_that_decides_the_objective_is_found():
     for _ in range(16):
         rate, d_steps = float(10 ** rng.uniform(-5, -2)), int(rng.integers(1, 3))
         objective = 0.5 if rate < 3e-4 else -1.8
-        rows.append({"settings": recipe_point(CONFIG) | {"optim_g.lr": rate, "d_steps": d_steps}, "objective": objective})  # fmt: skip
+        rows.append({"settings": OWN_POINT | {"optim_g.lr": rate, "d_steps": d_steps}, "objective": objective})  # fmt: skip
     found = importances(rows, gan_space(CONFIG))
     assert next(iter(found)) == "optim_g.lr"
     assert sum(found.values()) == pytest.approx(1)
