@@ -85,7 +85,7 @@ def make_superres(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
-def make_sharper(make_superres: Callable[..., Path]) -> Callable[..., ModelWatch[SuperResolver]]:
+def make_superres_watch(make_superres: Callable[..., Path]) -> Callable[..., ModelWatch[SuperResolver]]:
     """Makes a watch that serves such a package."""
 
     def make(*stages: str, **settings: Any) -> ModelWatch[SuperResolver]:

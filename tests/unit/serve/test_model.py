@@ -180,12 +180,12 @@ def test_the_description_needs_nobody_else() -> None:
     description = client.get("/openapi.json").json()
     operation = description["paths"]["/v1/segment"]["post"]
     schema = _form(description, operation)
-    files, sharper = {"t1", "t1c", "t2", "flair", "image"}, {"scale", "size", "blend", "plane", "force"}
-    assert set(schema["properties"]) == files | sharper | {"labels", "superresolve", "grid"}
+    files, superres = {"t1", "t1c", "t2", "flair", "image"}, {"scale", "size", "blend", "plane", "force"}
+    assert set(schema["properties"]) == files | superres | {"labels", "superresolve", "grid"}
     assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
     operation = description["paths"]["/v1/superresolve"]["post"]
     schema = _form(description, operation)
-    assert set(schema["properties"]) == files | sharper
+    assert set(schema["properties"]) == files | superres
     blend = schema["properties"]["blend"]
     assert (blend["type"], blend["minimum"], blend["maximum"]) == ("number", 0, 1)
     assert "HTTPValidationError" not in description["components"]["schemas"]

@@ -61,13 +61,13 @@ def study() -> Study:
 
 
 @pytest.fixture(scope="module")
-def sharper(make_sharper: Callable[..., Watch]) -> Watch:
-    return make_sharper()
+def superres(make_superres_watch: Callable[..., Watch]) -> Watch:
+    return make_superres_watch()
 
 
 @pytest.fixture
-def client(make_client: Callable[..., TestClient], sharper: Watch) -> Iterator[TestClient]:
-    with make_client(sharper) as client:
+def client(make_client: Callable[..., TestClient], superres: Watch) -> Iterator[TestClient]:
+    with make_client(superres) as client:
         yield client
 
 
@@ -151,7 +151,7 @@ def test_a_slice_alone_is_made_sharper_like_its_volume(client: TestClient, study
 def test_blend_goes_from_one_generator_to_the_other(
     client: TestClient,
     make_client: Callable[..., TestClient],
-    make_sharper: Callable[..., Watch],
+    make_superres_watch: Callable[..., Watch],
     study: Study,
     detail_of: Callable[[Any, int], str],
 ) -> None:
@@ -160,7 +160,7 @@ def test_blend_goes_from_one_generator_to_the_other(
     assert len(set(by_blend.values())) == 3
     assert _post(client, files).content == by_blend["1"]
     for stage, blend in (("psnr", "0"), ("gan", "1")):
-        with make_client(make_sharper(stage)) as alone:
+        with make_client(make_superres_watch(stage)) as alone:
             assert _post(alone, files).content == by_blend[blend]
             assert "blend 0.5 needs it" in detail_of(_post(alone, files, blend="0.5"), 422)
 
@@ -185,14 +185,14 @@ def test_the_plane_is_the_askers_to_choose(client: TestClient, study: Study) -> 
 
 
 def test_a_description_needs_no_making(
-    client: TestClient, sharper: Watch, study: Study, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, superres: Watch, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sharper.served is not None
-    monkeypatch.setattr(sharper.served.model, "images", None)
+    assert superres.served is not None
+    monkeypatch.setattr(superres.served.model, "images", None)
     json_wanted = {"Accept": "application/json"}
     answer = client.post("/v1/superresolve", files={"t1": study.lr["t1"]}, headers=json_wanted).json()
     assert answer == {
-        "model": sharper.served.version,
+        "model": superres.served.version,
         "scale": [4, 4],
         "lr_size": [12, 12],
         "size": [48, 48],
@@ -256,7 +256,7 @@ def test_fields_that_cannot_be(
 def test_files_that_cannot_be(
     client: TestClient,
     make_client: Callable[..., TestClient],
-    make_sharper: Callable[..., Watch],
+    make_superres_watch: Callable[..., Watch],
     study: Study,
     detail_of: Callable[[Any, int], str],
 ) -> None:
@@ -268,7 +268,7 @@ def test_files_that_cannot_be(
     assert detail_of(_post(client, {"flair": study.lr["flair"][:200]}), 422).startswith("flair ")
     large = encode_volume(np.pad(np.ones((300, 300, 1), np.int16), 10), np.diag([4.0, 4, 1, 1]))
     assert "at most 2097152 pixels" in detail_of(_post(client, {"t1": large}, scale="8"), 422)
-    with make_client(make_sharper("gan", channels="joint")) as joint:
+    with make_client(make_superres_watch("gan", channels="joint")) as joint:
         refused = detail_of(_post(joint, {"t1": study.lr["t1"]}), 422)
         assert refused.startswith("t1c, t2, flair are missing")
         assert "takes t1, t1c, t2, flair together" in detail_of(_post(joint, {"image": _png(_disc())}), 422)
@@ -361,16 +361,16 @@ def test_a_hostile_png_gets_its_sentence(
     assert _post(client, {"image": _png(_disc())}).status_code == 200
 
 
-def test_sharpened_and_segmented_in_one_call_is_both_in_turn(
-    client: TestClient, study: Study, watch: ModelWatch[Predictor], sharper: Watch
+def test_super_resolved_and_segmented_in_one_call_is_both_in_turn(
+    client: TestClient, study: Study, watch: ModelWatch[Predictor], superres: Watch
 ) -> None:
     assert client.post("/v1/segment", files=study.lr).status_code == 422  # 4 mm are not what it knows
     one = client.post("/v1/segment", files=study.lr, data={"superresolve": "true", "blend": "0.5"})
     assert one.status_code == 200, one.text
     assert watch.served is not None
-    assert sharper.served is not None
+    assert superres.served is not None
     assert one.headers["x-glioray-model"] == watch.served.version
-    assert one.headers["x-glioray-superres-model"] == sharper.served.version
+    assert one.headers["x-glioray-superres-model"] == superres.served.version
     fine = _unzip(_post(client, study.lr, blend="0.5").content)
     two = client.post("/v1/segment", files=fine)
     mask, affine = _ras(one.content)
@@ -398,10 +398,10 @@ def test_sharpened_and_segmented_in_one_call_is_both_in_turn(
     assert figures["fine"]["voxels"]["wt"] == np.isin(internal, (1, 2, 3)).sum()
     assert figures["fine"]["spacing_mm"] == pytest.approx([1, 1, 1])
     assert figures["input"]["spacing_mm"] == pytest.approx([4, 4, 1])
-    assert figures["input"]["superres"] == sharper.served.version
+    assert figures["input"]["superres"] == superres.served.version
 
 
-def test_how_to_sharpen_means_nothing_without_it(
+def test_options_mean_nothing_without_it(
     client: TestClient, study: Study, detail_of: Callable[[Any, int], str]
 ) -> None:
     for field, value in (("blend", "0.5"), ("grid", "input")):
@@ -440,30 +440,30 @@ def test_without_a_super_resolution_model_the_rest_is_served(
     assert "start it with --superres" in detail_of(_post(off, {"t1": study.lr["t1"]}), 503)
 
 
-def test_both_models_are_told_of(client: TestClient, sharper: Watch) -> None:
-    assert sharper.served is not None
+def test_both_models_are_told_of(client: TestClient, superres: Watch) -> None:
+    assert superres.served is not None
     segmenter, model = client.get("/v1/models").json()["models"]
     assert (segmenter["task"], model["task"]) == ("segmentation", "super-resolution")
-    assert model["version"] == sharper.served.version
+    assert model["version"] == superres.served.version
     assert (model["recipe"], model["channels"], model["scale"]) == ("mri_tiny", "each", 4)
     assert model["generators"] == ["psnr", "gan"]
     assert (model["collapse"], model["metrics"]) == ("healthy", {"quality": 0.25})
     assert model["degradation"]["name"] == "bicubic_aa"
-    assert client.get("/readyz").json()["superres"] == f"serving {sharper.served.version}"
+    assert client.get("/readyz").json()["superres"] == f"serving {superres.served.version}"
     json.dumps(model, allow_nan=False)
 
 
 def test_both_routes_share_the_places(
     make_client: Callable[..., TestClient],
-    make_sharper: Callable[..., Watch],
+    make_superres_watch: Callable[..., Watch],
     files: dict[str, bytes],
     study: Study,
     monkeypatch: pytest.MonkeyPatch,
     detail_of: Callable[[Any, int], str],
 ) -> None:
-    sharper = make_sharper()
-    assert sharper.served is not None
-    resolver = sharper.served.model
+    superres = make_superres_watch()
+    assert superres.served is not None
+    resolver = superres.served.model
     entered, go_on = threading.Event(), threading.Event()
     super_resolve = resolver.super_resolve
 
@@ -474,7 +474,7 @@ def test_both_routes_share_the_places(
 
     monkeypatch.setattr(resolver, "super_resolve", slow)
     answers: list[Any] = []
-    with make_client(sharper, max_pending=1) as client:
+    with make_client(superres, max_pending=1) as client:
         first = threading.Thread(target=lambda: answers.append(_post(client, {"t1": study.lr["t1"]})))
         first.start()
         assert entered.wait(60)
@@ -486,10 +486,10 @@ def test_both_routes_share_the_places(
     assert answers[0].status_code == 200
 
 
-def test_what_is_served_is_what_the_library_makes(client: TestClient, sharper: Watch, study: Study) -> None:
-    assert sharper.served is not None
+def test_what_is_served_is_what_the_library_makes(client: TestClient, superres: Watch, study: Study) -> None:
+    assert superres.served is not None
     case = load_case_from_bytes({"t1": study.lr["t1"]}, modalities=["t1"])
-    expected = sharper.served.model.super_resolve(case, blend=0.25)
+    expected = superres.served.model.super_resolve(case, blend=0.25)
     array, affine = _ras(_post(client, {"t1": study.lr["t1"]}, blend="0.25").content)
     np.testing.assert_array_equal(array, expected.images[0])
     np.testing.assert_allclose(affine, expected.affine)

@@ -139,7 +139,7 @@ class GanLearner:
         stage = self.config.pretrain
         settings = self.config.optim_g.replace(lr=stage.rate, schedule=stage.schedule, warmup=stage.warmup)
         rate = learning_rate(settings, done)
-        loss = self.pretrain_pixel(self._sharpen(pairs), pairs.hr)
+        loss = self.pretrain_pixel(self._super_resolve(pairs), pairs.hr)
         norm = self._update("pixel", self.generator, loss, rate, {"pixel": loss})
         self._average()
         value = float(loss.detach())
@@ -182,7 +182,7 @@ class GanLearner:
     def _generator_step(self, pairs: Pairs, done: float) -> dict[str, float]:
         loss = self.config.loss
         rate = learning_rate(self.config.optim_g, done)
-        sr = self._sharpen(pairs)
+        sr = self._super_resolve(pairs)
         terms: dict[str, Tensor] = {}
         weights = {"pixel": loss.pixel_weight}
         if loss.pixel_weight:
@@ -211,7 +211,7 @@ class GanLearner:
         real_logits, fake_logits = logits.chunk(2) if compares else (logits, logits)
         return self.game.generator(real_logits.detach(), fake_logits)
 
-    def _sharpen(self, pairs: Pairs) -> Tensor:
+    def _super_resolve(self, pairs: Pairs) -> Tensor:
         with autocast(self.device, self.config.train.precision):
             sr: Tensor = self.parallel_g(_channels_last(pairs.lr), pairs.hr.shape[-2:])
         return sr.float()

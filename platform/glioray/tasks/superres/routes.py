@@ -35,7 +35,7 @@ from glioray.tasks.superres.uploads import (
     MAX_SCALE,
     MAX_SIDE_PX,
     Input,
-    Sharpening,
+    SuperResOptions,
     encode_result,
     plan_super_resolution,
     read_input,
@@ -104,7 +104,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def parse_sharpening(
+def parse_options(
     scale: Annotated[
         _Scale | SkipJsonSchema[None],
         Form(
@@ -135,7 +135,7 @@ def parse_sharpening(
         Literal["true", "false"] | SkipJsonSchema[None],
         Form(description="go on with an input that is at high resolution already"),
     ] = None,
-) -> Sharpening:
+) -> SuperResOptions:
     """The form fields that say how to super-resolve.
 
     Raises:
@@ -143,7 +143,7 @@ def parse_sharpening(
     """
     if scale is not None and size is not None:
         raise UsageError("both scale and size were sent; send one of them")
-    return Sharpening(
+    return SuperResOptions(
         scale=scale,
         size=None if size is None else _parse_size(size),
         blend=blend,
@@ -166,9 +166,9 @@ class SuperResolution:
     """Super-resolution of a case before another task works on it (`engine.serving.Enhancement`)."""
 
     endpoint: Endpoint
-    fields: Callable[..., Sharpening] = parse_sharpening
+    fields: Callable[..., SuperResOptions] = parse_options
 
-    def begin(self, options: Sharpening) -> Callable[[Case], Enhanced]:
+    def begin(self, options: SuperResOptions) -> Callable[[Case], Enhanced]:
         served: Served[SuperResolver] = self.endpoint.served
 
         def enhance(case: Case) -> Enhanced:
@@ -198,7 +198,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 "16 bits; or a 4-D NIfTI with the channels FLAIR, T1, T1c, T2"
             ),
         ] = None,
-        how: Sharpening = Depends(parse_sharpening),  # noqa: B008
+        options: SuperResOptions = Depends(parse_options),  # noqa: B008
     ) -> Response:
         """Super-resolve slices: NIfTI to NIfTI on a finer grid, PNG to PNG.
 
@@ -216,13 +216,15 @@ def make_routes(endpoint: Endpoint) -> Routes:
             if not parts:
                 raise UsageError(f"no file was sent; {expected}")
         as_json = accepts_json(request.headers.get("accept", ""))
-        return await endpoint.run(lambda: _super_resolve(served, parts, how, as_json), done="super-resolved")
+        return await endpoint.run(
+            lambda: _super_resolve(served, parts, options, as_json), done="super-resolved"
+        )
 
     return Routes(router, SuperResAnswer, _describe, SuperResolution(endpoint))
 
 
 def _super_resolve(
-    served: Served[SuperResolver], parts: dict[str, bytes], how: Sharpening, as_json: bool
+    served: Served[SuperResolver], parts: dict[str, bytes], options: SuperResOptions, as_json: bool
 ) -> Response:
     """The answer to one input.
 
@@ -232,7 +234,7 @@ def _super_resolve(
     """
     resolver = served.model
     sent = read_input(parts, resolver.spec)
-    plan = plan_super_resolution(resolver, sent, how)
+    plan = plan_super_resolution(resolver, sent, options)
     headers = {MODEL_HEADER: served.version}
     if as_json:
         rows, columns = plan.lr_size
@@ -242,12 +244,12 @@ def _super_resolve(
             lr_size=plan.lr_size,
             size=plan.size,
             plane=plan.plane,
-            blend=float("gan" in resolver.nets) if how.blend is None else how.blend,
+            blend=float("gan" in resolver.nets) if options.blend is None else options.blend,
             fits=plan.warning is None,
             warning=plan.warning,
         )
         return JSONResponse(answer.model_dump(), headers=headers)
-    fine = resolver.super_resolve(sent.case, plane=plan.plane, blend=how.blend, size=plan.size)
+    fine = resolver.super_resolve(sent.case, plane=plan.plane, blend=options.blend, size=plan.size)
     data, media_type, name = encode_result(fine, sent)
     headers |= {
         "Content-Disposition": f'attachment; filename="{name}"',

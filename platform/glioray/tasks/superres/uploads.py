@@ -31,7 +31,7 @@ _SCALE_TOLERANCE = 0.05  # sizes are whole pixels: 28 becomes 128 by 32/7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharpening:
+class SuperResOptions:
     """How to super-resolve an input; None where a form did not say.
 
     Attributes:
@@ -93,7 +93,7 @@ def read_input(parts: Mapping[str, bytes], spec: SuperResSpec) -> Input:
     return Input(_load(dict(parts), spec))
 
 
-def plan_super_resolution(resolver: SuperResolver, sent: Input, how: Sharpening) -> Plan:
+def plan_super_resolution(resolver: SuperResolver, sent: Input, options: SuperResOptions) -> Plan:
     """Choose the plane and the size; everything that can be refused is refused here.
 
     Raises:
@@ -101,12 +101,12 @@ def plan_super_resolution(resolver: SuperResolver, sent: Input, how: Sharpening)
         ModelError: no finer grid, an input at high resolution already, or a blend that the model does not have.
     """
     case = sent.case
-    resolver.generator(how.blend)
-    plane = how.plane or plane_of(case)
+    resolver.generator(options.blend)
+    plane = options.plane or plane_of(case)
     depth, rows, columns = (case.images.shape[1 + axis] for axis in PLANE_AXES[plane])
     trained = resolver.spec.config.degrade.scale
-    scale = how.scale or trained
-    height, width = how.size or (round(rows * scale), round(columns * scale))
+    scale = options.scale or trained
+    height, width = options.size or (round(rows * scale), round(columns * scale))
     ratios = height / rows, width / columns
     if not all(1 <= ratio <= MAX_SCALE for ratio in ratios):
         found = f"the size asked for is {height} x {width}, of slices of {rows} x {columns}"
@@ -122,7 +122,7 @@ def plan_super_resolution(resolver: SuperResolver, sent: Input, how: Sharpening)
     # A PNG does not state the size of its pixels.
     warnings = []
     if sent.pixels is None:
-        warnings.append(resolver.check_fit(case, plane=plane, force=bool(how.force)))
+        warnings.append(resolver.check_fit(case, plane=plane, force=bool(options.force)))
     if any(abs(math.log(ratio / trained)) > _SCALE_TOLERANCE for ratio in ratios):
         scales = " x ".join(f"{ratio:.3g}" for ratio in ratios)
         warnings.append(
