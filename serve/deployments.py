@@ -14,7 +14,7 @@ from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch
 
-_QUESTIONS_PER_CASE = 16
+_REQUESTS_PER_CASE = 16
 
 
 @serve.ingress()
@@ -42,7 +42,7 @@ class Segmenter:
 def make_application(settings: Settings) -> serve.Application:
     """The deployment with its settings and resources, bound."""
     # The routes count the cases themselves; these bounds are for all requests and leave room for health checks.
-    at_once = _QUESTIONS_PER_CASE * settings.max_pending
+    at_once = _REQUESTS_PER_CASE * settings.max_pending
     deployment: Any = serve.deployment(
         Segmenter,
         name="Segmenter",

@@ -56,8 +56,10 @@ class RequestQueue:
             HTTPException: 429, the queue is full.
         """
         if not self.places.acquire(blocking=False):
-            found = f"as many cases are being worked on as fit ({self.settings.max_pending})"
-            raise HTTPException(429, f"{found}; try again in some seconds", RETRY_AFTER)
+            retry = f"retry in {RETRY_AFTER['Retry-After']} s"
+            raise HTTPException(
+                429, f"the queue is full (cases: {self.settings.max_pending}); {retry}", RETRY_AFTER
+            )
         place = _Place(self.places)
         token = _place.set(place)
         try:

@@ -18,12 +18,12 @@ class Settings(BaseModel):
             ready all the same, and only requests that need it are refused.
         models: URIs of models of further tasks, by the task's name.
         tracking_uri: the MLflow server; by default the replica's own MLFLOW_TRACKING_URI.
-        poll_s: seconds between two looks at the alias.
+        poll_s: seconds between two looks at each alias.
         max_body_mb: largest request in MB (10^6 bytes).
         max_pending: cases that a replica holds at once, the running one among them; further ones get 429.
         timeout_s: seconds for a request's body to arrive, and again for its answer to be ready.
         replicas: processes that serve.
-        cpus: what Ray reserves for a replica. Less than it uses: on two CPUs, training takes 1.5 and reading cases 0.25.
+        cpus: CPUs that Ray reserves for a replica; fewer than it uses, so that training fits beside it on two CPUs.
         gpus: GPUs of a replica; with 0 it computes on the CPU.
         num_threads: of torch in a replica; None for torch's own choice.
     """
@@ -56,7 +56,7 @@ class Settings(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the endpoint can segment: "loading" ends by itself, "waiting" needs somebody to act."""
+    """Whether the endpoint can segment: "loading" ends by itself, "waiting" until a model is promoted."""
 
     state: Literal["ready", "loading", "waiting"]
     detail: str

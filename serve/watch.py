@@ -1,4 +1,4 @@
-"""A model that is served, kept up to date with what its URI stands for."""
+"""A served model that follows its URI, such as an alias of the registry."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ M = TypeVar("M")
 
 
 class ModelWatch(Generic[M]):
-    """Holds the model of a URI, and replaces it when the URI comes to stand for another version.
+    """Holds the model of a URI, and replaces it when the URI resolves to another version.
 
-    `served` is only ever replaced as a whole: who has taken it goes on with what he took. Where the registry
-    does not answer, or a new version cannot be loaded, the old one stays; where the registry answers that the
-    alias is gone, nothing is served any more: that is how a model is withdrawn.
+    `served` is replaced as a whole, so that a request keeps the model that it began with. While the registry does not
+    answer, or a new version cannot be loaded, the old one stays. When the registry answers that the alias is gone, no
+    model is served any more: this withdraws a model.
 
     Attributes:
-        load: makes the model of a package's folder, for a device.
+        load: loads the model of a package's folder onto a device.
         served: the model, or None.
-        reason: why there is none, in a sentence fit for clients.
+        reason: why there is none, in a sentence for clients.
     """
 
     def __init__(
@@ -44,42 +44,42 @@ class ModelWatch(Generic[M]):
         self.poll_s, self.tracking_uri, self.device = poll_s, tracking_uri, device
         self.served: Served[M] | None = None
         self.reason = "the model is being loaded; try again in some seconds"
-        self._has_looked = False
-        self._said = ""
+        self._was_resolved = False
+        self._last_message = ""
         self._stop = threading.Event()
 
     @property
     def state(self) -> Literal["ready", "loading", "waiting"]:
-        """ "loading" until the first look has ended."""
+        """ "loading" until the URI was resolved once."""
         if self.served is not None:
             return "ready"
-        return "waiting" if self._has_looked else "loading"
+        return "waiting" if self._was_resolved else "loading"
 
     @property
     def status(self) -> str:
-        """What is served, or why nothing is, in a sentence fit for clients."""
+        """The served version, or why there is none, in a sentence for clients."""
         served = self.served
         return self.reason if served is None else f"serving {served.version}"
 
     def start(self) -> None:
-        """Look now, and then every `poll_s` seconds, on a thread of its own."""
+        """Start a thread that resolves the URI now and then every `poll_s` seconds."""
         threading.Thread(target=self._run, name="model-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no further."""
+        """End the thread."""
         self._stop.set()
 
     def refresh(self) -> None:
-        """Look once: resolve the URI, and load what it stands for unless that is loaded already."""
+        """Resolve the URI once, and load its version unless that is served already."""
         version = self.uri
         try:
             version = resolve_version(self.uri, tracking_uri=self.tracking_uri)
             if self.served is None or self.served.version != version:
                 self.served = self._load(version)
-            self._say(f"serving {version}")
+            self._log_once(f"serving {version}")
         except StorageError as error:
             self.reason = "no model is served, because the registry does not answer; try again later"
-            self._say(f"{error}; {self._what_stays()}")
+            self._log_once(f"{error}; {self._consequence()}")
         except GliorayError as error:
             if version != self.uri:
                 self.reason = (
@@ -89,9 +89,9 @@ class ModelWatch(Generic[M]):
                 self.reason = f"no model is served, because there is no '{self.uri}'; promote a version of it"
                 if isinstance(error, ModelError):
                     self.served = None
-            self._say(f"{error}; {self._what_stays()}")
+            self._log_once(f"{error}; {self._consequence()}")
         finally:
-            self._has_looked = True
+            self._was_resolved = True
 
     def _load(self, version: str) -> Served[M]:
         with tempfile.TemporaryDirectory() as folder:
@@ -102,15 +102,15 @@ class ModelWatch(Generic[M]):
         while not self._stop.is_set():
             try:
                 self.refresh()
-            except Exception:  # the thread must outlive what nobody foresaw
+            except Exception:  # the thread must survive unexpected errors
                 _log.exception("looking for %s failed; trying again in %g s", self.uri, self.poll_s)
             self._stop.wait(self.poll_s)
 
-    def _what_stays(self) -> str:
+    def _consequence(self) -> str:
         return "serving no model" if self.served is None else f"going on with {self.served.version}"
 
-    def _say(self, text: str) -> None:
-        """Log a line unless it is what was said last."""
-        if text != self._said:
+    def _log_once(self, text: str) -> None:
+        """Log a line unless it equals the last one."""
+        if text != self._last_message:
             _log.info(text)
-            self._said = text
+            self._last_message = text

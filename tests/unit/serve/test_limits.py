@@ -108,7 +108,7 @@ def test_no_more_cases_at_once_than_there_are_places(
         go_on.set()
         first.join(60)
         again = client.post("/v1/segment", files=files)
-    assert "as fit (1)" in detail_of(refused, 429)
+    assert "the queue is full (cases: 1); retry in 5 s" in detail_of(refused, 429)
     assert int(refused.headers["retry-after"]) > 0
     assert [answers[0].status_code, again.status_code] == [200, 200]
 

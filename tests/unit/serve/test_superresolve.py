@@ -482,7 +482,7 @@ def test_both_routes_share_the_places(
         go_on.set()
         first.join(60)
         assert client.post("/v1/segment", files=files).status_code == 200
-    assert "as fit (1)" in detail_of(refused, 429)
+    assert "the queue is full (cases: 1); retry in 5 s" in detail_of(refused, 429)
     assert answers[0].status_code == 200
 
 
