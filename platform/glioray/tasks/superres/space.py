@@ -117,7 +117,7 @@ def apply_gan_point(
     if settings.get("optim_d.name") == "rmsprop" and config.optim_d.name != "rmsprop":
         # A recipe with Adam does not use its momentum, and the default would make the rate a tenfold one.
         settings.setdefault("optim_d.momentum", 0.0)
-    share = settings.get(SHARE)
+    share = settings.get(SHARE, 0.0)
     if sources and share in sources:
         settings |= {**_part(config, share, 1.0), SHARE: 0.0, "pretrain.source": sources[share]}
     return with_settings(config, settings)
