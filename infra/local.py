@@ -71,22 +71,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bash infra/local.sh", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("demo", help="from nothing to a served model on phantom data")
-    test = verbs.add_parser("test", help="format, lint, types, import rules and tests")
-    test.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments for pytest")
+    test = verbs.add_parser("test", help="every check; further arguments go to pytest", allow_abbrev=False)
+    test.add_argument("--quick", action="store_true", help="only the static checks and the unit tests")
     docs = verbs.add_parser("docs", help="build the documentation and serve it on a free loopback port")
     docs.add_argument("--build", action="store_true", help="only build it, into .glioray/site")
     start = verbs.add_parser("up", help="start MLflow and Ray on free loopback ports")
     start.add_argument("--s3", action="store_true", help="start an S3 server too")
     verbs.add_parser("down", help="end what was started")
     verbs.add_parser("status", help="what runs, and where")
-    args = parser.parse_args(argv)
+    args, pytest_args = parser.parse_known_args(argv)
+    if pytest_args and args.verb != "test":
+        parser.error(f"unrecognized arguments: {' '.join(pytest_args)}")
     for name in os.environ.pop(MARK, "").split():
         os.environ.pop(name, None)
     try:
         if args.verb == "test":
             from checks import run_checks
 
-            return run_checks(args.pytest)
+            return run_checks(pytest_args, quick=args.quick)
         if args.verb == "docs":
             from documentation import build_site, serve_site
 

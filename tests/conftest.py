@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "infra"))
@@ -45,8 +46,46 @@ os.environ.update(
 Path(os.environ["RAY_TMPDIR"]).mkdir()
 
 
+# Folder of tests, and its marker -> seconds a test may take: many times what it takes on two quiet cores, so that no
+# slow or busy machine fails one.
+_TIMEOUTS_S = {"unit": 300, "contracts": 900, "integration": 900, "e2e": 900}
+_ON_RAY = ("integration", "e2e")
+
+
 def pytest_configure() -> None:
     _end_on_term()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and limit its time."""
+    for item in items:
+        tier = next((name for name in _TIMEOUTS_S if item.get_closest_marker(name)), None)
+        if tier is None:
+            folder = _folder(item.nodeid)
+            tier = folder if folder in _TIMEOUTS_S else "contracts"
+            item.add_marker(tier)
+        item.add_marker(pytest.mark.timeout(_TIMEOUTS_S[tier]))
+    if hasattr(config, "workerinput"):
+        # One process is busy with the tests on Ray from the first to the last; the others take the rest.
+        items.sort(key=lambda item: _folder(item.nodeid) not in _ON_RAY)
+
+
+class _FilesScheduling(LoadScopeScheduling):
+    """Gives each process whole files, and one of them all tests on Ray: a second Ray would starve the first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if _folder(nodeid) in _ON_RAY else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesScheduling:
+    """Keep the order of the collection."""
+    config.option.loadscopereorder = False
+    return _FilesScheduling(config, log)
+
+
+def _folder(nodeid: str) -> str:
+    """The folder of `tests/` that a test is in."""
+    return nodeid.split("/")[1]
 
 
 def _end_on_term() -> None:

@@ -143,12 +143,51 @@ def test_the_gate_runs_every_check_and_fails_with_any(
     assert checks.run_checks(["-k", "name"]) == (1 if failing else 0)
     printed = capfd.readouterr().out
     ran = (
-        "ran ruff format --check",
-        "ran ruff check",
-        "ran mypy",
-        "ran lint-imports",
-        "ran python infra/local.py docs --build",
-        "ran pytest --durations=15 -k name",
+        "ruff format --check",
+        "ruff check",
+        "mypy -p glioray",
+        "lint-imports",
+        "python infra/local.py docs --build",
     )
-    assert all(line in printed for line in ran)
-    assert ("failed: " in printed) == bool(failing)
+    assert all(f"ran {command}" in printed for command in ran)
+    *_, tests = [line for line in printed.splitlines() if line.startswith("ran ")]
+    assert tests.startswith("ran pytest -n ")
+    assert "--cov" in tests
+    assert tests.endswith(" -k name")
+    # pytest's own closing line is the last, unless a check has failed.
+    assert printed.splitlines()[-1].startswith("failed: " if failing else "ran pytest")
+
+    assert checks.run_checks(["-k", "name"], quick=True) == (1 if failing not in ("", "python") else 0)
+    quick = capfd.readouterr().out
+    assert "infra/local.py docs" not in quick
+    assert "-m unit tests/unit -k name" in quick
+    assert "--cov" not in quick
+
+
+@pytest.mark.parametrize(
+    ("args", "pytest_args", "quick"),
+    [
+        ([], [], False),
+        (["--quick"], [], True),
+        (["-k", "a or b", "tests/unit"], ["-k", "a or b", "tests/unit"], False),
+        (["--quick", "-x", "--lf"], ["-x", "--lf"], True),
+    ],
+)
+def test_arguments_of_the_gate_go_to_pytest(
+    monkeypatch: pytest.MonkeyPatch, args: list[str], pytest_args: list[str], quick: bool
+) -> None:
+    calls: list[tuple[list[str], bool]] = []
+
+    def run_checks(arguments: list[str], *, quick: bool) -> int:
+        calls.append((arguments, quick))
+        return 7
+
+    monkeypatch.setattr(checks, "run_checks", run_checks)
+    assert local.main(["test", *args]) == 7
+    assert calls == [(pytest_args, quick)]
+
+
+def test_arguments_that_no_verb_has_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        local.main(["status", "--quick"])
+    assert "unrecognized arguments: --quick" in capsys.readouterr().err
