@@ -62,7 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = next((name for name in _TIMEOUTS_S if item.get_closest_marker(name)), None)
         if tier is None:
             folder = _folder(item.nodeid)
-            tier = folder if folder in _TIMEOUTS_S else "contracts"
+            is_contract = folder not in _TIMEOUTS_S or (folder == "unit" and item.get_closest_marker("real"))
+            tier = "contracts" if is_contract else folder
             item.add_marker(tier)
         item.add_marker(pytest.mark.timeout(_TIMEOUTS_S[tier]))
     if hasattr(config, "workerinput"):

@@ -427,6 +427,7 @@ run_job(main)
 """
 
 
+@pytest.mark.contracts
 def test_stdout_is_the_answer_alone(repo: Path):
     done = subprocess.run(
         [sys.executable, "-c", NOISY, str(repo / "platform")], capture_output=True, text=True, timeout=300
@@ -437,6 +438,7 @@ def test_stdout_is_the_answer_alone(repo: Path):
         assert line in done.stderr
 
 
+@pytest.mark.contracts
 def test_a_dry_run_prints_the_config_as_its_last_line(repo: Path, tmp_path: Path):
     job = repo / "jobs" / "train_unet.py"
     argv = [sys.executable, str(job), "--dry-run", "--recipe", "unet_tiny", "--set", "optim.lr=0.25"]

@@ -97,6 +97,7 @@ def test_the_wheel_has_trained_networks_and_heads(name, widths):
 
 
 @needs_wheel
+@pytest.mark.contracts
 def test_the_wheel_is_read_and_not_imported():
     script = (
         "import sys; from glioray.tasks.superres.extractors import resolve_extractor; resolve_extractor('alexnet'); "

@@ -64,6 +64,7 @@ def test_clusters_have_a_token_credentials_and_the_installed_ray() -> None:
                 assert not any("SECRET" in name or "TOKEN" in name for name in env)
 
 
+@pytest.mark.contracts
 def test_the_jobs_entrypoint_is_understood(tmp_path: Path) -> None:
     (spec,) = [document["spec"] for _, document in _documents() if document["kind"] == "RayJob"]
     assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"working_dir", "env_vars"}
@@ -75,6 +76,7 @@ def test_the_jobs_entrypoint_is_understood(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.contracts
 def test_the_mlflow_service_answers_to_its_name() -> None:
     documents = {document["kind"]: document for name, document in _documents() if name == "mlflow.yaml"}
     (port,) = [item["port"] for item in documents["Service"]["spec"]["ports"]]

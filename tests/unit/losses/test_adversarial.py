@@ -132,6 +132,7 @@ def test_the_relativistic_mean_is_over_all_ranks(shares: tuple[int, int]):
         torch.testing.assert_close(weighted, whole)
 
 
+@pytest.mark.contracts
 def test_two_ranks_have_the_gradients_of_one(tmp_path: Path):
     """Real processes over gloo: every loss, R1, spectral and batch norm; averaged as DDP averages."""
     script = Path(__file__).with_name("gan_ranks.py")

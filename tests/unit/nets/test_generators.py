@@ -208,6 +208,7 @@ def test_a_narrow_head_narrows_the_full_size_alone():
 
 
 @pytest.mark.parametrize(("name", "options"), FIRST)
+@pytest.mark.contracts
 def test_the_export_at_a_whole_scale_takes_any_size(name: str, options: dict[str, Any]):
     net = FixedScale(_build(name, options), 4).eval().double()
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
@@ -220,6 +221,7 @@ def test_the_export_at_a_whole_scale_takes_any_size(name: str, options: dict[str
             torch.testing.assert_close(found, net.net(lr, found.shape[-2:]), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.contracts
 def test_the_export_at_another_ratio_is_of_one_size(tmp_path: Path):
     """Through MLflow's folder, whose check of the program against the network this passes too."""
     net = FixedScale(_build("srresnet", VARIANTS["srresnet"][0]), 32 / 7)

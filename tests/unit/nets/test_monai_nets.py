@@ -108,6 +108,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any], message: str):
         build_net(name, in_channels=4, out_channels=3, **options)
 
 
+@pytest.mark.contracts
 def test_the_registry_is_there_without_monai():
     code = "import sys, glioray.nets; sys.exit('monai' in sys.modules)"
     assert (

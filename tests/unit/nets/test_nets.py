@@ -299,6 +299,7 @@ def test_overfits_one_batch(name: str, options: dict[str, Any]):
 @pytest.mark.parametrize(
     ("name", "options"), [parameters for parameters in FIRST if parameters.id != "u2net"]
 )
+@pytest.mark.contracts
 def test_the_export_equals_the_network(name: str, options: dict[str, Any]):
     net = _build(name, options).eval().double()
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
@@ -320,6 +321,7 @@ class _OfOneSize(nn.Module):
         return x
 
 
+@pytest.mark.contracts
 def test_folding_tells_a_network_of_one_size_its_size():
     net = FoldedNet(_OfOneSize(), 2).eval()
     images = _noise(2, 4, 37, 40)

@@ -127,6 +127,7 @@ for number in range(30):
 """
 
 
+@pytest.mark.contracts
 def test_two_processes_fill_the_same_entries_while_a_third_reads(
     tmp_path: Path, make_entry: MakeEntry, repo: Path
 ) -> None:

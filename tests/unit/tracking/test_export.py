@@ -13,6 +13,8 @@ from glioray.engine.on_mlflow.export import save_export
 from glioray.errors import ModelError
 from glioray.nets import build_net
 
+pytestmark = pytest.mark.contracts
+
 
 class _Positioned(nn.Module):
     """Fixed to 16 x 16 pixels."""

@@ -15,6 +15,8 @@ import torch
 from glioray.engine.collectives import Ranks
 from glioray.engine.run import RunPlan
 
+pytestmark = pytest.mark.contracts
+
 # No narrower: one after another, batch norms blow up to full size what rounding leaves in a dead channel.
 _VGG = {"discriminator.name": "vgg", "discriminator.options": {"width": 4, "norm": "batch"}}
 _ADAM = {

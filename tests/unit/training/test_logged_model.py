@@ -15,6 +15,7 @@ from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 
 
+@pytest.mark.contracts
 def test_an_export_takes_the_slices_that_the_model_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """FCN pads 48 x 80 pixels, which is what a square of 2 x 2 in 96 x 160 folds to, and 32 x 32 it does not."""
     config = RunConfig(

@@ -37,6 +37,7 @@ def _package(folder: Path, hr_size: int, lr_size: int) -> None:
 
 
 @pytest.mark.parametrize(("hr_size", "lr_size", "free"), [(64, 16, True), (64, 14, False)])
+@pytest.mark.contracts
 def test_plain_mlflow_makes_what_the_resolver_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hr_size: int, lr_size: int, free: bool
 ):

@@ -17,6 +17,8 @@ from glioray.engine.run import RunPlan
 from glioray.serialization import to_dict
 from glioray.tasks.segmentation.recipes import build_recipe
 
+pytestmark = pytest.mark.contracts
+
 UNET_SMALL = build_recipe("unet_small")
 SETTINGS: dict[str, dict[str, Any]] = {
     "instance": {"optim.lr": 1e-3, "postprocess.fit_thresholds": True},

@@ -98,6 +98,7 @@ def test_what_it_says_of_itself(write: Writer, tmp_path: Path):
     assert not net.training
 
 
+@pytest.mark.contracts
 def test_plain_mlflow_loads_it(write: Writer, tmp_path: Path):
     join_packages([write(0), write(1)], tmp_path / "joined")
     _, net = read_package(tmp_path / "joined")
