@@ -122,11 +122,6 @@ def describe(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -
     return plain.get(kind or "", "a JSON value")
 
 
-def setting_paths(schema: Mapping[str, Any]) -> list[str]:
-    """The dotted names of all settings of a JSON schema, groups of settings included."""
-    return list(_paths(schema, schema, ""))
-
-
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
@@ -146,7 +141,7 @@ def _describe_number(schema: Mapping[str, Any]) -> str:
 
 
 def _unknown_setting(root: Mapping[str, Any], loc: Sequence[str | int], where: str) -> str:
-    paths = setting_paths(root)
+    paths = list(_paths(root, root, ""))
     path = _path("", loc)
     parent, _, name = path.rpartition(".")
     siblings = [other for other in paths if other.rpartition(".")[0] == parent]
@@ -196,6 +191,7 @@ def _find(root: Mapping[str, Any], loc: Sequence[str | int]) -> Mapping[str, Any
 
 
 def _paths(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """The dotted names of all settings, groups of settings included."""
     for name, node in _resolve(schema, root).get("properties", {}).items():
         yield f"{prefix}{name}"
         yield from _paths(node, root, f"{prefix}{name}.")
