@@ -182,7 +182,9 @@ def ray_local() -> Iterator[None]:
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=True,
         log_to_driver=False,
-        runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'tests'}"}},
+        runtime_env={
+            "env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'tests'}"}
+        },
     )
     # Ray has put its own in place, which ends one test and no session.
     _end_on_term()

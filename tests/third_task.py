@@ -183,7 +183,13 @@ class ShareTask:
         return {}
 
     def evaluate(
-        self, package: ModelPackage, manifest: Any, *, split: str, segmenter: Any = None, out: str | None = None
+        self,
+        package: ModelPackage,
+        manifest: Any,
+        *,
+        split: str,
+        segmenter: Any = None,
+        out: str | None = None,
     ) -> dict[str, Any]:
         entries = select_cases(manifest, {"model": package.spec}, split, labelled=True)
         return {"model": package.uri, "cases": [entry.case_id for entry in entries], "exit_code": 0}

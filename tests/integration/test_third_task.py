@@ -35,7 +35,9 @@ def test_a_third_task_needs_its_own_files_and_one_line(share_plan: RunPlan, tmp_
     assert 0 < trained["metrics"]["score"] <= 1
     assert trained["metrics"]["epoch"] == 2
 
-    sweep = dataclasses.replace(share_plan, storage=str(tmp_path / "sweep"), run_name=f"{tmp_path.name}-sweep")
+    sweep = dataclasses.replace(
+        share_plan, storage=str(tmp_path / "sweep"), run_name=f"{tmp_path.name}-sweep"
+    )
     found = run_sweep(SweepPlan(base=sweep, num_trials=2, num_concurrent=2, model_name="test-share"))
     assert {trial["state"] for trial in found["trials"]} <= {"complete", "pruned"}
     assert found["model"] == "models:/test-share/1"
