@@ -34,7 +34,7 @@ class FormRequest(Request):
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "multipart/form-data":
             found = f"the body is {media_type or 'of no stated type'}"
-            raise HTTPException(415, f"{found}; {self._expected()} as multipart/form-data")
+            raise HTTPException(415, f"{found}; {self._files()} as multipart/form-data")
         try:
             form = await super().form(
                 max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
@@ -60,7 +60,9 @@ class FormRequest(Request):
         names = [name for name, _ in items]
         for name, value in items:
             if name not in self.fields:
-                raise HTTPException(422, f"the field '{name[:40]}' is not known; {self._expected()}")
+                raise HTTPException(
+                    422, f"the field '{name[:40]}' is not known; {self._files()}{self._texts()}"
+                )
             if names.count(name) > 1:
                 raise HTTPException(
                     422, f"the field '{name}' was sent {names.count(name)} times; send it once"
@@ -73,10 +75,13 @@ class FormRequest(Request):
             if value == "":
                 raise HTTPException(422, f"{name} is ''; expected {_describe(self.fields[name])}")
 
-    def _expected(self) -> str:
-        files = [name for name, info in self.fields.items() if isinstance(info, params.File)]
-        others = [name for name in self.fields if name not in files]
-        return f"send some of the files {', '.join(files)}, and {', '.join(others)} if you wish"
+    def _files(self) -> str:
+        names = [name for name, info in self.fields.items() if isinstance(info, params.File)]
+        return f"send some of the files {', '.join(names)}"
+
+    def _texts(self) -> str:
+        names = [name for name, info in self.fields.items() if not isinstance(info, params.File)]
+        return f", and {', '.join(names)} if you wish" if names else ""
 
 
 def form_fields(dependant: Dependant) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def _describe(field: Any) -> str:
     """The values that a form field takes, from its JSON schema."""
     # Annotated takes no fewer than two arguments.
     schema = TypeAdapter(Annotated[(field.annotation, Field(), *field.metadata)]).json_schema()
+    schema |= field.json_schema_extra or {}
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     if "minimum" in schema and "maximum" in schema:
