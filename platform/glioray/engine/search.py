@@ -20,6 +20,7 @@ from glioray.engine.space import (
     Space,
     check_value,
     find_setting,
+    freeze_value,
     merge_spaces,
     nearest_value,
     probe_values,
@@ -361,7 +362,7 @@ def complete_point(
         if name not in space:
             raise UsageError(f"'{name}' is not searched; a point has {', '.join(sorted(space))}")
         check_value(name, value, space[name])
-    return {**recipe_point(search, config, space), **given}
+    return recipe_point(search, config, space) | {name: freeze_value(value) for name, value in given.items()}
 
 
 def first_points(

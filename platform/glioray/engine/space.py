@@ -89,6 +89,7 @@ def nearest_value(values: BaseDistribution, wanted: Any) -> Any:
     Where the wanted value is not a number: the middle of a range, or the first of the choices.
     """
     if isinstance(values, CategoricalDistribution):
+        wanted = freeze_value(wanted)
         return wanted if wanted in values.choices else values.choices[0]
     assert isinstance(values, FloatDistribution | IntDistribution)
     if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not math.isfinite(wanted):
@@ -112,7 +113,7 @@ def check_value(name: str, value: Any, values: BaseDistribution) -> None:
         UsageError: names the setting, its value and the range.
     """
     if isinstance(values, CategoricalDistribution):
-        is_allowed = value in values.choices
+        is_allowed = freeze_value(value) in values.choices
         expected = f"one of {', '.join(map(str, values.choices))}"
     else:
         assert isinstance(values, FloatDistribution | IntDistribution)
@@ -122,6 +123,11 @@ def check_value(name: str, value: Any, values: BaseDistribution) -> None:
         expected = f"{values.low:g} to {values.high:g}"
     if not is_allowed:
         raise UsageError(f"{name} of a point is {value!r}; expected {expected}")
+
+
+def freeze_value(value: Any) -> Any:
+    """The value with tuples in place of lists, as Optuna hashes choices; configs take either."""
+    return tuple(freeze_value(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def find_setting(config: Any, name: str) -> Any:
@@ -190,10 +196,12 @@ def _choices(name: str, choices: list[Any]) -> CategoricalDistribution:
         raise UsageError(
             f"the choices of {name} are {', '.join(texts)}; expected at least two different ones"
         )
+    if any(isinstance(choice, dict) for choice in choices):
+        raise UsageError(f"the choices of {name} are {', '.join(texts)}; expected numbers, words or lists")
     with warnings.catch_warnings():
-        # Lists, such as image sizes, only matter to Optuna's databases, which we do not use.
+        # Tuples, such as image sizes, only matter to Optuna's databases, which we do not use.
         warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
-        return CategoricalDistribution(tuple(choices))
+        return CategoricalDistribution(freeze_value(choices))
 
 
 def _parse_word(word: str) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from glioray.engine.search import Objective, Row, Search
+from glioray.engine.space import freeze_value
 
 _PROGRESS_METRICS = ("epoch", "step", "num_slices", "slices_per_s", "minutes", "progress")
 _MIN_TRIALS = 8
@@ -44,7 +45,8 @@ def build_row(result: Any, search: Search) -> Row:
         "state": state,
         "reason": reason,
         "percent": percent,
-        "settings": result.config,
+        # Tune restores tuples as lists.
+        "settings": {name: freeze_value(value) for name, value in result.config.items()},
         "metrics": {name: value for name, value in metrics.items() if name.startswith(kept)},
     }
     row |= {name: metrics[name] for name in search.columns if name in metrics}
@@ -85,18 +87,30 @@ def _format_cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def number_rows(rows: Sequence[Row], rate: str) -> list[dict[str, Any]]:
+def choose_setting(space: Mapping[str, BaseDistribution], rate: str) -> tuple[str, bool]:
+    """The setting to draw objectives by, and whether on a logarithmic axis: the learning rate, or else any number.
+
+    Args:
+        space: what was searched.
+        rate: the setting that is the learning rate.
+    """
+    numbers = [name for name, values in space.items() if not isinstance(values, CategoricalDistribution)]
+    name = rate if rate in numbers or not numbers else numbers[0]
+    return name, getattr(space.get(name), "log", True)
+
+
+def number_rows(rows: Sequence[Row], setting: str) -> list[dict[str, Any]]:
     """The rows as `reports.trials.trials_figure` takes them, in the order in which trials started.
 
     Args:
         rows: of `build_row`.
-        rate: the setting that is the learning rate.
+        setting: of `choose_setting`.
     """
     return [
         {
             "trial": number,
             "objective": row["objective"] if row["state"] != "failed" else None,
-            "lr": row["settings"].get(rate),
+            "setting": row["settings"].get(setting),
             "state": row["state"],
         }
         for number, row in enumerate(sorted(rows, key=lambda row: row["trial"]))

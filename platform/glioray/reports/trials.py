@@ -18,13 +18,17 @@ _STATE_COLOURS = {
 }
 
 
-def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw a search's trials: the objective by trial and by learning rate, coloured by state.
+def trials_figure(
+    rows: Sequence[Mapping[str, Any]], *, label: str = "learning rate", is_log: bool = True
+) -> Figure:
+    """Draw a search's trials: the objective by trial and by a setting, coloured by state.
 
     Args:
         rows: one a trial: "trial" (number), "objective" (higher is better; None or non-finite where there is none),
-            "lr", and "state" ("complete", "running", "collapsed", "pruned", "failed"). A trial that failed or has no
+            "setting", and "state" ("complete", "running", "collapsed", "pruned", "failed"). A trial that failed or has no
             objective is a cross at the bottom, whatever value the search algorithm was given for it.
+        label: of the setting.
+        is_log: whether the setting's axis is logarithmic.
 
     Raises:
         ValueError: an unknown state.
@@ -38,7 +42,7 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     scored = [row for row in rows if _scored(row)]
     values = [float(row["objective"]) for row in scored]
     floor = min(values, default=0.0) - 0.05 * (max(values, default=1.0) - min(values, default=0.0) or 1.0)
-    for axes, key in ((left, "trial"), (right, "lr")):
+    for axes, key in ((left, "trial"), (right, "setting")):
         for state, colour in _STATE_COLOURS.items():
             for good, marker in ((True, "o"), (False, "x")):
                 points = [
@@ -55,9 +59,9 @@ def trials_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         right.axhline(value, color="black", linewidth=0.8, linestyle=":")
         figure.suptitle(f"Best: trial {number}, {value:.3f}", fontsize=11)
     finish(left, "Objective by trial", "trial", "objective", empty="" if rows else "no trials yet")
-    finish(right, "Objective by learning rate", "learning rate", "", empty="" if rows else "no trials yet")
+    finish(right, f"Objective by {label}", label, "", empty="" if rows else "no trials yet")
     left.xaxis.get_major_locator().set_params(integer=True)
-    right.set_xscale("log")
+    right.set_xscale("log" if is_log else "linear")
     states = [state for state in _STATE_COLOURS if any(row["state"] == state for row in rows)]
     handles = [dot(_STATE_COLOURS[state], "o", state) for state in states]
     if len(scored) < len(rows):

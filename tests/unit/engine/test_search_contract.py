@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from glioray.cases.manifest import Manifest
 from glioray.engine.search import (
@@ -21,7 +22,15 @@ from glioray.engine.search import (
 )
 from glioray.engine.space import CustomSpace, probe_values
 from glioray.engine.task import Task
-from glioray.engine.trials import build_row, count_rows, format_table, importances, rank_rows
+from glioray.engine.trials import (
+    build_row,
+    choose_setting,
+    count_rows,
+    format_table,
+    importances,
+    number_rows,
+    rank_rows,
+)
 from glioray.errors import DataError
 from glioray.serialization import fingerprint
 from glioray.tasks import TASKS, load_task
@@ -192,6 +201,19 @@ class TestSearchContract:
         assert epochs == round(begin * config.train.max_epochs)
         # Settings that change what is trained before leave no start in common.
         assert search.warm_shares(config, {**search.space(config), "preprocess.size": None}) == ()  # type: ignore[dict-item]
+
+    def test_trials_are_drawn_by_their_learning_rate_or_another_number(self, search: Search, config: Any):
+        space = search.space(config)
+        assert choose_setting(space, search.rate) == (search.rate, True)
+        assert choose_setting({"augment.strength": FloatDistribution(0.0, 1.0)}, search.rate) == (
+            "augment.strength",
+            False,
+        )
+        words = {"net.name": CategoricalDistribution(("unet", "fcn"))}
+        assert choose_setting(words, search.rate) == (search.rate, True)
+        rows = [{"trial": "a", "objective": 0.1, "state": "complete", "settings": {"augment.strength": 0.3}}]
+        assert number_rows(rows, "augment.strength")[0]["setting"] == 0.3
+        assert number_rows(rows, search.rate)[0]["setting"] is None
 
     def test_importances_are_of_the_searched_settings(self, search: Search, config: Any):
         space, own = search.space(config), recipe_point(search, config, search.space(config))

@@ -53,7 +53,10 @@ def test_entries_survive_their_format():
 
 def test_lists_can_be_choices():
     custom = parse_space(["preprocess.size=[96,96],[128,128]"])
-    assert custom.entries["preprocess.size"].choices == ([96, 96], [128, 128])
+    sizes = custom.entries["preprocess.size"]
+    assert sizes.choices == ((96, 96), (128, 128))
+    hash(sizes)
+    assert nearest_value(sizes, [128, 128]) == (128, 128)
     assert format_space(custom.entries) == {"preprocess.size": "[96, 96],[128, 128]"}
 
 
@@ -93,6 +96,7 @@ def test_none_drops_the_recipe_s_own_space():
         (["none"], "the search space is empty"),
         ({"a": 3}, "the search of a is 3; expected log:LOW:HIGH"),
         ({"a": [1]}, "expected at least two different ones"),
+        ({"a": [{}, {"b": 1}]}, "expected numbers, words or lists"),
     ],
 )
 def test_a_mistake_is_explained(items: Any, sentence: str):

@@ -175,7 +175,9 @@ def test_entries_are_searched_beside_the_recipe_s_own_or_alone(recipe: str):
 def test_a_point_may_have_settings_that_only_the_user_searches():
     task = load_task("segmentation")
     config, custom = build_recipe("unet_tiny"), parse_space(["preprocess.size=[96,96],[128,128]"])
-    check_sweep(task, config, num_trials=2, points=[{"preprocess.size": [128, 128]}], custom=custom)
+    space = check_sweep(task, config, num_trials=2, points=[{"preprocess.size": [128, 128]}], custom=custom)
+    point = complete_point(task.search, config, space, {"preprocess.size": [128, 128]})
+    assert task.search.apply(config, point, {}).preprocess.size == (128, 128)
     with pytest.raises(UsageError, match=r"preprocess.size of a point is \[64, 64\]"):
         check_sweep(task, config, num_trials=2, points=[{"preprocess.size": [64, 64]}], custom=custom)
 

@@ -12,10 +12,10 @@ def _legend(figure: Figure) -> list[str]:
 
 def test_failed_trials_are_never_the_best():
     rows = [
-        {"trial": 0, "objective": 0.4, "lr": 1e-3, "state": "complete"},
-        {"trial": 1, "objective": 0.6, "lr": 1e-4, "state": "pruned"},
-        {"trial": 2, "objective": 9.0, "lr": 1e-2, "state": "failed"},
-        {"trial": 3, "objective": float("nan"), "lr": 1e-2, "state": "complete"},
+        {"trial": 0, "objective": 0.4, "setting": 1e-3, "state": "complete"},
+        {"trial": 1, "objective": 0.6, "setting": 1e-4, "state": "pruned"},
+        {"trial": 2, "objective": 9.0, "setting": 1e-2, "state": "failed"},
+        {"trial": 3, "objective": float("nan"), "setting": 1e-2, "state": "complete"},
     ]
     figure = trials_figure(rows)
     assert figure.get_suptitle() == "Best: trial 1, 0.600"
@@ -27,10 +27,17 @@ def test_failed_trials_are_never_the_best():
 
 def test_unknown_states_are_refused():
     with pytest.raises(ValueError, match="'PRUNED' is not a trial's state"):
-        trials_figure([{"trial": 0, "objective": 1.0, "lr": 1.0, "state": "PRUNED"}])
+        trials_figure([{"trial": 0, "objective": 1.0, "setting": 1.0, "state": "PRUNED"}])
 
 
 def test_no_trials():
     assert [text.get_text() for axes in trials_figure([]).axes for text in axes.texts] == [
         "no trials yet"
     ] * 2
+
+
+def test_another_setting_than_the_learning_rate():
+    rows = [{"trial": 0, "objective": 0.4, "setting": 0.0, "state": "complete"}]
+    right = trials_figure(rows, label="augment.strength", is_log=False).axes[1]
+    assert (right.get_xlabel(), right.get_xscale()) == ("augment.strength", "linear")
+    assert len(right.collections) == 1

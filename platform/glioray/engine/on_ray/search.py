@@ -27,6 +27,7 @@ from glioray.engine.search import Row, SweepPlan, check_sweep
 from glioray.engine.space import CustomSpace, format_space
 from glioray.engine.trials import (
     build_row,
+    choose_setting,
     format_table,
     importances,
     number_rows,
@@ -143,7 +144,9 @@ def _log_rows(
     logger.log_json(rows, "trials.json")
     logger.log_json({**summary, "importances": weights}, "summary.json")
     logger.log_text(table, "trials.md")
-    logger.log_figure(trials_figure(number_rows(rows, search.rate)), "trials.png")
+    setting, is_log = choose_setting(plan.space, search.rate)
+    label = "learning rate" if setting == search.rate else setting
+    logger.log_figure(trials_figure(number_rows(rows, setting), label=label, is_log=is_log), "trials.png")
     for path, figure in search.figures(rows, plan.config).items():
         logger.log_figure(figure, path)
     if plan.mode == "pareto":
