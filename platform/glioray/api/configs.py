@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from glioray.api.places import model_source
@@ -27,29 +28,36 @@ def choose_task(task: str | None, recipe: str | None) -> Task:
 
 
 def resolve_config(request: Any) -> tuple[Task, Any]:
-    """The task of a request that trains, and its config.
+    """The task of a request that trains, and its config, checked by the task.
 
     Raises:
         UsageError: a recipe, a setting or a value that is not allowed, or networks and extractors that cannot be
             built.
         StorageError: weights that cannot be read.
     """
-    task = choose_task(request.task, request.recipe)
-    recipe = request.recipe or task.default_recipe
-    short = short_settings(request, task, recipe)
-    config = task.configure(build_recipe(task, recipe), short, _length(request) | dict(request.set))
+    task, config = resolve_recipe(request)
     task.check(config)
     return task, config
 
 
-def short_settings(request: Request, task: Task, recipe: str) -> dict[str, Any]:
-    """The fields of a request that only some task knows, as far as they are given.
+def resolve_recipe(request: Any, *, apart: Collection[str] = ()) -> tuple[Task, Any]:
+    """`resolve_config` before the task's check, and without the fields named in `apart`."""
+    task = choose_task(request.task, request.recipe)
+    recipe = request.recipe or task.default_recipe
+    names = [name for name in type(request).model_fields if name not in apart]
+    short = short_settings(request, task, recipe, names)
+    return task, task.configure(build_recipe(task, recipe), short, _length(request) | dict(request.set))
+
+
+def short_settings(request: Request, task: Task, recipe: str, names: Collection[str]) -> dict[str, Any]:
+    """Those of the named fields that only one task knows, as far as they are given.
 
     Raises:
         UsageError: a field of another task.
     """
     given = {}
-    for name, field in type(request).model_fields.items():
+    for name in names:
+        field = type(request).model_fields[name]
         only = (field.json_schema_extra or {}).get("only")  # type: ignore[union-attr]
         value = getattr(request, name)
         if not only or value == field.default:

@@ -49,6 +49,20 @@ class LoadedModel:
         """
         return self._model.predict(case)
 
+    def evaluate(self, case: Case) -> dict[str, dict[str, float]]:
+        """Evaluate one case: metrics by region of a segmentation model, by modality of a super-resolution model.
+
+        A super-resolution model degrades the case first, as in its training.
+
+        Args:
+            case: of `load_case`, with a mask for a segmentation model.
+
+        Raises:
+            ModelError: the case's voxels or modalities are not what the model was trained on.
+            CaseError: the case has no mask, or holds no brain.
+        """
+        return self._package.task.evaluate_case(self._model, case)
+
     def save(self, folder: str | Path) -> Path:
         """Write the model's package into a folder, from which `load_model` loads it again; returns the folder."""
         target = Path(folder)

@@ -25,10 +25,20 @@ Uri = Annotated[str, BeforeValidator(_as_text)]
 
 Uris = Annotated[tuple[Uri, ...], Field(strict=False)]
 
+SEPARATED_BY_COMMAS = "separated by commas"
+
+Names = Annotated[tuple[str, ...], Field(strict=False), SEPARATED_BY_COMMAS]
+"""On the command line one flag with commas; a name may have options, as in `unetpp:width=16,norm=batch`."""
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+"""On the command line a flag that may be repeated."""
+
 Count = Annotated[int, Field(ge=1)]
 
 Settings = Mapping[str, Any]
 """Values by dotted setting, such as {"optim.lr": 0.001}."""
+
+Points = Annotated[tuple[Settings, ...], Field(strict=False)]
 
 Labels = Literal["brats-et3", "brats-et4", "brats2024", "msd", "wt", "wt-255"]
 """Names of `cases.labels.CONVENTIONS`."""
@@ -145,6 +155,56 @@ class TuneRequest(_Trained):
     trials: Count = _flag(4, "trials of the search", "N")
     concurrent: Count | None = _flag(None, "trials at once (default: as many as there are CPUs or GPUs)", "N")
     name: str | None = _flag(None, "registered model (default: the task's own name)", "NAME")
+    mode: Literal["search", "pareto", "pbt"] = _flag(
+        "search",
+        "search (one objective, with ASHA), pareto (quality against PSNR gain, or Dice against the arithmetic of a "
+        "slice) or pbt (a population, whose budget is in epochs)",
+        "MODE",
+    )
+    point: Points = _flag(
+        (),
+        "a trial to begin with: its differences from the recipe, such as optim.lr=0.01; may be repeated",
+        "KEY=VALUE,…",
+    )
+    search: Texts | Settings = _flag(
+        (),
+        "search a setting beside, or in place of its entry in, the recipe's own space: log:LOW:HIGH, LOW:HIGH, "
+        "int:LOW:HIGH or choices separated by commas, such as optim.lr=log:1e-4:1e-2 or net.options.width=16,32,48; "
+        "'none' drops the recipe's own space; may be repeated",
+        "KEY=VALUES",
+    )
+
+
+class CompareRequest(_Configured):
+    """Compare entrants around a recipe: equal budget, same data and seeds, one ranking."""
+
+    out: Uri | None = _flag(None, "where the report is written too: a folder or s3://bucket/prefix", "URI")
+    nets: Names = _flag(
+        (), "networks; 'recipe' is the recipe's own", "A,B:OPTION=VALUE,…", only="segmentation"
+    )
+    losses: Names = _flag((), "losses (default: the recipe's)", "A,B,…", only="segmentation")
+    optimizers: Names = _flag((), "optimisers (default: the recipe's)", "A,B:lr=0.01,…", only="segmentation")
+    width: Count | None = _flag(None, "width of every network, to cut a study down", "W", only="segmentation")
+    entrants: Names = _flag(
+        (),
+        "super-resolution recipes, with settings of their own (default: srgan_small,esrgan_small,"
+        "esrgan_small_rmsprop)",
+        "A,B:KEY=VALUE,…",
+        only="superres",
+    )
+    folds: int | None = _flag(
+        None,
+        "folds of the cross-validation, without the patients of a manifest's test split (default: 5)",
+        "K",
+    )
+    seeds: Count | None = _flag(
+        None,
+        "runs of each entrant (on each fold), each from another seed (default: 1 with folds, 3 without)",
+        "N",
+    )
+    minutes_each: float | None = _flag(None, "budget of each run, in minutes; validation counts", "M")
+    slices_each: Count | None = _flag(None, "budget of each run, in training slices", "N")
+    concurrent: Count | None = _flag(None, "runs at once (default: as many as there are CPUs or GPUs)", "N")
 
 
 class EvaluateRequest(_Stored, _Data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -28,9 +28,11 @@ def as_verb(request_type: Callable[P, Q]) -> Callable[[Callable[[Q], R]], Callab
         listed = [f"    {name}: {field.description}." for name, field in fields.items()]
         intro, raises, rest = (inspect.getdoc(carry_out) or "").partition("\nReturns:")
         verb.__doc__ = "\n".join([intro.rstrip(), "", "Args:", *listed, "", (raises + rest).lstrip()])
+        hints = get_type_hints(request_type)
         signature = inspect.signature(request_type)
+        parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
         returned = inspect.signature(carry_out).return_annotation
-        verb.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        verb.__signature__ = signature.replace(parameters=parameters, return_annotation=returned)  # type: ignore[attr-defined]
         verb.carry_out = carry_out  # type: ignore[attr-defined]
         return verb
 

@@ -11,14 +11,15 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from glioray.api.requests import Request, Settings
+from glioray.api.requests import SEPARATED_BY_COMMAS, Request, Settings
+from glioray.engine.entrants import split_names
 from glioray.errors import UsageError
 from glioray.serialization import explain
 
@@ -29,7 +30,7 @@ def parse_flags(
     *,
     name: str,
     help_text: str,
-    hidden: Mapping[str, Any],
+    hidden: Collection[str],
     switches: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, bool]] | None:
     """Parse a job's flags.
@@ -134,7 +135,7 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
     options: dict[str, Any] = {"name": _flag(field), "help": text}
     if extra.get("metavar"):
         options["metavar"] = extra["metavar"]
-    kind = _command_line_type(info.annotation)
+    kind = str if SEPARATED_BY_COMMAS in info.metadata else _command_line_type(info.annotation)
     if kind is int:
         options["converter"] = _parse_int
     # What is not given is left to the request type.
@@ -147,25 +148,27 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
 
 
 def _command_line_type(annotation: Any) -> Any:
-    """The type that a flag's text is parsed as; None and Path are not written on a command line."""
-    if annotation == Settings or (
-        typing.get_origin(annotation) is tuple and annotation.__args__[-1] is Ellipsis
-    ):
-        return list[str]
+    """The type that a flag's text is parsed as; None and paths are not written on a command line."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _command_line_type(args[0])
+    if annotation == Settings or (origin is tuple and args[-1] is Ellipsis):
+        return list[str]
     if origin in (typing.Union, types.UnionType):
         kept = [_command_line_type(arg) for arg in args if arg is not type(None)]
-        return str if str in kept else kept[0]
+        return next((kind for kind in (list[str], str) if kind in kept), kept[0])
     if origin is Literal or origin is tuple or annotation in (bool, int, float, str):
         return annotation
     raise TypeError(f"no flag can be made from {annotation}")
 
 
 def _value(info: FieldInfo, field: str, value: Any) -> Any:
+    if SEPARATED_BY_COMMAS in info.metadata:
+        return tuple(split_names(value))
     if info.annotation == Settings:
         return parse_settings(value, _flag(field))
+    if info.annotation == tuple[Settings, ...]:
+        return tuple(parse_settings(text.split(","), _flag(field)) for text in value)
     return value
 
 

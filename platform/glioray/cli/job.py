@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,14 +25,21 @@ class Job:
         verb: a module of `glioray.api` whose request type is named after it, such as "train".
         doc: the script's docstring; its first line is the job's help text.
         task: whose recipes the job takes; None for a job of every task.
+        without: further fields of the request that are not flags.
         recipe_variable: an environment variable with the default recipe; it goes with GLIORAY_DATA, so that data of
             one's own get the usual default.
     """
 
     def __init__(
-        self, verb: str, doc: str | None, *, task: str | None = None, recipe_variable: str | None = None
+        self,
+        verb: str,
+        doc: str | None,
+        *,
+        task: str | None = None,
+        without: Collection[str] = (),
+        recipe_variable: str | None = None,
     ) -> None:
-        self.verb, self.task, self.recipe_variable = verb, task, recipe_variable
+        self.verb, self.task, self.without, self.recipe_variable = verb, task, without, recipe_variable
         self.summary = (doc or "").strip().splitlines()[0]
         self.request_type: type[requests.Request] = getattr(requests, f"{verb.title()}Request")
 
@@ -90,13 +97,16 @@ class Job:
         answer = dict(result.answer)
         return answer | ({"exit_code": result.exit_code} if result.exit_code else {})
 
-    def _hidden(self) -> Mapping[str, Any]:
-        """Fields that are not flags: the task, where the job has one, and what belongs to other tasks."""
+    def _hidden(self) -> set[str]:
+        """Fields that are not flags: the task, where the job has one, and fields of other tasks."""
+        hidden = set(self.without)
         if self.task is None:
-            return {}
-        fields = self.request_type.model_fields
-        only = {name: (field.json_schema_extra or {}).get("only") for name, field in fields.items()}  # type: ignore[union-attr]
-        return {name: task for name, task in only.items() if name == "task" or task not in ("", self.task)}
+            return hidden
+        for name, field in self.request_type.model_fields.items():
+            only = (field.json_schema_extra or {}).get("only")  # type: ignore[union-attr]
+            if name == "task" or (only and only != self.task):
+                hidden.add(name)
+        return hidden
 
 
 def run_job(work: Callable[[], dict[str, Any]]) -> NoReturn:

@@ -66,6 +66,19 @@ class Comparison(Protocol):
     stores_all: bool
     states: tuple[str, ...]
 
+    def entrants(self, config: Any, chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The configs that a request compares, by label, before their budget is set.
+
+        Args:
+            config: what all entrants share.
+            chosen: fields of the request that only this task knows, such as `nets` or `entrants`; those not given are
+                absent.
+            settings: by dotted name, for each entrant.
+
+        Raises:
+            UsageError: an entrant that does not exist or cannot be built, or one twice.
+        """
+
     def check(self, config: Any) -> None:
         """Refuse an entrant that cannot be compared fairly.
 

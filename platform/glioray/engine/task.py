@@ -285,6 +285,17 @@ class Task(Protocol):
             UsageError: no such split, or a segmenter that cannot label what the model makes.
         """
 
+    def evaluate_case(self, model: Any, case: Case) -> dict[str, dict[str, float]]:
+        """Metrics of one case in memory, by region or modality.
+
+        Args:
+            model: of `load`.
+            case: with a mask where the task needs one.
+
+        Raises:
+            CaseError: the case has no mask, or holds no brain.
+        """
+
     def predict(
         self,
         package: ModelPackage,

@@ -28,6 +28,7 @@ from glioray.tasks.segmentation.comparison_figures import (
     training_curves_figure,
 )
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
 from glioray.tasks.segmentation.figures import overlay_figure
 from glioray.tasks.segmentation.metrics import confusion
 from glioray.tasks.segmentation.predictor import Predictor
@@ -56,6 +57,14 @@ class SegmentationComparison:
     report_name = "standings"
     stores_all = False
     states: tuple[str, ...] = ()
+
+    def entrants(
+        self, config: RunConfig, chosen: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> dict[str, RunConfig]:
+        named = [chosen.get(name, ()) for name in ("nets", "losses", "optimizers")]
+        is_study = config.recipe in STUDIES and not any(named)
+        rows = STUDIES[config.recipe]() if is_study else product_entrants(*named)
+        return {row.label: entrant_config(config, row, width=chosen.get("width")) for row in rows}
 
     def check(self, config: RunConfig) -> None:
         if config.sample.slice_split:

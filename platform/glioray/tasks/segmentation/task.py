@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.load import Case
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
@@ -22,6 +23,7 @@ from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
 from glioray.tasks.segmentation.balance import check_balance
+from glioray.tasks.segmentation.case_metrics import evaluate_case
 from glioray.tasks.segmentation.comparison import SegmentationComparison
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.entrants import entrant_config, product_entrants
@@ -94,6 +96,9 @@ class SegmentationTask:
         out: str | None = None,
     ) -> dict[str, Any]:
         return evaluate_segmentation(package, manifest, split=split, out=out)
+
+    def evaluate_case(self, model: Predictor, case: Case) -> dict[str, dict[str, float]]:
+        return evaluate_case(model, case)[0]
 
     def predict(
         self,

@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from glioray.config import with_settings
 from glioray.engine.checkpoint import fetch_model
 from glioray.engine.comparison import RunResult, slug
 from glioray.engine.run import Fill, RunPlan, load_history
+from glioray.errors import UsageError
 from glioray.nets.gan import build_discriminator
 from glioray.reports.tables import Table
 from glioray.slices.cache import SliceCache
 from glioray.storage import Storage, open_storage
 from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
 from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.entrants import gan_entrant_config
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.panel import pick_panel
 from glioray.tasks.superres.panel_judge import PanelJudge
@@ -39,6 +42,7 @@ from glioray.tasks.superres.trials import fault
 _PICTURES_FILE = "pictures.npz"
 """In a run's storage: some images of the panel, as "0/lr", "0/bicubic", "0/sr", "0/hr", "1/lr" and so on."""
 
+_DEFAULT_ENTRANTS = ("srgan_small", "esrgan_small", "esrgan_small_rmsprop")
 _PARTS = ("lr", "bicubic", "sr", "hr")
 
 
@@ -49,6 +53,14 @@ class SuperResComparison:
     report_name = "comparison"
     stores_all = True
     states: tuple[str, ...] = ("collapsed",)
+
+    def entrants(
+        self, config: GanConfig, chosen: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> dict[str, GanConfig]:
+        names = chosen.get("entrants", _DEFAULT_ENTRANTS)
+        if len(set(names)) < len(names):
+            raise UsageError(f"--entrants is {', '.join(names)}; give each super-resolution recipe once")
+        return {name: with_settings(gan_entrant_config(config, name), settings) for name in names}
 
     def check(self, config: GanConfig) -> None:
         """Every config can be compared."""

@@ -148,6 +148,10 @@ class SuperResolver:
             lr=lr, bicubic=upsample(lr, (height, width)), sr=self.images(lr, (height, width), blend)
         )
 
+    def predict(self, case: Case) -> Case:
+        """`super_resolve` with the model's own scale and last generator."""
+        return self.super_resolve(case)
+
     def super_resolve(
         self, case: Case, *, plane: str | None = None, blend: float | None = None, size: Size | None = None
     ) -> Case:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.load import Case
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
@@ -22,6 +23,7 @@ from glioray.errors import ModelError, UsageError
 from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
+from glioray.tasks.superres.case_metrics import evaluate_case
 from glioray.tasks.superres.comparison import SuperResComparison
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.tasks.superres.evaluation import evaluate_superres
@@ -99,6 +101,9 @@ class SuperResTask:
         out: str | None = None,
     ) -> dict[str, Any]:
         return evaluate_superres(package, manifest, split=split, segmenter=segmenter, out=out)
+
+    def evaluate_case(self, model: SuperResolver, case: Case) -> dict[str, dict[str, float]]:
+        return evaluate_case(model, case).images
 
     def predict(
         self,
