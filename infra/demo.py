@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def run_demo() -> None:
     """
     clock = _Clock()
     make_folder(OUT)
-    sys.path.insert(0, str(ROOT / "platform"))
+    runpy.run_path(str(ROOT / "jobs" / "_path.py"))
 
     clock.step(f"{NUM_PHANTOMS} phantom cases")
     clock.note("written" if make_phantoms() else "reused: they are there", PHANTOM)

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import runpy
 import shlex
 import sys
 import time
@@ -172,7 +173,7 @@ def make_phantoms() -> bool:
     done = PHANTOM / ".complete"
     if done.exists():
         return False
-    sys.path.insert(0, str(ROOT / "platform"))
+    runpy.run_path(str(ROOT / "jobs" / "_path.py"))
     from glioray.cases.phantom import write_phantoms
     from glioray.storage import open_storage
 

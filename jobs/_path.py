@@ -1,6 +1,8 @@
-"""Finds the glioray package beside this folder; a job imports it before anything else."""
+"""Finds the packages of this repository; a script imports it before anything else."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+_ROOT = Path(__file__).resolve().parents[1]
+for _folder in (_ROOT, _ROOT / "platform"):
+    sys.path.insert(0, str(_folder))

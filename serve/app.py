@@ -11,10 +11,10 @@ it is interrupted. In a Serve config the application is `serve.app:build_app`, w
 
 # No `from __future__ import annotations`: Serve reads the class of build_app's argument from its annotation.
 
-import argparse
 import json
 import logging
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -22,15 +22,15 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+runpy.run_path(str(Path(__file__).resolve().parents[1] / "jobs" / "_path.py"))
 
 import ray
 import requests
-from pydantic import ValidationError
 from ray import serve
 
-from glioray.cli import old as cli
+from glioray.api.requests import Request, Uri, as_flag
+from glioray.cli.flags import build_request, parse_flags
+from glioray.cli.job import run_job
 from glioray.engine.on_mlflow.client import tracking_uri
 from glioray.engine.on_ray.connect import connect, log_to_stderr, worker_resources
 from glioray.engine.serving import NOTICE
@@ -43,6 +43,30 @@ _START_S = 300
 _log = logging.getLogger("glioray.serve")
 
 
+class Endpoint(Request):
+    """The endpoint's address, and those of its settings that are flags."""
+
+    model: Uri = as_flag(
+        "models:/glioray-unet@champion", "segmentation model; an alias is followed when it moves", "URI"
+    )
+    superres: Uri | None = as_flag(
+        None,
+        "super-resolution model beside it, or none (default: models:/glioray-superres@champion, where "
+        "MLFLOW_TRACKING_URI is set)",
+        "URI",
+    )
+    host: str = as_flag("127.0.0.1", "where to listen; 0.0.0.0 for all", "HOST")
+    port: int = as_flag(8000, "port to listen on", "N", ge=1, le=65535)
+    replicas: int = as_flag(1, "processes that serve", "N", ge=1)
+    cpus: float | None = as_flag(
+        None, "CPUs that Ray reserves for a replica (default: 0.25, so that training has room)", "N", ge=0
+    )
+    gpus: float = as_flag(0.0, "GPUs of a replica", "N", ge=0)
+    max_body_mb: float = as_flag(400.0, "largest request in MB", "MB", gt=0)
+    timeout_s: float = as_flag(300.0, "seconds for a request's body, and again for its answer", "S", gt=0)
+    poll_s: float = as_flag(15.0, "seconds between two looks at the alias", "S", gt=0)
+
+
 def build_app(args: Settings) -> serve.Application:
     """The application for `serve run`, `serve deploy` and a RayService."""
     return make_application(args)
@@ -50,16 +74,26 @@ def build_app(args: Settings) -> serve.Application:
 
 def main() -> dict[str, Any]:
     """Start the endpoint; on a cluster its address and model, on this machine alone it stays until interrupted."""
-    args = _parse()
-    settings = _settings(args)
+    parsed = parse_flags(
+        Endpoint,
+        sys.argv[1:],
+        name="app.py",
+        help_text=(__doc__ or "").splitlines()[0],
+        hidden=(),
+        switches={},
+    )
+    if parsed is None:
+        return {}
+    endpoint: Endpoint = build_request(Endpoint, parsed[0])
+    settings = _settings(endpoint)
     log_to_stderr()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
     connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
     if settings.num_threads is None:
-        threads = round(settings.cpus) if args.cpus else worker_resources(settings.replicas).num_threads
+        threads = round(settings.cpus) if endpoint.cpus else worker_resources(settings.replicas).num_threads
         settings = settings.model_copy(update={"num_threads": max(1, threads)})
-    answer = start(settings, args.host, args.port)
+    answer = start(settings, endpoint.host, endpoint.port)
     if not on_cluster:
         _stay(answer)
     return answer
@@ -102,47 +136,16 @@ def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
     }
 
 
-def _parse() -> argparse.Namespace:
-    return cli.parse_flags(
-        (__doc__ or "").splitlines()[0],
-        "model",
-        superres={
-            "metavar": "URI",
-            "help": "super-resolution model beside it, or none (default: models:/glioray-superres@champion, where "
-            "MLFLOW_TRACKING_URI is set)",
-        },
-        host={"default": "127.0.0.1", "help": "where to listen; 0.0.0.0 for all (default: %(default)s)"},
-        port={"type": int, "default": 8000, "help": "default: %(default)s"},
-        replicas={"type": int, "default": 1, "metavar": "N", "help": "processes that serve (default: 1)"},
-        cpus={
-            "type": float,
-            "help": "that Ray reserves for a replica (default: 0.25, so that training has room)",
-        },
-        gpus={"type": float, "default": 0, "help": "of a replica (default: 0)"},
-        max_body_mb={"type": float, "default": 400, "help": "largest request in MB (default: %(default)s)"},
-        timeout_s={"type": float, "default": 300, "help": "for a request's body and for its answer, each"},
-        poll_s={"type": float, "default": 15, "help": "seconds between two looks at the alias (default: 15)"},
-    )
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    given = {name: value for name, value in vars(args).items() if name not in ("host", "port")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if args.superres == "none":
+def _settings(endpoint: Endpoint) -> Settings:
+    given = endpoint.model_dump(exclude={"host", "port"}, exclude_none=True)
+    if endpoint.superres == "none":
         given["superres"] = None
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{flag} is {first['input']}: {first['msg'].lower()}") from error
-    if not 0 < args.port < 65536:
-        raise UsageError(f"--port is {args.port}; expected 1 to 65535")
+    settings = Settings(**given)
     # Replicas start with the environment of their node, which need not know the server that this process means.
-    asked = (settings.model, args.superres or "")
+    asked = (settings.model, endpoint.superres or "")
     if any(uri.startswith(("models:", "runs:")) for uri in asked) or os.environ.get("MLFLOW_TRACKING_URI"):
         return settings.model_copy(update={"tracking_uri": tracking_uri()})
-    if args.superres is None:
+    if endpoint.superres is None:
         _log.info("no super-resolution: MLFLOW_TRACKING_URI, whose registry has the default one, is not set")
         settings = settings.model_copy(update={"superres": None})
     return settings
@@ -197,4 +200,4 @@ def _stay(answer: dict[str, Any]) -> NoReturn:
 
 if __name__ == "__main__":
     _STDOUT = os.dup(1)  # run_job sends stdout to stderr until it ends
-    cli.run_job(main)
+    run_job(main)

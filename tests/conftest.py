@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import services
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "infra"))
-
-import services  # noqa: E402  (needs the path above)
 
 _SESSION = tempfile.TemporaryDirectory(prefix="glt-", ignore_cleanup_errors=True)
 _TOKEN = Path(_SESSION.name) / "auth_token"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PLATFORM = Path(__file__).resolve().parents[2] / "platform"
-sys.path.insert(0, str(PLATFORM))
+runpy.run_path(str(PLATFORM.parent / "jobs" / "_path.py"))
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -44,7 +44,7 @@ Labels = Literal["brats-et3", "brats-et4", "brats2024", "msd", "wt", "wt-255"]
 """Names of `cases.labels.CONVENTIONS`."""
 
 
-def _flag(default: Any, description: str, metavar: str = "", only: str = "") -> Any:
+def as_flag(default: Any, description: str, metavar: str = "", only: str = "", **limits: Any) -> Any:
     """A field and its flag.
 
     Args:
@@ -52,8 +52,10 @@ def _flag(default: Any, description: str, metavar: str = "", only: str = "") -> 
         description: help text.
         metavar: stands for the value in the help text.
         only: the task whose recipes the field belongs to; empty for every task.
+        **limits: of pydantic's `Field`, such as `ge`.
     """
-    return Field(default, description=description, json_schema_extra={"metavar": metavar, "only": only})
+    extra: dict[str, Any] = {"metavar": metavar, "only": only}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 class Request(BaseModel):
@@ -75,17 +77,17 @@ class Request(BaseModel):
 
 
 class _Stored(Request):
-    storage: Uri | None = _flag(
+    storage: Uri | None = as_flag(
         None, "where runs keep their checkpoints (default: GLIORAY_STORAGE or ~/glioray)", "URI"
     )
 
 
 class _Tracked(_Stored):
-    experiment: str = _flag("glioray", "MLflow experiment", "NAME")
+    experiment: str = as_flag("glioray", "MLflow experiment", "NAME")
 
 
 class _Data(Request):
-    data: Uri | None = _flag(
+    data: Uri | None = as_flag(
         None, "folder, s3://bucket/prefix, or a manifest.json by prepare (default: GLIORAY_DATA)", "URI"
     )
 
@@ -93,50 +95,50 @@ class _Data(Request):
 class _Configured(_Tracked, _Data):
     """What all requests that train have in common."""
 
-    recipe: str | None = _flag(None, "recipe to start from; it names the task too", "NAME")
-    task: str | None = _flag(None, "task, where no recipe is named", "NAME")
-    segmenter: Uri | None = _flag(
+    recipe: str | None = as_flag(None, "recipe to start from; it names the task too", "NAME")
+    task: str | None = as_flag(None, "task, where no recipe is named", "NAME")
+    segmenter: Uri | None = as_flag(
         None,
         "segmentation model that evaluates the end of a run: its Dice on super-resolved images, beside that on "
         "bicubic and on real ones",
         "URI",
         only="superres",
     )
-    run_name: str | None = _flag(None, "name of the run; the same name resumes it", "NAME")
-    workers: int | None = _flag(None, "data-parallel ranks of a training (default: the recipe's)", "N")
-    seed: int | None = _flag(None, "seed of weights, order and augmentation (default: the recipe's)", "S")
-    fold: int | str | None = _flag(
+    run_name: str | None = as_flag(None, "name of the run; the same name resumes it", "NAME")
+    workers: int | None = as_flag(None, "data-parallel ranks of a training (default: the recipe's)", "N")
+    seed: int | None = as_flag(None, "seed of weights, order and augmentation (default: the recipe's)", "S")
+    fold: int | str | None = as_flag(
         None, "validate on fold K and train on the others; 'all' trains on every case", "K|all"
     )
-    set: Settings = _flag(
+    set: Settings = as_flag(
         {}, "override one setting of the recipe, such as optim.lr=0.001; may be repeated", "KEY=VALUE"
     )
 
 
 class _Trained(_Configured):
-    net: str | None = _flag(
+    net: str | None = as_flag(
         None,
         "network in place of the recipe's, such as unetpp:width=32,deep_supervision=true",
         "NAME[:OPTION=VALUE,…]",
         only="segmentation",
     )
-    loss: str | None = _flag(
+    loss: str | None = as_flag(
         None, "loss in place of the recipe's", "NAME[:OPTION=VALUE,…]", only="segmentation"
     )
-    optimizer: str | None = _flag(
+    optimizer: str | None = as_flag(
         None,
         "optimiser in place of the recipe's, such as sgd:lr=0.01,schedule=poly",
         "NAME[:OPTION=VALUE,…]",
         only="segmentation",
     )
-    pretrained: Uri | None = _flag(
+    pretrained: Uri | None = as_flag(
         None,
         "super-resolution model whose PSNR generator training starts from, in place of a stage of its own",
         "URI",
         only="superres",
     )
-    max_epochs: int | None = _flag(None, "epochs of a training; without --minutes, no time limit then", "N")
-    minutes: float | None = _flag(None, "training time in minutes; of a search, all trials together", "M")
+    max_epochs: int | None = as_flag(None, "epochs of a training; without --minutes, no time limit then", "N")
+    minutes: float | None = as_flag(None, "training time in minutes; of a search, all trials together", "M")
 
 
 class TrainRequest(_Trained):
@@ -146,27 +148,29 @@ class TrainRequest(_Trained):
 class TuneRequest(_Trained):
     """Search the settings of a recipe, and register the best model."""
 
-    use_weight: float | None = _flag(
+    use_weight: float | None = as_flag(
         None,
         "weight of the segmenter's gain in Dice over bicubic images in the objective (default: 0)",
         "W",
         only="superres",
     )
-    trials: Count = _flag(4, "trials of the search", "N")
-    concurrent: Count | None = _flag(None, "trials at once (default: as many as there are CPUs or GPUs)", "N")
-    name: str | None = _flag(None, "registered model (default: the task's own name)", "NAME")
-    mode: Literal["search", "pareto", "pbt"] = _flag(
+    trials: Count = as_flag(4, "trials of the search", "N")
+    concurrent: Count | None = as_flag(
+        None, "trials at once (default: as many as there are CPUs or GPUs)", "N"
+    )
+    name: str | None = as_flag(None, "registered model (default: the task's own name)", "NAME")
+    mode: Literal["search", "pareto", "pbt"] = as_flag(
         "search",
         "search (one objective, with ASHA), pareto (quality against PSNR gain, or Dice against the arithmetic of a "
         "slice) or pbt (a population, whose budget is in epochs)",
         "MODE",
     )
-    point: Points = _flag(
+    point: Points = as_flag(
         (),
         "a trial to begin with: its differences from the recipe, such as optim.lr=0.01; may be repeated",
         "KEY=VALUE,…",
     )
-    search: Texts | Settings = _flag(
+    search: Texts | Settings = as_flag(
         (),
         "search a setting beside, or in place of its entry in, the recipe's own space: log:LOW:HIGH, LOW:HIGH, "
         "int:LOW:HIGH or choices separated by commas, such as optim.lr=log:1e-4:1e-2 or net.options.width=16,32,48; "
@@ -178,46 +182,50 @@ class TuneRequest(_Trained):
 class CompareRequest(_Configured):
     """Compare entrants around a recipe: equal budget, same data and seeds, one ranking."""
 
-    out: Uri | None = _flag(None, "where the report is written too: a folder or s3://bucket/prefix", "URI")
-    nets: Names = _flag(
+    out: Uri | None = as_flag(None, "where the report is written too: a folder or s3://bucket/prefix", "URI")
+    nets: Names = as_flag(
         (), "networks; 'recipe' is the recipe's own", "A,B:OPTION=VALUE,…", only="segmentation"
     )
-    losses: Names = _flag((), "losses (default: the recipe's)", "A,B,…", only="segmentation")
-    optimizers: Names = _flag((), "optimisers (default: the recipe's)", "A,B:lr=0.01,…", only="segmentation")
-    width: Count | None = _flag(None, "width of every network, to cut a study down", "W", only="segmentation")
-    entrants: Names = _flag(
+    losses: Names = as_flag((), "losses (default: the recipe's)", "A,B,…", only="segmentation")
+    optimizers: Names = as_flag(
+        (), "optimisers (default: the recipe's)", "A,B:lr=0.01,…", only="segmentation"
+    )
+    width: Count | None = as_flag(
+        None, "width of every network, to cut a study down", "W", only="segmentation"
+    )
+    entrants: Names = as_flag(
         (),
         "super-resolution recipes, with settings of their own (default: srgan_small,esrgan_small,"
         "esrgan_small_rmsprop)",
         "A,B:KEY=VALUE,…",
         only="superres",
     )
-    folds: int | None = _flag(
+    folds: int | None = as_flag(
         None,
         "folds of the cross-validation, without the patients of a manifest's test split (default: 5)",
         "K",
     )
-    seeds: Count | None = _flag(
+    seeds: Count | None = as_flag(
         None,
         "runs of each entrant (on each fold), each from another seed (default: 1 with folds, 3 without)",
         "N",
     )
-    minutes_each: float | None = _flag(None, "budget of each run, in minutes; validation counts", "M")
-    slices_each: Count | None = _flag(None, "budget of each run, in training slices", "N")
-    concurrent: Count | None = _flag(None, "runs at once (default: as many as there are CPUs or GPUs)", "N")
+    minutes_each: float | None = as_flag(None, "budget of each run, in minutes; validation counts", "M")
+    slices_each: Count | None = as_flag(None, "budget of each run, in training slices", "N")
+    concurrent: Count | None = as_flag(None, "runs at once (default: as many as there are CPUs or GPUs)", "N")
 
 
 class EvaluateRequest(_Stored, _Data):
     """Evaluate a model on a data set; means over cases with 95 % intervals by resampling patients."""
 
-    model: Uri | None = _flag(
+    model: Uri | None = as_flag(
         None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
     )
-    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
-    split: str = _flag(
+    out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    split: str = as_flag(
         "unseen", "unseen (cases of patients it was not trained on), train, val, test or labelled", "SPLIT"
     )
-    segmenter: Uri | None = _flag(
+    segmenter: Uri | None = as_flag(
         None,
         "segmentation model that evaluates a super-resolution model by use, or none (default: the champion of "
         "glioray-unet, where there is one)",
@@ -228,14 +236,14 @@ class EvaluateRequest(_Stored, _Data):
 class PredictRequest(_Stored, _Data):
     """Write the model's mask of every case, on the case's own grid and in its own label convention."""
 
-    model: Uri | None = _flag(
+    model: Uri | None = as_flag(
         None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
     )
-    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
-    labels: Labels | None = _flag(
+    out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    labels: Labels | None = as_flag(
         None, "numbers of the labels in the masks (default: those of the case's own layout or mask)", "NAME"
     )
-    uncertainty: bool = _flag(
+    uncertainty: bool = as_flag(
         False, "write CASE_uncertainty.nii.gz too: 0 (sure) to 1, the entropy of the prediction"
     )
 
@@ -243,20 +251,20 @@ class PredictRequest(_Stored, _Data):
 class PrepareRequest(_Tracked, _Data):
     """Check every case and write a manifest: checksums, patient-level splits, label statistics."""
 
-    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
-    seed: int | None = _flag(None, "seed of the split, with --shuffle (default: 0)", "S")
-    ratios: Annotated[tuple[float, float, float], Field(strict=False)] = _flag(
+    out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    seed: int | None = as_flag(None, "seed of the split, with --shuffle (default: 0)", "S")
+    ratios: Annotated[tuple[float, float, float], Field(strict=False)] = as_flag(
         (0.8, 0.2, 0.0), "shares of train, val and test among patients", "SHARE"
     )
-    folds: int = _flag(5, "folds for cross-validation", "K")
-    shuffle: bool = _flag(False, "split in a seeded order rather than in the order of ids")
-    report: bool = _flag(
+    folds: int = as_flag(5, "folds for cross-validation", "K")
+    shuffle: bool = as_flag(False, "split in a seeded order rather than in the order of ids")
+    report: bool = as_flag(
         False, "write report.html too: labels, areas, intensities, pictures; and log them to MLflow"
     )
-    recipe: str | None = _flag(
+    recipe: str | None = as_flag(
         None, "recipe whose preprocessing the report shows (default: unet_small)", "NAME"
     )
-    set: Settings = _flag(
+    set: Settings = as_flag(
         {}, "override one setting of that recipe, such as preprocess.clahe=0.02; may be repeated", "KEY=VALUE"
     )
 
@@ -264,10 +272,10 @@ class PrepareRequest(_Tracked, _Data):
 class PromoteRequest(_Stored, _Data):
     """Make a model the champion if it beats the present one on the same cases."""
 
-    model: Uri | None = _flag(
+    model: Uri | None = as_flag(
         None, "models:/NAME/VERSION, models:/NAME@alias or runs:/ID/model, which is registered first", "URI"
     )
-    name: str | None = _flag(
+    name: str | None = as_flag(
         None,
         "registered model, for a run's model (default: glioray-unet, or glioray-superres for super-resolution)",
         "NAME",
@@ -277,30 +285,30 @@ class PromoteRequest(_Stored, _Data):
 class EnsembleRequest(_Tracked):
     """Join several segmentation models into one that averages their probabilities, and register it."""
 
-    model: Uris = _flag(
+    model: Uris = as_flag(
         (),
         "a member: models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder; repeat for each",
         "URI",
     )
-    checkpoints: bool = _flag(
+    checkpoints: bool = as_flag(
         False, "each --model is a run's folder; all checkpoints that it kept become members"
     )
-    name: str = _flag("glioray-unet", "registered model", "NAME")
-    run_name: str | None = _flag(None, "name of the run", "NAME")
+    name: str = as_flag("glioray-unet", "registered model", "NAME")
+    run_name: str | None = as_flag(None, "name of the run", "NAME")
 
 
 class CalibrateRequest(_Stored, _Data):
     """Check the bounds of the collapse score on your own data: planted collapses are found, healthy images are not."""
 
-    model: Uri | None = _flag(
+    model: Uri | None = as_flag(
         None,
         "super-resolution model whose generators are further healthy outputs; it brings its recipe",
         "URI",
     )
-    out: Uri | None = _flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
-    recipe: str | None = _flag(None, "super-resolution recipe (default: mri)", "NAME")
-    seed: int | None = _flag(None, "seed of the split, where the data have no manifest (default: 0)", "S")
-    split: str = _flag("val", "cases to use: val, train, test, labelled or all", "SPLIT")
-    set: Settings = _flag(
+    out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
+    recipe: str | None = as_flag(None, "super-resolution recipe (default: mri)", "NAME")
+    seed: int | None = as_flag(None, "seed of the split, where the data have no manifest (default: 0)", "S")
+    split: str = as_flag("val", "cases to use: val, train, test, labelled or all", "SPLIT")
+    set: Settings = as_flag(
         {}, "override one setting of the recipe, such as collapse.threshold=0.4; may be repeated", "KEY=VALUE"
     )
