@@ -73,9 +73,7 @@ def run_here(
 
     def run(job: str, *flags: str) -> dict[str, Any]:
         path = str(repo / "jobs" / f"{job}.py")
-        monkeypatch.setattr("sys.argv", [path, *flags])
-        found = runpy.run_path(path)
-        answer: dict[str, Any] = found["job"].answer(flags) if "job" in found else found["main"]()
+        answer: dict[str, Any] = runpy.run_path(path)["job"].answer(flags)
         return answer
 
     return run
