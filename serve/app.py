@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,17 +75,9 @@ def build_app(args: Settings) -> serve.Application:
 
 def main() -> dict[str, Any]:
     """Start the endpoint; on a cluster its address and model, on this machine alone it stays until interrupted."""
-    parsed = parse_flags(
-        Endpoint,
-        sys.argv[1:],
-        name="app.py",
-        help_text=(__doc__ or "").splitlines()[0],
-        hidden=(),
-        switches={},
-    )
-    if parsed is None:
+    endpoint = parse_endpoint(sys.argv[1:])
+    if endpoint is None:
         return {}
-    endpoint: Endpoint = build_request(Endpoint, parsed[0])
     settings = _settings(endpoint)
     log_to_stderr()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -97,6 +90,20 @@ def main() -> dict[str, Any]:
     if not on_cluster:
         _stay(answer)
     return answer
+
+
+def parse_endpoint(argv: Sequence[str]) -> Endpoint | None:
+    """The endpoint of a command line; None after `--help`.
+
+    Raises:
+        UsageError: a flag or a value that is not allowed.
+    """
+    help_text = (__doc__ or "").splitlines()[0]
+    parsed = parse_flags(Endpoint, argv, name="app.py", help_text=help_text, hidden=(), switches={})
+    if parsed is None:
+        return None
+    endpoint: Endpoint = build_request(Endpoint, parsed[0])
+    return endpoint
 
 
 def start(settings: Settings, host: str, port: int) -> dict[str, Any]:

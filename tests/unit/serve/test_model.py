@@ -209,8 +209,9 @@ def test_super_resolution_is_asked_for_or_left_out(monkeypatch: pytest.MonkeyPat
     from serve import app
 
     def settings(*flags: str) -> Settings:
-        monkeypatch.setattr("sys.argv", ["app.py", *flags])
-        return app._settings(app._parse())
+        endpoint = app.parse_endpoint(flags)
+        assert endpoint is not None
+        return app._settings(endpoint)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert settings("--model", "folder").superres is None
