@@ -122,7 +122,7 @@ class ShareSearch(Search):
     def space(self, config: Any, given: Sequence[str] = ()) -> Any:
         return {"lr": FloatDistribution(1e-3, 1e-1, log=True)}
 
-    def point(self, config: Any) -> dict[str, Any]:
+    def values(self, config: Any) -> dict[str, Any]:
         return {"lr": config.lr}
 
     def to_report(self, metrics: Mapping[str, float], config: Any) -> dict[str, Any]:

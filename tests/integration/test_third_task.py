@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def _line(package: tasks.ModelPackage, mean: float) -> float:
 
 def _served(folder: Path, uri: str, mean: float) -> float:
     sys.path.insert(0, str(TESTS.parent))
-    from fastapi.testclient import TestClient
+    with warnings.catch_warnings():
+        # Starlette's client recommends another package for what httpx does.
+        warnings.simplefilter("ignore")
+        from fastapi.testclient import TestClient
     from serve.api import make_api
     from serve.schemas import Settings
     from serve.watch import ModelWatch
