@@ -113,7 +113,7 @@ class ShareModel:
         self.net.load_state_dict(dict(weights))
 
     def predict(self, case: Any) -> float:
-        return float(self.net(torch.from_numpy(case.images).mean((1, 2, 3))[None]))
+        return self.net(torch.from_numpy(case.images).mean((1, 2, 3))[None]).item()
 
 
 class ShareSearch(Search):
@@ -205,6 +205,6 @@ class ShareTask:
         async def share(mean: float) -> Response:
             net = endpoint.served.model.net
             values = torch.full((1, net.in_features), mean)
-            return await endpoint.run(lambda: Response(f"{float(net(values)):.6f}"), done="estimated")
+            return await endpoint.run(lambda: Response(f"{net(values).item():.6f}"), done="estimated")
 
         return Routes(router, ShareAnswer, lambda uri, served: ShareAnswer(version=served.version))

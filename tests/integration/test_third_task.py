@@ -61,7 +61,7 @@ def test_a_third_task_needs_its_own_files_and_one_line(share_plan: RunPlan, tmp_
 
 def _line(package: tasks.ModelPackage, mean: float) -> float:
     net = package.task.load(package.folder).net
-    return float((net.weight * mean).sum() + net.bias)
+    return ((net.weight * mean).sum() + net.bias).item()
 
 
 def _served(folder: Path, uri: str, mean: float) -> float:
