@@ -51,7 +51,7 @@ def main() -> None:
         refuse("--batch, --steps and --rounds are at least 1")
     names = args.nets.split(",")
     if unknown := [name for name in names if name not in SEGMENTATION_NETS]:
-        refuse(f"'{unknown[0]}' is not a network; the networks are {', '.join(SEGMENTATION_NETS)}")
+        refuse(f"No network '{unknown[0]}'; available: {', '.join(SEGMENTATION_NETS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = (args.batch, 4, *args.size)
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)

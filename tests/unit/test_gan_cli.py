@@ -51,8 +51,8 @@ def test_a_pretrained_generator_replaces_the_pixel_stage(tmp_path: Path, monkeyp
     ("argv", "sentence"),
     [
         (["--recipe", "unet_small"], "no recipe 'unet_small' of the task superres; the recipes are mri,"),
-        (["--set", "generator.name=edsr"], "'edsr' is not a generator; the generators are rrdbnet, srresnet"),
-        (["--set", "discriminator.options.depth=3"], "discriminator 'patch' does not take these options"),
+        (["--set", "generator.name=edsr"], "No generator 'edsr'; available: rrdbnet, srresnet"),
+        (["--set", "discriminator.options.depth=3"], "discriminator 'patch' does not accept these options"),
         (["--set", "discriminator.options.num_layers=5"], "sees 64 pixels a side and needs 96 or more"),
         (["--set", "loss.perceptual_weight=1", "--set", "loss.extractor=vgg19"], "'vgg19' needs weights"),
         (

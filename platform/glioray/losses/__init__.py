@@ -94,7 +94,7 @@ def build_loss(
     try:
         loss = entry.build(compared, reduce=reduce, **options)
     except TypeError as error:
-        raise ValueError(f"loss '{name}' does not take these options: {error}") from error
+        raise ValueError(f"loss '{name}' does not accept these options: {error}") from error
     return DeepSupervision(loss, compared, side_weights=side_weights, presence_weight=presence_weight)
 
 

@@ -1,4 +1,4 @@
-"""The networks, by name. Builders take flat keyword arguments and stand alone: plain torch, no config."""
+"""The segmentation networks, by name. They take keyword arguments and depend on torch only, not on configs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SEGMENTATION_NETS: dict[str, Callable[..., nn.Module]] = {
     "attention_unet": monai_nets.attention_unet,
     "swin_unetr": monai_nets.swin_unetr,
 }
-"""Each takes in_channels and out_channels, any H and W, and has `heads()`, the convolutions that give logits.
-In evaluation it returns logits (B, out_channels, H, W), in training logits or an `outputs.TrainingOutputs`."""
+"""Each takes in_channels and out_channels, accepts any H and W, and has `heads()`, the convolutions that give
+logits. It returns logits (B, out_channels, H, W) or, in training, possibly an `outputs.TrainingOutputs`."""
 
 
 def build_net(
@@ -45,37 +45,35 @@ def build_net(
     prior: float | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A network by its name: (B, in_channels, H, W) to logits (B, out_channels, H, W).
+    """Build a network by name: (B, in_channels, H, W) to logits (B, out_channels, H, W).
 
     Args:
         name: in `SEGMENTATION_NETS`.
-        in_channels: of the images.
-        out_channels: of the logits.
-        stem_stride: 1, 2 or 4: run the network on squares of so many pixels folded into channels (`FoldedNet`).
-        prior: the probability that each output begins with, through the heads' biases; None leaves torch's.
-        options: the network's own.
+        in_channels: channels of the images.
+        out_channels: channels of the logits.
+        stem_stride: 1, 2 or 4; above 1 the network sees squares of pixels folded into channels (`FoldedNet`).
+        prior: the initial probability of each output, set by the heads' biases; None keeps torch's biases.
+        options: options of the network.
 
     Raises:
-        ValueError: a name that is not in the registry, or an option that the network does not have.
+        ValueError: an unknown name or option, or a value out of range.
     """
     if name not in SEGMENTATION_NETS:
-        raise ValueError(
-            f"'{name}' is not a network; the networks are {', '.join(sorted(SEGMENTATION_NETS))}"
-        )
+        raise ValueError(f"No network '{name}'; available: {', '.join(sorted(SEGMENTATION_NETS))}")
     if stem_stride not in (1, 2, 4):
-        raise ValueError(f"stem_stride {stem_stride}: expected 1, 2 or 4")
+        raise ValueError(f"stem_stride is {stem_stride}; expected 1, 2 or 4")
     if prior is not None and not 0 < prior < 1:
-        raise ValueError(f"prior {prior}: expected a probability between 0 and 1")
+        raise ValueError(f"prior is {prior}; expected a probability between 0 and 1")
     area = stem_stride**2
     try:
         net = SEGMENTATION_NETS[name](
             in_channels=in_channels * area, out_channels=out_channels * area, **options
         )
     except TypeError as error:
-        raise ValueError(f"network '{name}' does not take these options: {error}") from error
+        raise ValueError(f"network '{name}' does not accept these options: {error}") from error
     if prior is not None:
         for head in net.heads():  # type: ignore[operator]
-            if head.bias is None:  # it adds to the logits of a head that has one
+            if head.bias is None:  # its logits are added to those of a head with a bias
                 continue
             nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
     return FoldedNet(net, stem_stride) if stem_stride > 1 else net

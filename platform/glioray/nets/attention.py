@@ -1,4 +1,4 @@
-"""What weighs features: attention gates over pixels, squeeze and excitation over channels."""
+"""Attention over pixels (attention gates) and over channels (squeeze and excitation)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from glioray.nets.blocks import build_norm
 
 
 class AttentionGate(nn.Module):
-    """A skip (B, C, H, W) weighed pixel by pixel in [0, 1] by what the level below asks for.
+    """Multiply a skip (B, C, H, W) by one weight in [0, 1] per pixel, computed with the level below it.
 
-    The additive gate: both are projected to `inner` channels, added, and a 1x1 convolution with a sigmoid
-    gives one weight a pixel. Reference: Oktay et al. 2018 (arXiv 1804.03999). Deviations: the question has
-    the skip's own size, since it is enlarged first, so that no weight is; the projections are normalised;
-    leaky ReLU.
+    The additive gate: both inputs are projected to `inner` channels and added, and a 1x1 convolution with a
+    sigmoid gives the weights.
+
+    Reference: Oktay et al. 2018 (arXiv 1804.03999). Deviations: the level below is upsampled first, so that
+    weights need no upsampling; the projections are normalised; leaky ReLU.
     """
 
-    def __init__(self, asking: int, skip: int, *, inner: int, norm: str = "batch") -> None:
+    def __init__(self, gating: int, skip: int, *, inner: int, norm: str = "batch") -> None:
         super().__init__()
-        self.ask = nn.Sequential(nn.Conv2d(asking, inner, 1, bias=norm == "none"), build_norm(norm, inner))
+        self.ask = nn.Sequential(nn.Conv2d(gating, inner, 1, bias=norm == "none"), build_norm(norm, inner))
         self.answer = nn.Sequential(nn.Conv2d(skip, inner, 1, bias=norm == "none"), build_norm(norm, inner))
         self.weight = nn.Conv2d(inner, 1, 1)
 
-    def forward(self, asking: Tensor, skip: Tensor) -> Tensor:
-        return skip * self.weight(F.leaky_relu(self.ask(asking) + self.answer(skip), 0.01)).sigmoid()
+    def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
+        return skip * self.weight(F.leaky_relu(self.ask(gating) + self.answer(skip), 0.01)).sigmoid()
 
 
 class SqueezeExcite(nn.Module):
-    """(B, C, H, W) with each channel weighed in [0, 1] by the means of all of them.
+    """Multiply each channel of (B, C, H, W) by a weight in [0, 1], computed from the means of all channels.
 
     Reference: Hu et al. 2018 (arXiv 1709.01507), without biases as in ResUNet++ (arXiv 1911.07067).
-    Deviation: leaky ReLU, since a few channels of ReLU may be dead from the start.
+    Deviation: leaky ReLU, since with few channels a ReLU may be dead from the start.
     """
 
     def __init__(self, channels: int, *, reduction: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""Blocks that the networks share."""
+"""Blocks shared by the networks."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Through the function again, so that a penalty on gradients can be differentiated too.
+        # Differentiable again, for penalties on gradients.
         return all_reduce_sum(gradients[0])
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks, through which gradients flow: backward, they are summed over ranks too."""
+    """The sum over ranks; differentiable: the backward pass sums gradients over ranks, too.
+
+    torch's own (`torch.distributed.nn.functional.all_reduce`) is deprecated in favour of a private module.
+    """
     result: Tensor = _AllReduceSum.apply(tensor)
     return result
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe, Szegedy 2015, arXiv 1502.03167) by the statistics of all ranks' batches.
+    """Batch normalisation (Ioffe, Szegedy 2015, arXiv 1502.03167) with statistics over all ranks.
 
-    Two ranks then normalise as one rank with the whole batch does. torch's SyncBatchNorm does the same on
-    GPUs alone; this one runs wherever the process group does. With one rank, and in evaluation, it is
-    torch's own layer.
+    Several ranks normalise as one rank with the whole batch would. torch's SyncBatchNorm supports GPUs only;
+    this works with any process group. On a single rank, and in evaluation, it equals torch's layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,36 +67,36 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": lambda channels: GlobalBatchNorm2d(channels),
     "none": lambda channels: nn.Identity(),
 }
-"""Normalisations by name."""
+"""Normalisation layers by name."""
 
 
 def build_norm(name: str, channels: int) -> nn.Module:
-    """A normalisation layer by name.
+    """Build a normalisation layer by name.
 
     Raises:
-        ValueError: a name that is not in `NORMS`.
+        ValueError: the name is not in `NORMS`.
     """
     if name not in NORMS:
-        raise ValueError(f"'{name}' is not a normalisation; they are {', '.join(sorted(NORMS))}")
+        raise ValueError(f"norm is '{name}'; expected one of {', '.join(sorted(NORMS))}")
     return NORMS[name](channels)
 
 
 def pad_to_multiple(x: Tensor, divisor: int, *, at_least: int = 0) -> Tensor:
-    """(B, C, H, W) with zeros at the bottom and the right: each side a multiple of `divisor` from `at_least` on."""
+    """Pad (B, C, H, W) with zeros at the bottom and right to multiples of `divisor`, at least `at_least`."""
 
     def padding(length: int) -> int:
-        wanted: int = torch.sym_max(length, at_least)  # leaves H and W free in an export
-        return wanted + -wanted % divisor - length
+        target: int = torch.sym_max(length, at_least)  # keeps H and W dynamic in an export
+        return target + -target % divisor - length
 
     height, width = x.shape[-2:]
     return F.pad(x, (0, padding(width), 0, padding(height)))
 
 
 class DilatedConv2d(nn.Conv2d):
-    """torch's convolution, in float32 where bf16 would give it wrong gradients.
+    """torch's convolution, in float32 where bf16 would give wrong gradients.
 
-    oneDNN's weight gradient of a dilated convolution in bf16, channels last, is NaN on CPUs with bf16
-    arithmetic where there are more than 16 input channels that are no multiple of 16 (torch 2.13).
+    On CPUs with native bf16, oneDNN's weight gradient of a dilated channels-last convolution in bf16 is NaN
+    if the input channels are more than 16 and not a multiple of 16 (torch 2.13).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,10 +108,10 @@ class DilatedConv2d(nn.Conv2d):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution of every `stride`-th pixel: torch's own, with the pixels picked first.
+    """A strided 1x1 convolution, computed as a 1x1 convolution of every `stride`-th pixel.
 
-    The same numbers; but oneDNN's backward of a strided 1x1 convolution, channels last, writes past its
-    memory on CPUs (torch 2.13: 8 to 16 channels, stride 2, 192 x 160 ends in a segmentation fault).
+    The result is the same, but oneDNN's backward pass of a strided channels-last 1x1 convolution writes out of
+    bounds on CPUs (torch 2.13: 8 to 16 channels, stride 2, 192 x 160 pixels ends in a segmentation fault).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, bias: bool = True) -> None:
@@ -121,12 +123,24 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class ConvBlock(nn.Module):
-    """`num_convs` times convolution, normalisation, leaky ReLU; (B, C, H, W) to (B, out, H, W).
+    """Convolution, normalisation and leaky ReLU, `num_convs` times: (B, C, H, W) to (B, out, H, W).
 
-    Convolutions are 3x3 unless `kernel_size` (odd) says otherwise; they and `dilation` keep H and W.
+    With `residual`, the input is added before the last activation (He et al., arXiv 1512.03385), through a
+    1x1 convolution if its channels or its size differ.
 
-    With `residual` the input is added before the last activation (He et al., arXiv 1512.03385), through a
-    1x1 convolution where the channels or, with `stride`, the sizes differ.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: in `NORMS`.
+        num_convs: convolutions.
+        dropout: fraction of channels to drop after the last activation.
+        residual: whether to add the input.
+        stride: of the first convolution; 1 keeps H and W.
+        kernel_size: odd.
+        dilation: of all convolutions; keeps H and W.
+
+    Raises:
+        ValueError: an argument out of range.
     """
 
     def __init__(
@@ -144,7 +158,9 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         if num_convs < 1 or not isinstance(dilation, int) or dilation < 1:
-            raise ValueError(f"num_convs {num_convs}, dilation {dilation}: expected whole numbers from 1 on")
+            raise ValueError(
+                f"num_convs is {num_convs} and dilation is {dilation}; expected integers of at least 1"
+            )
         layers: list[nn.Module] = []
         conv = DilatedConv2d if dilation > 1 else nn.Conv2d
         for number in range(num_convs):

@@ -1,4 +1,4 @@
-"""Several networks that answer as one."""
+"""An ensemble of networks."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """The logits of the mean of several networks' probabilities, so that all that takes a network takes it.
+    """Averages the probabilities of several networks and returns logits, so that it can replace a network.
 
-    Reference: Lakshminarayanan et al. 2017 (arXiv 1612.01474); members that are checkpoints of one run under
-    a cyclic schedule make a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109).
+    Reference: Lakshminarayanan et al. 2017 (arXiv 1612.01474). Checkpoints of one run with a cyclic schedule
+    form a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109).
 
     Attributes:
         members: the networks, each (B, C, H, W) to logits (B, K, H, W).
-        target: "classes" (the mean of softmaxes; log-probabilities come back) or "regions" (of sigmoids).
+        target: "classes" averages softmaxes and returns log-probabilities; "regions" averages sigmoids.
+
+    Raises:
+        ValueError: no members, or another target.
     """
 
     def __init__(self, members: Sequence[nn.Module], target: str) -> None:
         super().__init__()
         if not members:
-            raise ValueError("an ensemble of no network; give at least one")
+            raise ValueError("the ensemble has no members; expected at least one network")
         if target not in ("classes", "regions"):
-            raise ValueError(f"target '{target}': expected classes or regions")
+            raise ValueError(f"target is '{target}'; expected classes or regions")
         self.members, self.target = nn.ModuleList(members), target
 
     def forward(self, x: Tensor) -> Tensor:
-        assert not self.training, "an ensemble only predicts; its members are trained each by itself"
+        assert not self.training, "an ensemble only predicts; its members are trained separately"
         logits = torch.stack([member(x).float() for member in self.members])
-        # Sums of probabilities through their logarithms: neither 0 nor 1 is ever rounded to.
+        # Summed as logarithms, so that no probability is rounded to 0 or 1.
         if self.target == "classes":
             return logits.log_softmax(2).logsumexp(0) - math.log(len(self.members))
         return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)

@@ -14,35 +14,35 @@ from torch import Tensor, nn
 from glioray.nets.blocks import pad_to_multiple
 
 _VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
-"""Filters of each convolution of VGG16, in multiples of the first; a pooling follows each group."""
+"""Filters of each convolution of VGG16 in multiples of the first; each group is followed by pooling."""
 
 
 class FCN(nn.Module):
-    """FCN-32s, FCN-16s or FCN-8s on a VGG16 (Simonyan, Zisserman 2015, arXiv 1409.1556).
+    """FCN-32s, FCN-16s or FCN-8s with a VGG16 backbone (Simonyan, Zisserman 2015, arXiv 1409.1556).
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros at the
-    bottom and the right to a multiple of 32 and the result cut back. Scores of the deepest features are enlarged
-    and, at stride 16 and 8, added to those of the fourth and the third pooling.
+    bottom and right to a multiple of 32, and the result is cropped. The scores of the deepest features are
+    upsampled and, at stride 16 and 8, added to the scores of the fourth and the third pooling.
 
-    The backbone has torchvision's layout and keys (`features.N.weight`). Without `weights` it begins with He's
-    initialisation (arXiv 1502.01852). With them the first layer, made for red, green and blue, is repeated over
-    the input's channels in turn and scaled by 3 / in_channels, so that its sums keep their size.
+    The backbone has the layout and keys of torchvision (`features.N.weight`), which is not a dependency.
+    Without `weights`, He's initialisation is used (arXiv 1502.01852). With them, the RGB filters of the first
+    layer are repeated over the input's channels and scaled by 3 / in_channels, so that sums keep their scale.
 
-    Deviations: bilinear enlarging throughout, where the paper learns the inner deconvolutions; padding to a
-    multiple in place of 100 pixels around; heads do not begin with zero.
+    Deviations: bilinear upsampling throughout, where the paper learns the inner deconvolutions; padding to a
+    multiple instead of 100 pixels on each side; heads are not initialised with zero.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
-        stride: 32, 16 or 8: of the finest scores.
-        width: filters of the first layer; 64 is VGG16.
-        fc: VGG16's two fully connected layers as convolutions (7x7 and 1x1 of 64 x width filters), with dropout.
-        dropout: after each of those, in training.
-        weights: a file with VGG16's weights under torchvision's keys: .safetensors, or .pt or .pth, of which
-            tensors alone are read. They need width 64 and, with `fc`, have `classifier.0` and `.3` too.
+        stride: 32, 16 or 8, of the finest scores.
+        width: filters of the first layer; 64 gives VGG16.
+        fc: VGG16's two fully connected layers as convolutions (7x7 and 1x1, 64 x width filters) with dropout.
+        dropout: probability after each of those layers, in training.
+        weights: a .safetensors, .pt or .pth file with VGG16's weights under torchvision's keys; only tensors are
+            read. Needs width 64, and `classifier.0` and `.3` if `fc` is set.
 
     Raises:
-        ValueError: an argument out of range; a file that is not there, not readable, or not VGG16's.
+        ValueError: an argument out of range, or a file that is missing, not readable or not of VGG16.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class FCN(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
-            raise ValueError(f"stride {stride}: expected 8, 16 or 32")
+            raise ValueError(f"stride is {stride}; expected 8, 16 or 32")
         if width < 1:
-            raise ValueError(f"width {width}: expected width from 1")
+            raise ValueError(f"width is {width}; expected at least 1")
         self.stride = stride
         layers: list[nn.Module] = []
         source = in_channels
@@ -86,14 +86,14 @@ class FCN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.head = nn.Conv2d(source, out_channels, 1)
-        # The head's bias is the only one: what these add goes to the same logits.
+        # No biases, since these scores are added to the head's.
         self.pool4 = nn.Conv2d(8 * width, out_channels, 1, bias=False) if stride <= 16 else None
         self.pool3 = nn.Conv2d(4 * width, out_channels, 1, bias=False) if stride <= 8 else None
         if weights is not None:
             self._load(Path(weights), in_channels)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits or, without a bias, are added to them."""
+        """The convolutions that give logits; outputs of those without a bias are added to the first's."""
         return [head for head in (self.head, self.pool4, self.pool3) if head is not None]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,54 +105,54 @@ class FCN(nn.Module):
         logits: Tensor = self.head(self.fc(self.features[24:](fourth)))
         for score, features in ((self.pool4, fourth), (self.pool3, third)):
             if score is not None:
-                logits = _enlarged(logits, features.shape[-2:]) + score(features)
-        return _enlarged(logits, size)[..., :height, :width]
+                logits = _upsample(logits, features.shape[-2:]) + score(features)
+        return _upsample(logits, size)[..., :height, :width]
 
     def _load(self, path: Path, in_channels: int) -> None:
-        found = _read(path)
-        wanted = {f"features.{key}": value for key, value in self.features.state_dict().items()}
+        found = _read_state(path)
+        expected = {f"features.{key}": value for key, value in self.features.state_dict().items()}
         if isinstance(self.fc, nn.Sequential):
             for vgg, ours in (("classifier.0", 0), ("classifier.3", 3)):
                 for kind in ("weight", "bias"):
-                    wanted[f"{vgg}.{kind}"] = self.fc.state_dict()[f"{ours}.{kind}"]
+                    expected[f"{vgg}.{kind}"] = self.fc.state_dict()[f"{ours}.{kind}"]
         first = "features.0.weight"
-        for key, ours in wanted.items():
+        for key, ours in expected.items():
             if key not in found:
-                hint = "; use fc=False, or a file that has it" if key.startswith("classifier") else ""
+                hint = "; set fc to false, or use a file that has it" if key.startswith("classifier") else ""
                 raise ValueError(
-                    f"{path} has no '{key}': expected VGG16's weights under torchvision's keys{hint}"
+                    f"'{path}' has no '{key}'; expected VGG16's weights under torchvision's keys{hint}"
                 )
             value = found[key]
             if key == first and value.shape[1:2] == (3,):
                 value = value[:, torch.arange(in_channels) % 3] * (3 / in_channels)
             elif value.ndim == 2 and ours.ndim == 4 and value.numel() == ours.numel():
-                # A fully connected layer of 512 x 7 x 7 inputs is a 7x7 convolution, in the same order.
+                # A fully connected layer of 512 x 7 x 7 inputs equals a 7x7 convolution, in the same order.
                 value = value.reshape(ours.shape)
             if value.shape != ours.shape:
                 raise ValueError(
-                    f"{path}: '{key}' has the shape {tuple(found[key].shape)}, the network's has "
-                    f"{tuple(ours.shape)}; VGG16's weights need width 64"
+                    f"'{key}' in '{path}' has the shape {tuple(found[key].shape)}; the network expects "
+                    f"{tuple(ours.shape)}, so set width to 64 for VGG16's weights"
                 )
             ours.copy_(value)
 
 
-def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
+def _upsample(x: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError(f"weights '{path}' are not there; give the path of a local file")
+        raise ValueError(f"weights is '{path}', which does not exist; give the path of a local file")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"weights '{path}': expected a file .safetensors, .pt or .pth")
+        raise ValueError(f"weights is '{path}'; expected a .safetensors, .pt or .pth file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"weights '{path}' cannot be read ({error}); give a file of tensors alone"
+            f"weights '{path}' cannot be read ({error}); give a file that holds only tensors"
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"weights '{path}' hold something else than tensors by name; give a state dict")
+        raise ValueError(f"weights '{path}' is not a state dict of tensors; give one")
     return found

@@ -1,4 +1,4 @@
-"""Any network at half or a quarter of the resolution, with no pixel averaged away."""
+"""Any network at a half or a quarter of the resolution, without averaging pixels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from glioray.nets.outputs import TrainingOutputs
 
 
 class FoldedNet(nn.Module):
-    """Folds each `stride` x `stride` square of pixels into channels before a network and unfolds it after.
+    """Folds `stride` x `stride` squares of pixels into channels before a network and unfolds its output.
 
-    The network runs at 1 / stride of the resolution for 1 / stride^2 of the cost. It takes in_channels *
-    stride^2 channels and gives out_channels * stride^2. Reference: Shi et al. 2016 (arXiv 1609.05158).
+    The network runs at 1 / stride of the resolution, for about 1 / stride^2 of the cost. It must take
+    in_channels * stride^2 channels and give out_channels * stride^2 channels.
+
+    Reference: Shi et al. 2016 (arXiv 1609.05158).
     """
 
     def __init__(self, net: nn.Module, stride: int) -> None:
@@ -21,14 +23,14 @@ class FoldedNet(nn.Module):
         self.net, self.stride = net, stride
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         found: list[nn.Conv2d] = self.net.heads()  # type: ignore[operator]
         return found
 
     def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         if getattr(self.net, "fixed", False):
-            # As the network does (`monai_nets.MonaiNet`), and before sizes that follow from these are left free.
+            # As in `monai_nets.MonaiNet`, but before other sizes are derived from these.
             height, width = int(height), int(width)
 
         def unfold(logits: Tensor) -> Tensor:
@@ -39,6 +41,6 @@ class FoldedNet(nn.Module):
             return unfold(found)
         presence = found.presence
         if presence is not None:
-            # Each pixel of a square has a gate of its own: the greatest alone would leave the others untrained.
+            # Each pixel of a square has its own gate: with only the largest, the others would not be trained.
             presence = presence.unflatten(1, (-1, self.stride**2))
         return TrainingOutputs(unfold(found.logits), tuple(unfold(side) for side in found.sides), presence)

@@ -1,6 +1,6 @@
-"""MONAI's networks, wrapped: any H and W, `TrainingOutputs` while training, heads. Each is built by a function.
+"""Networks of MONAI, adapted to any H and W, with `TrainingOutputs` and heads; one function builds each.
 
-MONAI is imported where a network of its is built: that takes seconds.
+MONAI takes seconds to import, so it is imported only when one of these is built.
 """
 
 from __future__ import annotations
@@ -20,37 +20,36 @@ NORMS: dict[str, Any] = {
     "group": ("group", {"num_groups": 8}),
     "batch": "batch",
 }
-"""Normalisations by name, in MONAI's words."""
+"""Normalisation layers by name, as arguments for MONAI."""
 
 
 class MonaiNet(nn.Module):
-    """A network of MONAI for any H and W.
+    """A network of MONAI for any H and W: (B, in_channels, H, W) to logits (B, out_channels, H, W).
 
-    (B, in_channels, H, W) to logits (B, out_channels, H, W): the input is padded with zeros to a multiple of
-    `divisor`, at least two of them, and the result cut back. In training a network that returns several
-    outputs, the finest first, becomes a `TrainingOutputs` with the coarser ones enlarged. Batch normalisation is
-    by all ranks' batches.
+    The input is padded with zeros to a multiple of `divisor`, at least twice that, and the result is cropped.
+    In training, several outputs of the network, finest first, become a `TrainingOutputs` with the coarser ones
+    upsampled. Batch normalisation uses the statistics of all ranks.
 
     Args:
-        net: MONAI's.
-        divisor: what `net` needs H and W to be a multiple of.
-        heads: names in `net` of the convolutions whose outputs are logits.
-        fixed: an export is for the example's height and width: `net` lays things out by Python's numbers.
+        net: the MONAI network.
+        divisor: H and W must be a multiple of this in `net`.
+        heads: names in `net` of the convolutions that give logits.
+        fixed: whether an export fixes height and width, since `net` computes its layout from Python numbers.
     """
 
     def __init__(self, net: nn.Module, *, divisor: int, heads: Sequence[str], fixed: bool = False) -> None:
         super().__init__()
-        self.net, self.divisor, self.head_names = _by_all_ranks(net), divisor, tuple(heads)
+        self.net, self.divisor, self.head_names = _synchronize_norms(net), divisor, tuple(heads)
         self.fixed = fixed
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         return [self.net.get_submodule(name) for name in self.head_names]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
         height, width = x.shape[-2:]
         if self.fixed:
-            # Free sizes become numbers here; MONAI's code would have torch.export search for ever.
+            # Dynamic sizes become numbers here: torch.export would never finish with MONAI's code.
             height, width = int(height), int(width)
         x = pad_to_multiple(x, self.divisor, at_least=2 * self.divisor)
         found = self.net(x)
@@ -63,10 +62,10 @@ class MonaiNet(nn.Module):
 
 
 class FlatDynUNet(nn.Module):
-    """MONAI's DynUNet, gone through level by level: its modules under their names, each of them once.
+    """The modules of MONAI's DynUNet under their names, run level by level.
 
-    DynUNet's own forward goes through a second tree of the same modules, so that its state dict holds every
-    tensor twice, and keeps the feature maps of the last batch.
+    DynUNet itself holds the same modules in a second tree, so that its state dict has every tensor twice, and
+    keeps the feature maps of the last batch in memory.
     """
 
     def __init__(self, net: Any) -> None:
@@ -77,7 +76,7 @@ class FlatDynUNet(nn.Module):
             net.bottleneck,
         )
         self.upsamples, self.output_block = net.upsamples, net.output_block
-        # The finest first.
+        # finest first
         self.deep_supervision_heads = net.deep_supervision_heads if net.deep_supervision else nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -91,7 +90,7 @@ class FlatDynUNet(nn.Module):
         logits: Tensor = self.output_block(x)
         if not self.training or not self.deep_supervision_heads:
             return logits
-        # The finest level is the output's own.
+        # The finest level belongs to the output.
         features = levels[-2::-1][: len(self.deep_supervision_heads)]
         return [
             logits,
@@ -111,7 +110,7 @@ def dynunet(
     residual: bool = False,
     dropout: float = 0.0,
 ) -> MonaiNet:
-    """MONAI's DynUNet, nnU-Net's network: strided convolutions down, transposed ones up.
+    """MONAI's DynUNet, the network of nnU-Net: strided convolutions down, transposed convolutions up.
 
     Reference: Isensee et al. 2021 (arXiv 1904.08128); Futrega et al. 2021 (arXiv 2110.03352).
 
@@ -120,11 +119,11 @@ def dynunet(
         out_channels: channels of the logits.
         width: filters of the first level; doubled at each level down.
         depth: levels below the first.
-        max_width: no level has more filters.
+        max_width: the most filters of any level.
         norm: "instance", "group" or "batch".
-        deep_supervision: outputs at every level but the two deepest, as nnU-Net has.
-        residual: residual blocks on the way down.
-        dropout: share of values dropped after each convolution.
+        deep_supervision: outputs at all levels except the two deepest, as in nnU-Net.
+        residual: residual blocks in the encoder.
+        dropout: fraction of values dropped after each convolution.
 
     Raises:
         ValueError: an argument out of range.
@@ -132,11 +131,11 @@ def dynunet(
     from monai.networks.nets.dynunet import DynUNet
 
     if width < 1 or not 2 <= depth <= 7:
-        raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 2 to 7")
+        raise ValueError(f"width is {width} and depth is {depth}; expected width >= 1 and depth from 2 to 7")
     if max_width < 1:
-        raise ValueError(f"max_width {max_width}: expected at least 1")
+        raise ValueError(f"max_width is {max_width}; expected at least 1")
     if deep_supervision and depth < 3:
-        raise ValueError(f"deep_supervision with depth {depth}: expected depth from 3")
+        raise ValueError(f"depth is {depth}; expected at least 3 with deep_supervision")
     num_sides = depth - 2 if deep_supervision else 0
     net = DynUNet(
         spatial_dims=2,
@@ -165,19 +164,19 @@ def resenc(
     norm: str = "instance",
     deep_supervision: bool = False,
 ) -> MonaiNet:
-    """MONAI's SegResNetDS in the measures of nnU-Net's residual encoder: deep on the way down, lean on the way up.
+    """MONAI's SegResNetDS, sized as nnU-Net's residual encoder U-Net: deep encoder, light decoder.
 
-    Reference: Isensee et al. 2024 (arXiv 2404.09556). Deviations from it that are MONAI's: units normalised
-    before each convolution; skips added in place of concatenated; one residual unit a level on the way up in
-    place of one convolution; filters doubled without an upper limit.
+    Reference: Isensee et al. 2024 (arXiv 2404.09556). MONAI's deviations: normalisation before each convolution;
+    skips are added instead of concatenated; one residual unit per decoder level instead of one convolution;
+    filters double without an upper limit.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: filters of the first level; doubled at each level down.
-        blocks: residual units of each level on the way down; as many levels as there are numbers.
+        blocks: residual units in each encoder level; one number per level.
         norm: "instance", "group" or "batch".
-        deep_supervision: outputs at every level of the way up but the deepest.
+        deep_supervision: outputs at all decoder levels except the deepest.
 
     Raises:
         ValueError: an argument out of range.
@@ -186,7 +185,7 @@ def resenc(
 
     if width < 1 or not 2 <= len(blocks) <= 8 or min(blocks) < 1:
         raise ValueError(
-            f"width {width}, blocks {tuple(blocks)}: expected width from 1, 2 to 8 levels of 1 block or more"
+            f"width is {width} and blocks is {tuple(blocks)}; expected width >= 1 and 2 to 8 numbers of at least 1"
         )
     depth = len(blocks) - 1
     num_outputs = max(1, depth - 1) if deep_supervision else 1
@@ -216,16 +215,16 @@ def segresnet(
 ) -> MonaiNet:
     """MONAI's SegResNet without the variational autoencoder.
 
-    Reference: Myronenko 2018 (arXiv 1810.11654), which normalises by groups of channels (norm="group").
+    Reference: Myronenko 2018 (arXiv 1810.11654), with group normalisation (norm="group").
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: filters of the first level; doubled at each level down.
-        blocks_down: residual blocks of each level on the way down.
-        blocks_up: residual blocks of each level on the way up, the deepest first; one number fewer.
+        blocks_down: residual blocks in each encoder level.
+        blocks_up: residual blocks in each decoder level, deepest first; one number fewer than blocks_down.
         norm: "instance", "group" or "batch".
-        dropout: share of values dropped after the first convolution.
+        dropout: fraction of values dropped after the first convolution.
 
     Raises:
         ValueError: an argument out of range.
@@ -234,8 +233,8 @@ def segresnet(
 
     if width < 1 or not 1 <= len(blocks_up) == len(blocks_down) - 1 or min(*blocks_down, *blocks_up) < 1:
         raise ValueError(
-            f"width {width}, blocks_down {tuple(blocks_down)}, blocks_up {tuple(blocks_up)}: "
-            "expected width from 1, and one level fewer up than down, each of 1 block or more"
+            f"width is {width}, blocks_down is {tuple(blocks_down)} and blocks_up is {tuple(blocks_up)}; expected "
+            "width >= 1, and one number fewer in blocks_up than in blocks_down, each at least 1"
         )
     net = SegResNet(
         spatial_dims=2,
@@ -258,16 +257,16 @@ def attention_unet(
     depth: int = 4,
     dropout: float = 0.0,
 ) -> MonaiNet:
-    """MONAI's Attention U-Net, with batch normalisation (MONAI leaves no choice).
+    """MONAI's Attention U-Net, which always uses batch normalisation.
 
     Reference: Oktay et al. 2018 (arXiv 1804.03999).
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
-        width: filters of the first level, from 2 on; doubled at each level down.
+        width: filters of the first level, at least 2; doubled at each level down.
         depth: levels below the first.
-        dropout: share of values dropped after each convolution.
+        dropout: fraction of values dropped after each convolution.
 
     Raises:
         ValueError: an argument out of range.
@@ -275,7 +274,7 @@ def attention_unet(
     from monai.networks.nets.attentionunet import AttentionUnet
 
     if width < 2 or not 1 <= depth <= 7:
-        raise ValueError(f"width {width}, depth {depth}: expected width from 2, depth 1 to 7")
+        raise ValueError(f"width is {width} and depth is {depth}; expected width >= 2 and depth from 1 to 7")
     net = AttentionUnet(
         spatial_dims=2,
         in_channels=in_channels,
@@ -298,7 +297,7 @@ def swin_unetr(
     norm: str = "instance",
     dropout: float = 0.0,
 ) -> MonaiNet:
-    """MONAI's SwinUNETR in two dimensions: attention in shifted windows on the way down, convolutions up.
+    """MONAI's SwinUNETR in 2-D: shifted-window attention in the encoder, convolutions in the decoder.
 
     Reference: Hatamizadeh et al. 2022 (arXiv 2201.01266).
 
@@ -306,11 +305,11 @@ def swin_unetr(
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: features of the first level, a multiple of 12; doubled at each of five levels down.
-        depths: attention blocks of four levels.
-        num_heads: attention heads of four levels; each level's features are a multiple of its heads.
+        depths: attention blocks in each of four levels.
+        num_heads: attention heads in each of four levels; must divide the level's features.
         window: tokens along each side of a window.
-        norm: "instance", "group" or "batch", of the convolutions.
-        dropout: share of values dropped in attention blocks.
+        norm: "instance", "group" or "batch", for the convolutions.
+        dropout: fraction of values dropped in attention blocks.
 
     Raises:
         ValueError: an argument out of range.
@@ -319,15 +318,15 @@ def swin_unetr(
 
     if width < 12 or width % 12 or window < 2 or len(depths) != 4 or len(num_heads) != 4:
         raise ValueError(
-            f"width {width}, window {window}, {len(depths)} depths, {len(num_heads)} num_heads: "
-            "expected width a multiple of 12, window from 2, and four of depths and of num_heads"
+            f"width is {width}, window is {window}, depths has {len(depths)} numbers and num_heads {len(num_heads)}; "
+            "expected width a multiple of 12, window >= 2, and four numbers each"
         )
     if any((width << level) % heads for level, heads in enumerate(num_heads)):
         raise ValueError(
-            f"width {width}, num_heads {tuple(num_heads)}: each level's features, {width} doubled "
-            "at each level, must be a multiple of its heads"
+            f"width is {width} and num_heads is {tuple(num_heads)}; expected heads that divide each level's features, "
+            f"{width} doubled at each level"
         )
-    # MONAI reads numbers from tensors while it builds, which those of the meta device do not have.
+    # MONAI reads values of tensors while it builds, which tensors on the meta device do not have.
     with torch.device("cpu"):
         net = SwinUNETR(
             spatial_dims=2,
@@ -346,13 +345,13 @@ def swin_unetr(
 
 def _norm(name: str, width: int) -> Any:
     if name not in NORMS:
-        raise ValueError(f"'{name}' is not a normalisation; they are {', '.join(sorted(NORMS))}")
+        raise ValueError(f"norm is '{name}'; expected one of {', '.join(sorted(NORMS))}")
     if name == "group" and width % 8:
-        raise ValueError(f"width {width} with norm 'group': expected a multiple of 8")
+        raise ValueError(f"width is {width}; expected a multiple of 8 with norm 'group'")
     return NORMS[name]
 
 
-def _by_all_ranks(net: nn.Module) -> nn.Module:
+def _synchronize_norms(net: nn.Module) -> nn.Module:
     for parent in list(net.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-"""What a network with side outputs returns while it is trained."""
+"""The outputs of a network in training, if it has more than logits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class TrainingOutputs(NamedTuple):
-    """The outputs that a loss can be put on; in evaluation a network returns its logits alone.
+    """All outputs for a loss; in evaluation a network returns only its logits.
 
     Attributes:
-        logits: (B, C, H, W): what the network answers in evaluation.
-        sides: each (B, C, H, W), enlarged to the images' size, the finest first.
-        presence: (B, C') logits of whether a slice holds anything at all of each tumour channel, from a
+        logits: (B, C, H, W), the network's output in evaluation.
+        sides: side outputs, each (B, C, H, W), upsampled to the images' size, finest first.
+        presence: (B, C') logits for whether a slice has any pixel of each tumour channel, from a
             classification-guided module; (B, C', N) from N such modules (`FoldedNet`); None without one.
     """
 

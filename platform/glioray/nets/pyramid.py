@@ -1,4 +1,4 @@
-"""Pyramids: what a bottleneck sees of wider and wider surroundings at once."""
+"""Pyramid bottlenecks, which combine features at several scales."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from glioray.nets.blocks import ConvBlock
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: (B, in_channels, H, W) to (B, out_channels, H, W).
 
-    Beside each other a 1x1 convolution, a 3x3 convolution at each dilation rate, and the mean over the image;
-    a 1x1 convolution puts them together.
+    A 1x1 convolution, a 3x3 convolution for each dilation rate and the mean over the image run in parallel; a
+    1x1 convolution merges them.
 
-    Reference: Chen et al. 2017 (arXiv 1706.05587). Deviation: the branch of the mean has a bias and no
-    normalisation, since a single pixel of a single image has nothing to be normalised by.
+    Reference: Chen et al. 2017 (arXiv 1706.05587). Deviation: the mean's branch has a bias and no
+    normalisation, since a single pixel cannot be normalised.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         rates: dilation rates of the 3x3 convolutions.
-        branch_channels: of each branch; a quarter of out_channels if None, as the paper's 256 of 1024.
+        branch_channels: channels of each branch; None gives a quarter of out_channels, as the paper's 256 of 1024.
         norm: a name of `blocks.NORMS`.
     """
 
@@ -55,18 +55,18 @@ class ASPP(nn.Module):
 class SpatialPyramid(nn.Module):
     """Spatial pyramid pooling: (B, in_channels, H, W) to (B, out_channels, H, W).
 
-    The input is averaged over grids of 1x1, 2x2 and 4x4 cells; each grid goes through a 1x1 convolution and
-    back to H x W, and a 3x3 convolution puts them together with the input.
+    The input is averaged over grids of 1x1, 2x2 and 4x4 cells; each grid passes a 1x1 convolution and is
+    upsampled to H x W, and a 3x3 convolution merges all of them with the input.
 
-    Reference: He et al. 2014 (arXiv 1406.4729). Deviations: that paper takes maxima and hands a vector to a
-    classifier; averages that keep their place are Zhao et al. 2017 (arXiv 1612.01105). The cells' convolutions
-    have a bias and no normalisation, since a single cell has nothing to be normalised by.
+    Reference: He et al. 2014 (arXiv 1406.4729), with averages at their positions as in Zhao et al. 2017 (arXiv
+    1612.01105), where the former takes maxima and returns a vector. Deviation: the cells' convolutions have a
+    bias and no normalisation, since a single cell cannot be normalised.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         cells: cells along each side of each grid.
-        branch_channels: of each grid; a quarter of in_channels if None.
+        branch_channels: channels of each grid; None gives a quarter of in_channels.
         norm: a name of `blocks.NORMS`.
     """
 
@@ -97,4 +97,4 @@ class SpatialPyramid(nn.Module):
 
 
 PYRAMIDS: dict[str, type[ASPP | SpatialPyramid]] = {"aspp": ASPP, "spp": SpatialPyramid}
-"""By the names that networks take them by."""
+"""Pyramids by the names in the networks' options."""

@@ -13,19 +13,18 @@ from glioray.nets.blocks import DilatedConv2d, PointwiseConv2d, build_norm, pad_
 
 
 class ResidualUnit(nn.Module):
-    """(B, C, H, W) to (B, out, H, W): twice normalisation, leaky ReLU, 3x3 convolution, and the input added.
+    """Normalisation, leaky ReLU and 3x3 convolution, twice, plus the input: (B, C, H, W) to (B, out, H, W).
 
-    Normalised before each convolution (He et al. 2016, arXiv 1603.05027), where `ConvBlock` does it after.
-    The input comes through a normalised 1x1 convolution where the channels or, with `stride`, the sizes
-    differ.
+    Pre-activation (He et al. 2016, arXiv 1603.05027), unlike `ConvBlock`. The input is added through a
+    normalised 1x1 convolution.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         norm: a name of `blocks.NORMS`.
         stride: of the first convolution.
-        first: the input is an image, which is convolved as it is.
-        excite: squeeze and excitation after the addition.
+        first: the input is an image, which is convolved without normalisation and activation.
+        excite: whether to apply squeeze and excitation after the addition.
     """
 
     def __init__(
@@ -40,10 +39,10 @@ class ResidualUnit(nn.Module):
     ) -> None:
         super().__init__()
         bias = norm == "none"
-        self.enter: nn.Module = nn.Identity() if first else _activated(norm, in_channels)
+        self.enter: nn.Module = nn.Identity() if first else _norm_and_activation(norm, in_channels)
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias),
-            _activated(norm, out_channels),
+            _norm_and_activation(norm, out_channels),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
         )
         self.skip = nn.Sequential(
@@ -57,21 +56,21 @@ class ResidualUnit(nn.Module):
 
 
 class ResUNet(nn.Module):
-    """A U-Net of residual units, whose skips pass attention gates.
+    """A U-Net of residual units with attention gates on its skips.
 
     (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W): the input is padded with zeros to
-    a multiple of 2 to the power of `depth`, at least two of them, and the result cut back.
+    a multiple of 2^depth, at least twice that, and the result is cropped.
 
-    Deviations from the paper: the gates (Oktay et al. 2018, arXiv 1804.03999; `attention=False` is without);
-    leaky ReLU; logits where the paper has a sigmoid.
+    Deviations from the paper: the gates (Oktay et al. 2018, arXiv 1804.03999; none with `attention=False`);
+    leaky ReLU; logits instead of a sigmoid.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: filters of the first level; doubled at each level down.
         depth: levels below the first.
-        norm: a name of `blocks.NORMS`; the paper's is "batch".
-        attention: gates on the skips.
+        norm: a name of `blocks.NORMS`; "batch" in the paper.
+        attention: whether skips have gates.
 
     Raises:
         ValueError: an argument out of range.
@@ -95,13 +94,13 @@ class ResUNet(nn.Module):
         self.up = nn.ModuleList()
         for skip, below in zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True):
             self.gates.append(
-                AttentionGate(below, skip, inner=max(1, skip // 2), norm=norm) if attention else _Ungated()
+                AttentionGate(below, skip, inner=max(1, skip // 2), norm=norm) if attention else _NoGate()
             )
             self.up.append(ResidualUnit(below + skip, skip, norm=norm))
         self.head = nn.Conv2d(widths[0], out_channels, 1)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         return [self.head]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class ResUNet(nn.Module):
         x, skips = _encode(self.down, pad_to_multiple(x, self.divisor, at_least=2 * self.divisor))
         for gate, unit in zip(self.gates, self.up, strict=True):
             skip = skips.pop()
-            x = _doubled(x)
+            x = _upsample_by_two(x)
             x = unit(torch.cat([x, gate(x, skip)], dim=1))
         logits: Tensor = self.head(x)
         return logits[..., :height, :width]
@@ -118,19 +117,19 @@ class ResUNet(nn.Module):
 class ResUNetPlusPlus(nn.Module):
     """A U-Net of residual units with squeeze and excitation, attention and two atrous pyramids.
 
-    (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W); padded and cut as `ResUNet`.
+    (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W); padded and cropped as in `ResUNet`.
 
-    It follows the authors' code, which for 3 channels and 1 output counts 4,070,385 parameters. 7,392 of them
-    are running statistics and 3,376 biases for which a normalisation after or beside the convolution already
-    does, so that they are left out here. Other deviations: leaky ReLU; logits where the paper has a sigmoid.
+    Follows the authors' code, which has 4,070,385 parameters for 3 channels and 1 output. 7,392 of them are
+    running statistics, which are no parameters here, and 3,376 are biases made redundant by a normalisation,
+    which are omitted. Other deviations: leaky ReLU; logits instead of a sigmoid.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: filters of the first level; doubled at each level down.
         depth: levels below the first.
-        norm: a name of `blocks.NORMS`; the paper's is "batch".
-        bridge: the pyramid between the way down and the way up, with twice the deepest level's filters.
+        norm: a name of `blocks.NORMS`; "batch" in the paper.
+        bridge: whether a pyramid with twice the deepest level's filters joins encoder and decoder.
 
     Raises:
         ValueError: an argument out of range.
@@ -162,7 +161,7 @@ class ResUNetPlusPlus(nn.Module):
         self.head = nn.Conv2d(widths[0], out_channels, 1)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         return [self.head]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,14 +170,14 @@ class ResUNetPlusPlus(nn.Module):
         x = self.bridge(x)
         for attend, unit in zip(self.attend, self.up, strict=True):
             skip = skips.pop()
-            x = unit(torch.cat([_doubled(attend(skip, x)), skip], dim=1))
+            x = unit(torch.cat([_upsample_by_two(attend(skip, x)), skip], dim=1))
         logits: Tensor = self.head(self.last(x))
         return logits[..., :height, :width]
 
 
 class _SummedPyramid(nn.Module):
-    # ResUNet++'s atrous pyramid: the branches are added and all 3x3, where DeepLab's (`pyramid.ASPP`)
-    # concatenates a 1x1 convolution, smaller branches and the mean.
+    # The atrous pyramid of ResUNet++: all branches are 3x3 and are added, whereas DeepLab's (`pyramid.ASPP`)
+    # concatenates narrower branches, a 1x1 convolution and the mean.
     def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
@@ -196,13 +195,13 @@ class _SummedPyramid(nn.Module):
 
 
 class _PooledAttention(nn.Module):
-    # ResUNet++'s attention: features of the way up, multiplied by what they and the pooled skip give.
+    # The attention of ResUNet++: decoder features, multiplied by weights computed from them and the pooled skip.
     def __init__(self, skip: int, channels: int, *, norm: str) -> None:
         super().__init__()
 
         def layers(source: int, bias: bool) -> nn.Sequential:
             return nn.Sequential(
-                _activated(norm, source), nn.Conv2d(source, channels, 3, padding=1, bias=bias)
+                _norm_and_activation(norm, source), nn.Conv2d(source, channels, 3, padding=1, bias=bias)
             )
 
         self.skip = layers(skip, norm == "none")
@@ -214,18 +213,18 @@ class _PooledAttention(nn.Module):
         return weight * below
 
 
-class _Ungated(nn.Module):
-    def forward(self, asking: Tensor, skip: Tensor) -> Tensor:
+class _NoGate(nn.Module):
+    def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
         return skip
 
 
 def _widths(width: int, depth: int) -> list[int]:
     if width < 1 or not 1 <= depth <= 7:
-        raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
+        raise ValueError(f"width is {width} and depth is {depth}; expected width >= 1 and depth from 1 to 7")
     return [width << level for level in range(depth + 1)]
 
 
-def _activated(norm: str, channels: int) -> nn.Sequential:
+def _norm_and_activation(norm: str, channels: int) -> nn.Sequential:
     return nn.Sequential(build_norm(norm, channels), nn.LeakyReLU(0.01, inplace=norm != "none"))
 
 
@@ -245,5 +244,5 @@ def _encode(units: nn.ModuleList, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     return x, skips
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _upsample_by_two(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")

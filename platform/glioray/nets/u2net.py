@@ -1,4 +1,4 @@
-"""U²-Net and U²-NetP: a U-Net whose every level is a U-Net (Qin et al. 2020, arXiv 2005.09007)."""
+"""U²-Net and U²-NetP: a U-Net in which every level is a U-Net (Qin et al. 2020, arXiv 2005.09007)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from glioray.nets.blocks import ConvBlock, pad_to_multiple
 from glioray.nets.outputs import TrainingOutputs
 
-# Of the levels down, then up, each in units of the width: filters inside a block and at its end.
+# Filters inside each block and at its end, in units of the width.
 _DOWN = ((1 / 2, 1), (1 / 2, 2), (1, 4), (2, 8), (4, 8), (4, 8))
 _UP = ((4, 8), (2, 4), (1, 2), (1 / 2, 1), (1 / 4, 1))
-# Levels inside each block; those of 0 lie so deep that dilated convolutions take the place of pooling.
+# Levels inside each block; 0 in the deepest blocks, which use dilated convolutions instead of pooling.
 _DOWN_DEPTHS, _UP_DEPTHS = (7, 6, 5, 4, 0, 0), (0, 4, 5, 6, 7)
 
 
 class ResidualUBlock(nn.Module):
-    """(B, C, H, W) to (B, out, H, W): a U-Net of `depth` levels, added to what enters it (the paper's RSU).
+    """A U-Net of `depth` levels, added to its input (the paper's RSU): (B, C, H, W) to (B, out, H, W).
 
-    With a depth of 0 it is the paper's RSU-4F: nothing is pooled; the levels are dilated by 1, 2, 4 and 8.
+    A depth of 0 gives the paper's RSU-4F: dilations of 1, 2, 4 and 8 instead of pooling.
     """
 
     def __init__(self, in_channels: int, inner: int, out_channels: int, *, depth: int, norm: str) -> None:
@@ -46,34 +46,33 @@ class ResidualUBlock(nn.Module):
         entered = x = self.enter(x)
         skips = []
         for level, conv in enumerate(self.down):
-            # The deepest level has its neighbour's size: it is dilated.
+            # The deepest level is dilated, not pooled.
             pooled = 0 < level < len(self.down) - 1 and not self.dilated
             x = conv(F.max_pool2d(x, 2) if pooled else x)
             skips.append(x)
         skips.pop()
         for conv in self.up:
             skip = skips.pop()
-            x = conv(torch.cat([_enlarged(x, skip), skip], dim=1))
+            x = conv(torch.cat([_upsample_like(x, skip), skip], dim=1))
         return x + entered
 
 
 class U2Net(nn.Module):
-    """Blocks that are U-Nets, put together as a U-Net, with an output at each of its six levels.
+    """A U-Net of six levels whose blocks are U-Nets, with an output at each level.
 
     (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W): the input is padded with zeros to
-    a multiple of 32, from 64 on, and the result cut back. In training it returns the fused logits and the
-    six levels' own as `sides`, enlarged.
+    a multiple of 32, at least 64, and the result is cropped. In training it returns the fused logits and, as
+    `sides`, the upsampled logits of the six levels.
 
-    Deviations: leaky ReLU in place of ReLU; no biases where a normalisation follows, which would take them
-    away again (14,400 parameters fewer than published, 2,848 in U²-NetP); logits where the paper has
-    sigmoids.
+    Deviations: leaky ReLU instead of ReLU; no biases before a normalisation, which would cancel them (14,400
+    parameters fewer than published, 2,848 in U²-NetP); logits instead of sigmoids.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
         width: filters of the first level, a multiple of 4.
-        small: U²-NetP: every level has the first one's filters.
-        norm: a name of `blocks.NORMS`; the paper's is "batch".
+        small: True gives U²-NetP, in which all levels have the filters of the first.
+        norm: a name of `blocks.NORMS`; "batch" in the paper.
 
     Raises:
         ValueError: an argument out of range.
@@ -90,7 +89,7 @@ class U2Net(nn.Module):
     ) -> None:
         super().__init__()
         if width < 4 or width % 4:
-            raise ValueError(f"width {width}: expected a multiple of 4")
+            raise ValueError(f"width is {width}; expected a multiple of 4")
 
         def widths(level: tuple[float, int]) -> tuple[int, int]:
             return (width // 4, width) if small else (int(level[0] * width), level[1] * width)
@@ -110,14 +109,14 @@ class U2Net(nn.Module):
             self.up.append(ResidualUBlock(channels + skips.pop(), inner, out, depth=depth, norm=norm))
             channels = out
             side_channels.append(out)
-        # The finest first.
+        # finest first
         self.sides = nn.ModuleList(
             nn.Conv2d(channels, out_channels, 3, padding=1) for channels in reversed(side_channels)
         )
         self.fuse = nn.Conv2d(len(self.sides) * out_channels, out_channels, 1)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         return [self.fuse, *self.sides]
 
     def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
@@ -130,11 +129,11 @@ class U2Net(nn.Module):
         levels = [skips.pop()]
         for block in self.up:
             skip = skips.pop()
-            x = block(torch.cat([_enlarged(x, skip), skip], dim=1))
+            x = block(torch.cat([_upsample_like(x, skip), skip], dim=1))
             levels.append(x)
         finest = levels[-1]
         sides = [
-            _enlarged(side(features), finest)
+            _upsample_like(side(features), finest)
             for side, features in zip(self.sides, reversed(levels), strict=True)
         ]
         logits: Tensor = self.fuse(torch.cat(sides, dim=1))[..., :height, :width]
@@ -144,7 +143,7 @@ class U2Net(nn.Module):
 
 
 def u2netp(*, width: int = 64, **options: Any) -> U2Net:
-    """U²-NetP, the small one of the paper: every level has `width` filters, a quarter of them inside.
+    """U²-NetP, the paper's small network: `width` filters at every level, a quarter of that inside blocks.
 
     Raises:
         ValueError: an argument out of range.
@@ -152,5 +151,5 @@ def u2netp(*, width: int = 64, **options: Any) -> U2Net:
     return U2Net(width=width, small=True, **options)
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear")

@@ -11,32 +11,31 @@ from glioray.nets.pyramid import PYRAMIDS
 
 
 class UNet(nn.Module):
-    """The paper's contracting and expanding paths with padded convolutions, so that sizes are kept.
+    """The encoder and decoder of the paper, with padded convolutions that keep H and W.
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros to
-    a multiple of `divisor`, at least two of them, and the result cut back.
+    a multiple of 2^depth, at least twice that, and the result is cropped.
 
-    Deviations: normalisation and leaky ReLU in place of plain ReLU; `width` and `depth` by argument (the
-    paper's are 64 and 4). `lean` halves the cost: strided convolutions go down, a 1x1 convolution and nearest
-    neighbours up, skips are added as in LinkNet (Chaurasia, Culurciello 2017, arXiv 1707.03718), and the way
-    up has one convolution a level.
+    Deviations: normalisation and leaky ReLU instead of ReLU. `lean` halves the cost: it goes down by strided
+    convolutions and up by a 1x1 convolution and nearest neighbours, adds skips as in LinkNet (Chaurasia,
+    Culurciello 2017, arXiv 1707.03718), and has one convolution per decoder level.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the logits.
-        width: filters of the first level; doubled at each level down.
-        depth: levels below the first.
-        max_width: no level has more filters.
+        width: filters of the first level, 64 in the paper; doubled at each level down.
+        depth: levels below the first, 4 in the paper.
+        max_width: the most filters of any level.
         norm: a name of `blocks.NORMS`.
-        num_convs: convolutions a block.
-        dropout: share of channels dropped in the two deepest levels.
-        residual: residual blocks.
-        lean: the cheap way down and up.
+        num_convs: convolutions per block.
+        dropout: fraction of channels dropped in the two deepest levels.
+        residual: whether blocks are residual.
+        lean: whether to use the cheaper ways down and up.
         dilation: rate of the blocks' convolutions.
-        bridge: False leaves the deepest level without convolutions: what is pooled goes straight up again.
-        bottleneck: what the deepest level holds: "plain" (a block), or in its place a pyramid: "aspp" (atrous,
-            with its own rates) or "spp" (spatial).
-        upsample: "transposed" convolutions, or "nearest" neighbours, whose channels all go on to the merge.
+        bridge: False omits the convolutions of the deepest level, whose pooled features are only upsampled.
+        bottleneck: the deepest level: "plain" (a block), or a pyramid, "aspp" (atrous, with its own rates) or
+            "spp" (spatial).
+        upsample: "transposed" convolutions, or "nearest" neighbours, which keep all channels for the merge.
 
     Raises:
         ValueError: an argument out of range.
@@ -62,21 +61,19 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or not 1 <= depth <= 7:
-            raise ValueError(f"width {width}, depth {depth}: expected width from 1, depth 1 to 7")
+            raise ValueError(
+                f"width is {width} and depth is {depth}; expected width >= 1 and depth from 1 to 7"
+            )
         if max_width < 1:
-            raise ValueError(f"max_width {max_width}: expected at least 1")
+            raise ValueError(f"max_width is {max_width}; expected at least 1")
         if bottleneck not in ("plain", *PYRAMIDS):
-            raise ValueError(f"'{bottleneck}' is not a bottleneck; they are plain, {', '.join(PYRAMIDS)}")
+            raise ValueError(f"bottleneck is '{bottleneck}'; expected one of plain, {', '.join(PYRAMIDS)}")
         if bottleneck != "plain" and not bridge:
-            raise ValueError(
-                f"bottleneck '{bottleneck}' without bridge: expected bridge, or bottleneck 'plain'"
-            )
+            raise ValueError(f"bottleneck is '{bottleneck}'; expected 'plain' without bridge")
         if upsample not in ("transposed", "nearest"):
-            raise ValueError(f"'{upsample}' is not a way up; they are nearest, transposed")
+            raise ValueError(f"upsample is '{upsample}'; expected one of nearest, transposed")
         if lean and not (bridge and bottleneck == "plain" and upsample == "transposed"):
-            raise ValueError(
-                "lean has ways of its own; expected bridge, bottleneck and upsample as they are by default"
-            )
+            raise ValueError("lean is set; expected the defaults of bridge, bottleneck and upsample with it")
         widths = [min(width << level, max_width) for level in range(depth + 1)]
         self.lean = lean
         self.divisor = 1 << depth
@@ -109,7 +106,7 @@ class UNet(nn.Module):
         for level in reversed(range(depth)):
             below, here = widths[level + 1], widths[level]
             if lean:
-                # Reduced before it is enlarged: a quarter of the arithmetic, the same result.
+                # Convolved before upsampling, for the same result at a quarter of the cost.
                 up = nn.Sequential(nn.Conv2d(below, here, 1, bias=False), nn.Upsample(scale_factor=2))
                 self.up.append(up)
                 self.merge.append(block(here, here, level, 1))
@@ -122,12 +119,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], out_channels, 1)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits."""
+        """The convolutions that give logits."""
         return [self.head]
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # A deepest level of a single pixel would have nothing for a norm to go by.
+        # At least two pixels per side at the deepest level, since a single pixel cannot be normalised.
         x = pad_to_multiple(x, self.divisor, at_least=2 * self.divisor)
         skips = []
         for level, block in enumerate(self.down):

@@ -10,24 +10,24 @@ from glioray.nets.blocks import ConvBlock, pad_to_multiple
 from glioray.nets.outputs import TrainingOutputs
 
 _ABSENT = -20.0
-"""The logit of what is not there: a probability of 2e-9, finite in every precision."""
+"""The logit of an absent channel: a probability of 2e-9, and finite in every precision."""
 
 
 class UNet3P(nn.Module):
-    """A U-Net whose every decoder level reads all levels: the encoder's up to its own, the decoder's below it.
+    """A U-Net in which each decoder level reads all encoder levels down to its own and all deeper decoder levels.
 
-    (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros as
-    in `UNet`. Each source is brought to the level's size (maxima down, bilinear up) and to `cat_channels`. With
-    `deep_supervision` or `classify` training returns `TrainingOutputs`: its sides are the decoder levels below the
-    first and the deepest encoder level.
+    (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W; padded as in `UNet`. Each source is
+    resized to the level (by maxima down, bilinearly up) and convolved to `cat_channels`. With `deep_supervision`
+    or `classify`, training returns `TrainingOutputs`, whose sides are the decoder levels below the first and
+    the deepest encoder level.
 
-    `classify` is the paper's classification-guided module: logits of whether a slice holds anything of an
-    output channel at all, from the deepest level. In evaluation a channel whose logit is not above 0 is answered
-    "nowhere" (-20 at each pixel), so it must be trained: a loss without its `presence` leaves the gate to chance.
+    `classify` is the paper's classification-guided module: from the deepest level it predicts whether a slice
+    has any pixel of each output channel. In evaluation, channels with a logit of at most 0 become absent (-20
+    at every pixel), so this output must be trained by a loss that uses `presence`.
 
-    Deviations: normalisation and leaky ReLU in place of batch normalisation and ReLU; one presence logit an
-    output channel in place of two for one organ; the gate sets logits, since a product with zero would say one
-    half, and is left out of training, where it would cut gradients off.
+    Deviations: normalisation and leaky ReLU instead of batch normalisation and ReLU; one presence logit per
+    output channel instead of two for one organ; the gate replaces logits, since multiplying them by zero would
+    give a probability of one half, and is not applied in training, where it would stop gradients.
 
     Args:
         in_channels: channels of the input.
@@ -35,11 +35,11 @@ class UNet3P(nn.Module):
         width: filters of the first level; doubled at each level down.
         depth: levels below the first.
         norm: a name of `blocks.NORMS`.
-        num_convs: convolutions of an encoder's block.
+        num_convs: convolutions per encoder block.
         cat_channels: filters of each source of a decoder level.
-        bridge: False leaves the deepest level without convolutions: it is the level above it, pooled.
-        deep_supervision: heads on every decoder level and on the deepest one.
-        classify: the classification-guided module.
+        bridge: False omits the convolutions of the deepest level, which is then the level above it, pooled.
+        deep_supervision: whether every decoder level and the deepest level have heads.
+        classify: whether to use the classification-guided module.
 
     Raises:
         ValueError: an argument out of range.
@@ -62,8 +62,8 @@ class UNet3P(nn.Module):
         super().__init__()
         if width < 1 or cat_channels < 1 or not 1 <= depth <= 7:
             raise ValueError(
-                f"width {width}, cat_channels {cat_channels}, depth {depth}: "
-                "expected width and cat_channels from 1, depth 1 to 7"
+                f"width is {width}, cat_channels is {cat_channels} and depth is {depth}; "
+                "expected width >= 1, cat_channels >= 1 and depth from 1 to 7"
             )
         self.depth = depth
         self.divisor = 1 << depth
@@ -97,7 +97,7 @@ class UNet3P(nn.Module):
             self.presence = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(widths[depth], out_channels, 1))
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions whose outputs are logits of pixels."""
+        """The convolutions that give logits of pixels."""
         return [self.head, *self.sides]
 
     def forward(self, x: Tensor) -> Tensor | TrainingOutputs:
@@ -107,7 +107,7 @@ class UNet3P(nn.Module):
         for level, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if level else x)
             encoded.append(x)
-        # From here on a level is what the decoder made of it; the deepest is the encoder's for both.
+        # Decoder features by level; the deepest level is shared with the encoder.
         decoded = {self.depth: x}
         for level in reversed(range(self.depth)):
             size = encoded[level].shape[-2:]
@@ -131,6 +131,6 @@ class UNet3P(nn.Module):
         size = encoded[0].shape[-2:]
         sides = []
         for level, side in enumerate(self.sides, start=1):
-            large = F.interpolate(side(decoded[level]), size, mode="bilinear", align_corners=False)
-            sides.append(large[..., :height, :width])
+            upsampled = F.interpolate(side(decoded[level]), size, mode="bilinear", align_corners=False)
+            sides.append(upsampled[..., :height, :width])
         return TrainingOutputs(logits, tuple(sides), presence)

@@ -107,7 +107,7 @@ def test_sums_over_ranks_make_the_mean_loss_that_of_the_whole_batch(
 ):
     """Two halves of a batch, each told the other's sums, as `reduce_sum` does between processes."""
     if weighted and name not in WEIGHTED:
-        with pytest.raises(ValueError, match=f"loss '{name}' does not take these options: .*class_weights"):
+        with pytest.raises(ValueError, match=f"loss '{name}' does not accept these options: .*class_weights"):
             build_loss(name, class_weights=[1.0, 2.0, 3.0])
         return
     logits, masks = make_batch(name)
@@ -191,7 +191,7 @@ def test_unknown_names_and_options():
         build_loss("dice_bce")
     with pytest.raises(ValueError, match=r"'dice_bce' is not a loss; the losses are boundary, ce, dice, "):
         takes_class_weights("dice_bce")
-    with pytest.raises(ValueError, match=r"loss 'dice_ce' does not take these options: .*'gamma'"):
+    with pytest.raises(ValueError, match=r"loss 'dice_ce' does not accept these options: .*'gamma'"):
         build_loss("dice_ce", gamma=2.0)
     with pytest.raises(ValueError, match=r"logits have 4 channels; expected 3 \(WT, TC, ET\)"):
         build_loss("region_dice")(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8))

@@ -1,4 +1,4 @@
-"""Blocks against torch's own layers."""
+"""Blocks compared with torch's own layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_of_one_rank_is_torchs(training: bool):
+def test_batch_norm_on_one_rank_equals_torchs(training: bool):
     ours, theirs = GlobalBatchNorm2d(5), nn.BatchNorm2d(5)
     for number in range(3):
         images = 3 * _noise(4, 5, 6, 7, seed=number) + 2
@@ -33,7 +33,7 @@ def test_batch_norm_of_one_rank_is_torchs(training: bool):
 
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("channels", [1, 3, 6, 8, 20])
-def test_norms_take_any_number_of_channels(name: str, channels: int):
+def test_norms_accept_any_number_of_channels(name: str, channels: int):
     images = 5 * _noise(3, channels, 8, 9) + 7
     output = build_norm(name, channels)(images)
     assert output.shape == images.shape
@@ -44,7 +44,7 @@ def test_norms_take_any_number_of_channels(name: str, channels: int):
         assert float(output.detach().std()) == pytest.approx(1, abs=0.02)
 
 
-def test_a_residual_block_without_weights_hands_its_input_on():
+def test_a_residual_block_without_weights_returns_its_input():
     block = ConvBlock(4, 4, residual=True)
     plain = ConvBlock(4, 4)
     for module in (block, plain):
@@ -54,7 +54,7 @@ def test_a_residual_block_without_weights_hands_its_input_on():
     assert not plain(images).any()
 
 
-def test_dropout_drops_whole_channels_in_training_alone():
+def test_dropout_drops_whole_channels_in_training_only():
     torch.manual_seed(0)
     block = ConvBlock(2, 64, dropout=0.5)
     images = _noise(1, 2, 8, 8)
@@ -64,7 +64,7 @@ def test_dropout_drops_whole_channels_in_training_alone():
 
 
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(24, 8), (40, 16), (32, 16), (16, 8)])
-def test_gradients_of_dilated_convolutions_in_bf16_are_those_in_float32(in_channels: int, out_channels: int):
+def test_gradients_of_dilated_convolutions_in_bf16_are_close_to_float32(in_channels: int, out_channels: int):
     torch.manual_seed(0)
     block = ConvBlock(in_channels, out_channels, norm="none", num_convs=1, dilation=2)
     block = block.to(memory_format=torch.channels_last)
@@ -83,7 +83,7 @@ def test_gradients_of_dilated_convolutions_in_bf16_are_those_in_float32(in_chann
 
 @pytest.mark.parametrize("size", [(12, 10), (13, 9), (1, 1)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pixels_picked_first_are_a_strided_convolution(stride: int, size: tuple[int, int]):
+def test_a_pointwise_convolution_equals_a_strided_convolution(stride: int, size: tuple[int, int]):
     ours = PointwiseConv2d(8, 16, stride).double()
     theirs = nn.Conv2d(8, 16, 1, stride).double()
     theirs.load_state_dict(ours.state_dict())
@@ -91,8 +91,8 @@ def test_pixels_picked_first_are_a_strided_convolution(stride: int, size: tuple[
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-12, atol=1e-12)
 
 
-def test_its_backward_stays_within_its_memory():
-    # What torch's own strided convolution does not survive.
+def test_the_backward_pass_of_a_pointwise_convolution_stays_within_bounds():
+    # torch's strided convolution crashes here.
     conv = PointwiseConv2d(8, 16, 2, bias=False).to(memory_format=torch.channels_last)
     images = _noise(16, 8, 192, 160).contiguous(memory_format=torch.channels_last).requires_grad_()
     for _ in range(3):

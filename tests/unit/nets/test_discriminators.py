@@ -1,8 +1,9 @@
-"""One tester over every discriminator, in every option that changes its shape."""
+"""The same tests for every discriminator, with every option that changes its shape."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -23,24 +24,21 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "unet": [{"width": 4}, {"width": 4, "norm": "none"}],
 }
-"""Small options of each discriminator: a new one is tested by adding its line."""
+"""Small variants of each discriminator; a new discriminator is tested by adding them here."""
 
-# Of three-channel images; what a change of architecture must say out loud.
+# For images of three channels; a change here means that saved weights no longer load.
 NUM_PARAMETERS = {
-    # As SRGAN's but for the flattening, 23.6 M of whose weights at 96 x 96 lie in its first linear layer.
+    # SRGAN's has 23.6 M at 96 x 96, most of them in the linear layer after flattening.
     "vgg": ({}, 5_213_569),
-    # pix2pix's PatchGAN of 70 x 70 has 2,768,705 for its six channels; three have 3 * 64 * 16 fewer.
+    # pix2pix's PatchGAN of 70 x 70 has 2,768,705 with six channels; with three it has 3 * 64 * 16 fewer.
     "patch": ({"norm": "instance"}, 2_768_705 - 3 * 64 * 16),
-    "unet": ({}, 4_376_897),  # published, to the last one
+    "unet": ({}, 4_376_897),  # exactly the published number
 }
 
-EVERY = [
-    pytest.param(name, options, id=f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}")
-    for name, variants in VARIANTS.items()
-    for options in variants
-]
-FIRST = [pytest.param(name, variants[0], id=name) for name, variants in VARIANTS.items()]
-SPECTRAL = [pytest.param(name, {"width": 4, "norm": "spectral"}, id=name) for name in VARIANTS]
+EVERY = pytest.mark.parametrize("name", VARIANTS)
+FIRST = pytest.mark.parametrize(
+    ("name", "options"), [(name, VARIANTS[name][0]) for name in VARIANTS], ids=VARIANTS
+)
 
 
 def _images(*shape: int, seed: int = 0) -> Tensor:
@@ -56,23 +54,24 @@ def test_every_discriminator_is_tested():
     assert set(VARIANTS) == set(DISCRIMINATORS) == set(NUM_PARAMETERS)
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
-@pytest.mark.parametrize("size", [(32, 32), (96, 131), (33, 47), (128, 128)], ids=str)
-@pytest.mark.parametrize("channels", [1, 4])
-def test_logits_of_any_size(name: str, options: dict[str, Any], size: tuple[int, int], channels: int):
-    logits = _build(name, options, channels=channels)(_images(2, channels, *size))
-    assert logits.shape[:2] == (2, 1)
-    if name == "vgg":
-        assert logits.shape[2:] == (1, 1)
-    elif name == "unet":
-        assert logits.shape[2:] == size
-    else:
-        stride = 2 ** options.get("num_layers", 3)
-        assert logits.shape[2:] == (size[0] // stride - 2, size[1] // stride - 2)
-    assert torch.isfinite(logits).all()
+@EVERY
+def test_images_of_any_size(name: str, subtests: pytest.Subtests):
+    sizes = [(32, 32), (96, 131), (33, 47), (128, 128)]
+    for options, size, channels in itertools.product(VARIANTS[name], sizes, (1, 4)):
+        with subtests.test(options=options, size=size, channels=channels):
+            logits = _build(name, options, channels=channels)(_images(2, channels, *size))
+            assert logits.shape[:2] == (2, 1)
+            if name == "vgg":
+                assert logits.shape[2:] == (1, 1)
+            elif name == "unet":
+                assert logits.shape[2:] == size
+            else:
+                stride = 2 ** options.get("num_layers", 3)
+                assert logits.shape[2:] == (size[0] // stride - 2, size[1] // stride - 2)
+            assert torch.isfinite(logits).all()
 
 
-def test_a_patch_is_of_70_pixels():
+def test_a_patch_has_70_pixels():
     net = _build("patch", {"width": 4, "norm": "none"})
     images = _images(1, 1, 160, 160).requires_grad_()
     logits = net(images)
@@ -81,62 +80,71 @@ def test_a_patch_is_of_70_pixels():
     assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 70
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
-def test_every_parameter_gets_a_finite_gradient(name: str, options: dict[str, Any]):
-    net = _build(name, options)
-    (net(_images(3, 1, 48, 53)) * _images(3, 1, 1, 1, seed=1)).mean().backward()
-    for key, parameter in net.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
-        assert parameter.grad.abs().max() > 0, key
+@EVERY
+def test_every_parameter_gets_a_finite_gradient(name: str, subtests: pytest.Subtests):
+    for options in VARIANTS[name]:
+        with subtests.test(options=options):
+            net = _build(name, options)
+            (net(_images(3, 1, 48, 53)) * _images(3, 1, 1, 1, seed=1)).mean().backward()
+            for key, parameter in net.named_parameters():
+                assert parameter.grad is not None, key
+                assert torch.isfinite(parameter.grad).all(), key
+                assert parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
-def test_a_state_dict_goes_there_and_back(name: str, options: dict[str, Any]):
-    """And so do the power iteration's vectors: the next step in training is the same one."""
-    net, other = _build(name, options, seed=1), _build(name, options, seed=2)
-    images = _images(2, 1, 32, 40)
-    net(images)
-    state = net.state_dict()
-    other.load_state_dict(state)
-    copied = copy.deepcopy(net)
-    for _ in range(2):
-        expected = net(images)
-        assert torch.equal(other(images), expected)
-        assert torch.equal(copied(images), expected)
-    assert torch.equal(other.eval()(images), net.eval()(images))
-    places = [tensor.data_ptr() for tensor in state.values()]
-    assert len(set(places)) == len(places), "safetensors refuses tensors that share memory"
+@EVERY
+def test_a_state_dict_can_be_saved_and_loaded(name: str, subtests: pytest.Subtests):
+    """It includes the vectors of the power iteration, so that the next training step is the same."""
+    for options in VARIANTS[name]:
+        with subtests.test(options=options):
+            net, other = _build(name, options, seed=1), _build(name, options, seed=2)
+            images = _images(2, 1, 32, 40)
+            net(images)
+            state = net.state_dict()
+            other.load_state_dict(state)
+            copied = copy.deepcopy(net)
+            for _ in range(2):
+                expected = net(images)
+                assert torch.equal(other(images), expected)
+                assert torch.equal(copied(images), expected)
+            assert torch.equal(other.eval()(images), net.eval()(images))
+            places = [tensor.data_ptr() for tensor in state.values()]
+            assert len(set(places)) == len(places), "safetensors rejects tensors that share memory"
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
-def test_batched_equals_one_by_one_and_channels_last(name: str, options: dict[str, Any]):
-    net = _build(name, options, channels=4).eval().double()
+@EVERY
+def test_batched_equals_one_by_one_and_channels_last(name: str, subtests: pytest.Subtests):
     images = _images(3, 4, 41, 48).double()
-    with torch.no_grad():
-        expected = net(images)
-        single = torch.cat([net(image[None]) for image in images])
-        last = net.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(single, expected, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(last, expected, rtol=1e-7, atol=1e-9)
+    for options in VARIANTS[name]:
+        with subtests.test(options=options), torch.no_grad():
+            net = _build(name, options, channels=4).eval().double()
+            expected = net(images)
+            single = torch.cat([net(image[None]) for image in images])
+            last = net.to(memory_format=torch.channels_last)(
+                images.contiguous(memory_format=torch.channels_last)
+            )
+            torch.testing.assert_close(single, expected, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(last, expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
-def test_half_precision_stays_finite(name: str, options: dict[str, Any]):
-    net = _build(name, options)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = net(_images(2, 1, 48, 53))
-    assert torch.isfinite(logits).all()
-    logits.float().square().mean().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+@EVERY
+def test_half_precision_stays_finite(name: str, subtests: pytest.Subtests):
+    for options in VARIANTS[name]:
+        with subtests.test(options=options):
+            net = _build(name, options)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = net(_images(2, 1, 48, 53))
+            assert torch.isfinite(logits).all()
+            logits.float().square().mean().backward()
+            assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize(("name", "options"), SPECTRAL)
-def test_spectral_norm_holds_weights_at_one(name: str, options: dict[str, Any]):
-    net = _build(name, options)
+@EVERY
+def test_spectral_norm_keeps_the_norm_of_weights_at_one(name: str):
+    net = _build(name, {"width": 4, "norm": "spectral"})
     bound = [module for module in net.modules() if isinstance(module, SpectralConv2d)]
     all_convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    # Real-ESRGAN leaves its first and last convolution free.
+    # Real-ESRGAN does not normalise its first and last convolution.
     assert len(all_convs) - len(bound) == (2 if name == "unet" else 0)
     with torch.no_grad():
         for conv in bound:
@@ -150,14 +158,14 @@ def test_spectral_norm_holds_weights_at_one(name: str, options: dict[str, Any]):
         assert all(map(torch.equal, before, (conv.weight for conv in bound))), "evaluation changes nothing"
 
 
-def test_a_spectral_convolution_is_torchs_with_the_normalised_weight():
+def test_a_spectral_convolution_equals_torchs_with_the_normalised_weight():
     conv = _build("patch", {"width": 4}).layers[2].eval()
     images = _images(2, 4, 12, 12)
     assert torch.equal(conv(images), F.conv2d(images, conv.weight, conv.bias, 2, 1))
 
 
-@pytest.mark.parametrize(("name", "options"), FIRST)
-def test_tells_two_kinds_of_images_apart(name: str, options: dict[str, Any]):
+@FIRST
+def test_learns_to_distinguish_two_kinds_of_images(name: str, options: dict[str, Any]):
     sharp = _images(8, 1, 32, 32)
     smooth = F.interpolate(F.avg_pool2d(sharp, 4), size=(32, 32), mode="bilinear")
     net = _build(name, {**options, "width": 8})
@@ -181,26 +189,26 @@ def test_the_number_of_parameters(name: str):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("pixel", {}, "'pixel' is not a discriminator; the discriminators are patch, unet, vgg"),
-        ("vgg", {"num_layers": 3}, "discriminator 'vgg' does not take these options: .*num_layers"),
-        ("vgg", {"norm": "instance"}, "'instance' is not .*; they are batch, spectral, none"),
-        ("patch", {"norm": "batch"}, "'batch' is not .*; they are spectral, none, instance"),
-        ("unet", {"norm": "batch"}, "'batch' is not .*; they are spectral, none"),
-        ("patch", {"num_layers": 0}, "num_layers 0: expected 1 or more"),
-        ("unet", {"width": 0}, "width 0: expected 1 or more"),
+        ("pixel", {}, "No discriminator 'pixel'; available: patch, unet, vgg"),
+        ("vgg", {"num_layers": 3}, "discriminator 'vgg' does not accept these options: .*num_layers"),
+        ("vgg", {"norm": "instance"}, "norm is 'instance'; expected one of batch, spectral, none"),
+        ("patch", {"norm": "batch"}, "norm is 'batch'; expected one of spectral, none, instance"),
+        ("unet", {"norm": "batch"}, "norm is 'batch'; expected one of spectral, none"),
+        ("patch", {"num_layers": 0}, "num_layers is 0; expected at least 1"),
+        ("unet", {"width": 0}, "width is 0; expected at least 1"),
     ],
 )
-def test_what_cannot_be_built(name: str, options: dict[str, Any], message: str):
+def test_invalid_names_and_options(name: str, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         build_discriminator(name, channels=1, **options)
 
 
-@pytest.mark.parametrize(("name", "options"), FIRST)
-def test_images_that_are_too_small_are_refused(name: str, options: dict[str, Any]):
-    with pytest.raises(ValueError, match=r"images of \(31, 40\) pixels; .* needs 32 or more a side"):
+@FIRST
+def test_images_that_are_too_small_are_rejected(name: str, options: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"images have \(31, 40\) pixels; .* needs at least 32 per side"):
         _build(name, options)(_images(2, 1, 31, 40))
     if name == "patch":
         net = _build(name, {**options, "num_layers": 4})
         assert net(_images(2, 1, 48, 48)).shape == (2, 1, 1, 1)
-        with pytest.raises(ValueError, match="needs 48 or more"):
+        with pytest.raises(ValueError, match="needs at least 48"):
             net(_images(2, 1, 47, 48))

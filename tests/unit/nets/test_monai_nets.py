@@ -1,4 +1,4 @@
-"""MONAI's networks answer as MONAI's own code does, and only those who build one pay for MONAI's import."""
+"""MONAI's networks give the outputs of MONAI's own code, and MONAI is imported only when one is built."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("num_sides", [0, 1, 2])
-def test_levels_one_by_one_are_monais_dynunet(residual: bool, num_sides: int):
+def test_the_flat_dynunet_equals_monais(residual: bool, num_sides: int):
     theirs = DynUNet(
         spatial_dims=2,
         in_channels=2,
@@ -42,9 +42,9 @@ def test_levels_one_by_one_are_monais_dynunet(residual: bool, num_sides: int):
     found, expected = ours(images), theirs(images)
     if num_sides:
         assert len(found) == 1 + num_sides
-        # MONAI enlarges to the nearest neighbour and stacks.
-        enlarged = torch.stack([F.interpolate(level, (32, 48)) for level in found], dim=1)
-        assert torch.equal(enlarged, expected)
+        # MONAI upsamples by nearest neighbours and stacks.
+        stacked = torch.stack([F.interpolate(level, (32, 48)) for level in found], dim=1)
+        assert torch.equal(stacked, expected)
     else:
         assert torch.equal(found, expected)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
@@ -61,7 +61,9 @@ def test_levels_one_by_one_are_monais_dynunet(residual: bool, num_sides: int):
         ("resenc", {"width": 4, "blocks": [1, 1, 1, 1, 1]}, 2),
     ],
 )
-def test_deep_supervision_at_every_level_but_the_deepest(name: str, options: dict[str, Any], num_sides: int):
+def test_deep_supervision_at_all_levels_except_the_deepest(
+    name: str, options: dict[str, Any], num_sides: int
+):
     net = build_net(name, in_channels=4, out_channels=3, deep_supervision=True, **options)
     images = _noise(1, 4, 64, 64)
     levels, found = net.net(images), net(images)
@@ -83,7 +85,7 @@ def test_deep_supervision_at_every_level_but_the_deepest(name: str, options: dic
         ("swin_unetr", {"norm": "batch"}),
     ],
 )
-def test_batch_normalisation_is_by_all_ranks(name: str, options: dict[str, Any]):
+def test_batch_normalisation_uses_all_ranks(name: str, options: dict[str, Any]):
     net = build_net(name, in_channels=1, out_channels=1, **options)
     kinds = {type(module) for module in net.modules() if isinstance(module, nn.BatchNorm2d)}
     assert kinds == {GlobalBatchNorm2d}
@@ -92,15 +94,19 @@ def test_batch_normalisation_is_by_all_ranks(name: str, options: dict[str, Any])
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dynunet", {"depth": 1}, "depth 1: expected .* depth 2 to 7"),
-        ("dynunet", {"depth": 2, "deep_supervision": True}, "expected depth from 3"),
-        ("dynunet", {"norm": "layer"}, "'layer' is not a normalisation; they are batch, group, instance"),
-        ("dynunet", {"width": 12, "norm": "group"}, "width 12 with norm 'group': expected a multiple of 8"),
-        ("resenc", {"blocks": [1, 0]}, "levels of 1 block or more"),
-        ("segresnet", {"blocks_up": [1]}, "one level fewer up than down"),
-        ("attention_unet", {"width": 1}, "expected width from 2"),
+        ("dynunet", {"depth": 1}, "depth is 1; expected .* depth from 2 to 7"),
+        ("dynunet", {"depth": 2, "deep_supervision": True}, "depth is 2; expected at least 3"),
+        ("dynunet", {"norm": "layer"}, "norm is 'layer'; expected one of batch, group, instance"),
+        (
+            "dynunet",
+            {"width": 12, "norm": "group"},
+            "width is 12; expected a multiple of 8 with norm 'group'",
+        ),
+        ("resenc", {"blocks": [1, 0]}, r"blocks is \(1, 0\); expected .* 2 to 8 numbers of at least 1"),
+        ("segresnet", {"blocks_up": [1]}, "one number fewer in blocks_up than in blocks_down"),
+        ("attention_unet", {"width": 1}, "width is 1 .*; expected width >= 2"),
         ("swin_unetr", {"width": 16}, "expected width a multiple of 12"),
-        ("swin_unetr", {"num_heads": [5, 6, 12, 24]}, "must be a multiple of its heads"),
+        ("swin_unetr", {"num_heads": [5, 6, 12, 24]}, "expected heads that divide each level's features"),
     ],
 )
 def test_options_out_of_range(name: str, options: dict[str, Any], message: str):
@@ -109,7 +115,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any], message: str):
 
 
 @pytest.mark.contracts
-def test_the_registry_is_there_without_monai():
+def test_the_registry_does_not_import_monai():
     code = "import sys, glioray.nets; sys.exit('monai' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

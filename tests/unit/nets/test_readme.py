@@ -1,4 +1,4 @@
-"""The tables of networks in nets/README.md against the networks."""
+"""The tables in nets/README.md match the networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_table_names_every_network_with_its_file_and_its_parameters():
     assert set(rows) == set(SEGMENTATION_NETS)
     for name, (_, _, file, _, parameters) in rows.items():
         assert (README.parent / file.split("`")[-2]).is_file(), name
-        # SwinUNETR reads values while it is built, which the meta device has not.
+        # SwinUNETR reads values of tensors while it is built, which the meta device does not have.
         with torch.device("cpu" if name == "swin_unetr" else "meta"):
             net = build_net(name, in_channels=4, out_channels=3)
         count = sum(parameter.numel() for parameter in net.parameters())

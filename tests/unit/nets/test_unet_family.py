@@ -1,4 +1,4 @@
-"""What is special to the U-Nets, to FCN, and to their pyramids."""
+"""Tests specific to the U-Nets, to FCN and to their pyramids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "reach"), [(3, 1, 2), (3, 2, 4), (3, 5, 10), (1, 3, 0)])
-def test_dilation_widens_what_a_block_sees(kernel_size: int, dilation: int, reach: int):
+def test_dilation_widens_the_receptive_field_of_a_block(kernel_size: int, dilation: int, reach: int):
     block = ConvBlock(1, 4, norm="none", kernel_size=kernel_size, dilation=dilation)
     images = _noise(1, 1, 31, 31).requires_grad_()
     output = block(images)
@@ -39,7 +39,7 @@ def test_dilation_widens_what_a_block_sees(kernel_size: int, dilation: int, reac
 
 @pytest.mark.parametrize("build", [ASPP, SpatialPyramid])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_pyramids_take_any_size_and_see_the_whole_image(build: type[ASPP | SpatialPyramid], norm: str):
+def test_pyramids_accept_any_size_and_read_the_whole_image(build: type[ASPP | SpatialPyramid], norm: str):
     pyramid = build(6, 8, norm=norm)
     for size in ((2, 2), (5, 7), (33, 20)):
         assert pyramid(_noise(2, 6, *size)).shape == (2, 8, *size)
@@ -48,7 +48,7 @@ def test_pyramids_take_any_size_and_see_the_whole_image(build: type[ASPP | Spati
     assert (images.grad[0].abs().amax(0) > 0).all()
 
 
-def test_aspp_at_rates_has_a_branch_for_each():
+def test_aspp_has_a_branch_for_each_rate():
     pyramid = ASPP(6, 8, rates=(1, 2), branch_channels=5, norm="none")
     rates = [
         block.layers[0].dilation[0] for block in pyramid.branches if block.layers[0].kernel_size == (3, 3)
@@ -60,7 +60,7 @@ def test_aspp_at_rates_has_a_branch_for_each():
 
 
 def _keras_count(net: nn.Module) -> int:
-    """What Keras would count: a bias in every convolution, and running statistics among the parameters."""
+    """The parameters as Keras counts them: a bias in every convolution, and running statistics included."""
     biases = sum(m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None)
     statistics = sum(buffer.numel() for buffer in net.buffers() if buffer.ndim)
     return sum(parameter.numel() for parameter in net.parameters()) + biases + statistics
@@ -74,23 +74,23 @@ def test_three_convolutions_as_keras_counts_them(bridge: bool, expected: int):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"dilation": 0}, "dilation 0"),
-        ({"bottleneck": "fpn"}, "'fpn' is not a bottleneck; they are plain, aspp, spp"),
-        ({"bottleneck": "aspp", "bridge": False}, "'aspp' without bridge"),
-        ({"upsample": "cubic"}, "'cubic' is not a way up; they are nearest, transposed"),
-        ({"lean": True, "bridge": False}, "lean has ways of its own"),
+        ({"dilation": 0}, "dilation is 0"),
+        ({"bottleneck": "fpn"}, "bottleneck is 'fpn'; expected one of plain, aspp, spp"),
+        ({"bottleneck": "aspp", "bridge": False}, "bottleneck is 'aspp'; expected 'plain' without bridge"),
+        ({"upsample": "cubic"}, "upsample is 'cubic'; expected one of nearest, transposed"),
+        ({"lean": True, "bridge": False}, "lean is set; expected the defaults of bridge"),
     ],
     ids=str,
 )
-def test_unet_options_out_of_range(options: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=said):
+def test_unet_options_out_of_range(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         UNet(in_channels=4, out_channels=3, **options)
 
 
 @pytest.mark.parametrize("prune", [1, 2])
-def test_a_pruned_unetpp_answers_as_the_column_of_the_whole_one(prune: int):
+def test_a_pruned_unetpp_equals_the_column_of_the_whole_network(prune: int):
     torch.manual_seed(0)
     options = {"in_channels": 4, "out_channels": 3, "width": 4, "depth": 3}
     whole = UNetPP(**options, deep_supervision=True)
@@ -106,18 +106,18 @@ def test_a_pruned_unetpp_answers_as_the_column_of_the_whole_one(prune: int):
     torch.testing.assert_close(whole.eval()(images), found.logits)
 
 
-def test_a_pruned_unetpp_takes_no_other_network():
+def test_a_pruned_unetpp_rejects_the_weights_of_another_network():
     options = {"in_channels": 4, "out_channels": 3, "width": 4}
     deeper = UNetPP(**options, depth=3).state_dict()
     for pruned in (UNetPP(**options, depth=2), UNetPP(**options, depth=2, prune=1, deep_supervision=True)):
         with pytest.raises(RuntimeError, match="Unexpected key"):
             pruned.load_state_dict(deeper)
-    with pytest.raises(ValueError, match="prune 3: expected a column from 1 to depth, which is 2"):
+    with pytest.raises(ValueError, match="prune is 3; expected a column from 1 to depth, which is 2"):
         UNetPP(**options, depth=2, prune=3)
 
 
 def test_a_unetpp_of_depth_1_is_a_unet():
-    """The same convolutions in the same places: no column lies between."""
+    """With depth 1 there are no columns in between, so both have the same convolutions."""
     torch.manual_seed(0)
     plus = UNetPP(in_channels=4, out_channels=3, width=4, depth=1)
     unet = UNet(in_channels=4, out_channels=3, width=4, depth=1)
@@ -148,7 +148,7 @@ def test_every_decoder_level_of_unet3p_reads_every_level():
     }
 
 
-def test_unet3p_supervises_every_level_at_the_images_size():
+def test_unet3p_has_side_outputs_of_every_level_at_full_size():
     net = UNet3P(in_channels=4, out_channels=3, width=4, depth=3, cat_channels=4, deep_supervision=True)
     found = net(_noise(2, 4, 37, 53))
     assert [tuple(side.shape) for side in found.sides] == [(2, 3, 37, 53)] * 3
@@ -157,7 +157,7 @@ def test_unet3p_supervises_every_level_at_the_images_size():
     assert isinstance(net.eval()(_noise(2, 4, 37, 53)), torch.Tensor)
 
 
-def test_unet3ps_gate_answers_nowhere_where_a_slice_holds_nothing():
+def test_unet3ps_gate_removes_absent_channels():
     torch.manual_seed(0)
     net = UNet3P(in_channels=4, out_channels=3, width=4, depth=2, cat_channels=4, classify=True)
     last = net.presence[-1]
@@ -167,14 +167,14 @@ def test_unet3ps_gate_answers_nowhere_where_a_slice_holds_nothing():
     images = _noise(2, 4, 16, 24)
     found = net(images)
     torch.testing.assert_close(found.presence, torch.tensor([[1.0, -1.0, 0.5]]).expand(2, 3))
-    answer = net.eval()(images)
-    torch.testing.assert_close(answer[:, [0, 2]], found.logits[:, [0, 2]])
-    assert (answer[:, 1] == -20).all()
+    logits = net.eval()(images)
+    torch.testing.assert_close(logits[:, [0, 2]], found.logits[:, [0, 2]])
+    assert (logits[:, 1] == -20).all()
     assert (found.logits[:, 1] != -20).all()
 
 
 def test_every_gate_of_a_folded_unet3p_learns():
-    """Each pixel of a square has a gate of its own in evaluation, so that each must have been told."""
+    """Each pixel of a square has its own gate in evaluation, so each must be trained."""
     torch.manual_seed(0)
     net = build_net(
         "unet3p",
@@ -191,7 +191,7 @@ def test_every_gate_of_a_folded_unet3p_learns():
         last.weight.zero_()
         last.bias.copy_(torch.linspace(-1, 1, 12))
     masks = torch.zeros(2, 16, 24, dtype=torch.uint8)
-    masks[:, 4:6, 7:9] = 3  # WT, TC and ET are in either slice
+    masks[:, 4:6, 7:9] = 3  # WT, TC and ET are in both slices
     net.zero_grad()
     build_loss("region_dice_bce", presence_weight=1e6)(net(_noise(2, 4, 16, 24)), masks).backward()
     assert (last.bias.grad < -1).all()
@@ -210,12 +210,12 @@ def test_without_bridge_the_deepest_level_is_the_one_above_pooled(build: type[UN
 
 
 def test_unet3p_options_out_of_range():
-    with pytest.raises(ValueError, match="width 4, cat_channels 0, depth 2: expected"):
+    with pytest.raises(ValueError, match="width is 4, cat_channels is 0 and depth is 2; expected"):
         UNet3P(in_channels=4, out_channels=3, width=4, depth=2, cat_channels=0)
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
-def test_fcns_scores_are_as_fine_as_its_stride(stride: int):
+def test_the_finest_scores_of_fcn_have_its_stride(stride: int):
     torch.manual_seed(0)
     net = FCN(in_channels=4, out_channels=3, stride=stride, width=4, fc=False).eval()
     scores: list[torch.Size] = []
@@ -228,7 +228,7 @@ def test_fcns_scores_are_as_fine_as_its_stride(stride: int):
 
 
 def _vgg(width: int, *, fully_connected: bool) -> dict[str, torch.Tensor]:
-    """A VGG16's state dict under torchvision's keys, at another width."""
+    """The state dict of a VGG16 of another width under torchvision's keys."""
     shapes: dict[str, tuple[int, ...]] = {}
     source = 3
     numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -247,7 +247,7 @@ def _vgg(width: int, *, fully_connected: bool) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_fcn_begins_with_the_weights_of_a_file(tmp_path: Path, suffix: str):
+def test_fcn_loads_the_weights_of_a_file(tmp_path: Path, suffix: str):
     state = _vgg(2, fully_connected=True)
     path = tmp_path / f"vgg.{suffix}"
     if suffix == "pt":
@@ -257,7 +257,7 @@ def test_fcn_begins_with_the_weights_of_a_file(tmp_path: Path, suffix: str):
     net = FCN(in_channels=3, out_channels=2, width=2, weights=str(path))
     for key, value in net.features.state_dict().items():
         assert torch.equal(value, state[f"features.{key}"]), key
-    # Over the 7x7 features of a 224 x 224 image the convolution is the fully connected layer.
+    # On the 7x7 features of a 224 x 224 image, the convolution equals the fully connected layer.
     features = _noise(2, 16, 7, 7)
     expected = F.linear(features.flatten(1), state["classifier.0.weight"], state["classifier.0.bias"])
     torch.testing.assert_close(net.fc[0](features)[..., 3, 3], expected, rtol=1e-4, atol=1e-3)
@@ -278,31 +278,39 @@ def test_the_first_layer_is_repeated_over_the_inputs_channels(tmp_path: Path, in
         torch.testing.assert_close(first[:, channel], expected)
 
 
-def test_weights_that_are_not_vgg16s_are_refused(tmp_path: Path):
-    def refused(name: str, said: str, **options: Any) -> None:
-        with pytest.raises(ValueError, match=said):
+def test_weights_that_are_not_of_vgg16_are_rejected(tmp_path: Path):
+    def check_rejected(name: str, message: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=message):
             FCN(in_channels=4, out_channels=3, weights=str(tmp_path / name), **{"width": 2, **options})
 
     state = _vgg(2, fully_connected=False)
     safetensors.torch.save_file(state, tmp_path / "features.safetensors")
-    refused("absent.pt", "absent.pt' are not there")
-    refused("features.safetensors", r"has no 'classifier.0.weight'.* fc=False")
-    refused("features.safetensors", r"'features.0.weight' has the shape \(2, 3, 3, 3\)", width=4, fc=False)
+    check_rejected("absent.pt", "absent.pt', which does not exist")
+    check_rejected("features.safetensors", r"has no 'classifier.0.weight'.* set fc to false")
+    check_rejected(
+        "features.safetensors",
+        r"'features.0.weight' in '.*' has the shape \(2, 3, 3, 3\); .* set width to 64",
+        width=4,
+        fc=False,
+    )
     del state["features.28.bias"]
     torch.save(state, tmp_path / "short.pth")
-    refused("short.pth", "has no 'features.28.bias'", fc=False)
+    check_rejected("short.pth", "has no 'features.28.bias'", fc=False)
     torch.save([1, 2], tmp_path / "list.pt")
-    refused("list.pt", "give a state dict")
+    check_rejected("list.pt", "is not a state dict of tensors")
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
-    refused("module.pt", "cannot be read")
+    check_rejected("module.pt", "cannot be read")
     for suffix in ("pt", "safetensors"):
         (tmp_path / f"noise.{suffix}").write_bytes(b"neither")
-        refused(f"noise.{suffix}", "cannot be read")
+        check_rejected(f"noise.{suffix}", "cannot be read")
     (tmp_path / "vgg.h5").write_bytes(b"")
-    refused("vgg.h5", "expected a file .safetensors, .pt or .pth")
+    check_rejected("vgg.h5", "expected a .safetensors, .pt or .pth file")
 
 
-@pytest.mark.parametrize(("options", "said"), [({"stride": 4}, "stride 4"), ({"width": 0}, "width 0")])
-def test_fcn_options_out_of_range(options: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"stride": 4}, "stride is 4; expected 8"), ({"width": 0}, "width is 0; expected")],
+)
+def test_fcn_options_out_of_range(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         FCN(in_channels=4, out_channels=3, **options)

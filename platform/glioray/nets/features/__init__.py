@@ -1,6 +1,6 @@
-"""Networks whose features images are compared by, for perceptual losses and LPIPS. Plain torch, no weights.
+"""Feature extractors for perceptual losses and LPIPS, without weights; they depend on torch only.
 
-Each has `layers`, the names that `forward(x, layers)` knows, and `levels`, one layer for each resolution.
+Each has `layers`, the names that `forward(x, layers)` accepts, and `levels`, one layer per resolution.
 """
 
 from __future__ import annotations

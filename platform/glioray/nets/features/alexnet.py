@@ -8,11 +8,11 @@ from glioray.nets.features.stack import ConvStack
 
 
 class AlexNetFeatures(ConvStack):
-    """(B, 3, H, W) to features of "conv1" to "relu5". Images need 31 pixels a side for all of them.
+    """(B, 3, H, W) to features of "conv1" to "relu5"; all layers need images of at least 31 pixels per side.
 
-    Without weights until `load_weights`.
+    Has no weights until `load_weights`.
 
-    Reference: Krizhevsky 2014 (arXiv 1404.5997), the one-column form that torchvision has.
+    Reference: Krizhevsky 2014 (arXiv 1404.5997), in torchvision's one-column form.
     """
 
     def __init__(self) -> None:

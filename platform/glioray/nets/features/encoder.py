@@ -15,24 +15,24 @@ from glioray.nets.folded import FoldedNet
 from glioray.nets.unet import UNet
 
 _DARKEST = 0.05
-"""Below it an image fades to background, which is 0 before and after the normalisation."""
+"""Intensities below this fade to background, which is 0 before and after normalisation."""
 
 
 class EncoderFeatures(nn.Module):
-    """Images (B, C, H, W) in [0, 1] to the features (B, K, h, w) of a U-Net's way down: "level1" (finest) to the deepest.
+    """The encoder of a U-Net: images (B, C, H, W) in [0, 1] to features (B, K, h, w), finest level first.
 
-    C must be what the network was trained on: its modalities, in their order; every other extractor takes any
-    channels. A network that saw z-scores needs `mean` and `std`, or its features are those of images it never saw.
-    Computed in float32 whatever the autocast. Parameters are frozen and the network stays in evaluation;
-    gradients flow to the images.
+    Levels are named "level1" and so on. C must be the modalities that the network was trained on, in order;
+    other extractors take any channels. A network trained on z-scores needs `mean` and `std`, or its features
+    would be of images unlike those in training. Computed in float32 even under autocast. Parameters are frozen
+    and the network stays in evaluation mode; gradients flow to the images.
 
     Args:
-        net: a trained `UNet`, or `FoldedNet` around one.
-        mean: of each channel inside the brain, of images in [0, 1]; taken away, background stays 0.
-        std: likewise; divides.
+        net: a trained `UNet`, or a `FoldedNet` around one.
+        mean: the mean of each channel of images in [0, 1] inside the brain; subtracted, except in background.
+        std: the standard deviation of each channel; divides.
 
     Raises:
-        ValueError: another network, or as many means or deviations as it has no channels.
+        ValueError: another network, or numbers of means or deviations that differ from its channels.
     """
 
     mean: Tensor | None
@@ -44,8 +44,7 @@ class EncoderFeatures(nn.Module):
         super().__init__()
         self.stride, unet = (net.stride, net.net) if isinstance(net, FoldedNet) else (1, net)
         if not isinstance(unet, UNet):
-            raise ValueError(f"the network is a {type(unet).__name__}; expected a UNet, which has a way down")
-        # The way up is left behind.
+            raise ValueError(f"the network is a {type(unet).__name__}; expected a UNet, which has an encoder")
         self.down = unet.down.requires_grad_(False)
         self.lean, self.divisor = unet.lean, unet.divisor
         first = next(module for module in self.down.modules() if isinstance(module, nn.Conv2d))
@@ -54,7 +53,8 @@ class EncoderFeatures(nn.Module):
         given = [list(values) for values in (mean, std) if values is not None]
         if len(given) == 1 or any(len(values) != self.in_channels for values in given):
             raise ValueError(
-                f"mean is {mean} and std {std}; expected both, one for each of {self.in_channels} channels, or none"
+                f"mean is {mean} and std is {std}; expected both with one number for each of {self.in_channels} "
+                "channels, or neither"
             )
         for name, values in (("mean", mean), ("std", std)):
             column = None if values is None else torch.tensor(list(values)).view(-1, 1, 1)
@@ -62,20 +62,20 @@ class EncoderFeatures(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> features (B, K, h, w), of images padded with zeros as the network pads them.
+        """Layer -> features (B, K, h, w), of images padded as by the network.
 
         Raises:
-            ValueError: a layer that is not in `layers`, no layer, or other channels than the network's.
+            ValueError: an unknown layer, no layer, or channels other than the network's.
         """
         check_layers(layers, self.layers)
         if x.shape[1] != self.in_channels:
             raise ValueError(
-                f"images have {x.shape[1]} channels, but this encoder was trained on {self.in_channels}; give all "
-                f"its modalities, or take another extractor"
+                f"images have {x.shape[1]} channels, but this encoder was trained on {self.in_channels}; pass all its "
+                "modalities, or use another extractor"
             )
         found = {}
         with torch.autocast(x.device.type, enabled=False):

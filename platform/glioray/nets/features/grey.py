@@ -1,4 +1,4 @@
-"""Grey images before a network that was trained on coloured ones."""
+"""Grey images for a network that was trained on colour images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class GreyFeatures(nn.Module):
-    """Images (B, C, H, W) in [0, 1], any C, to the features (B * C, K, h, w) of each channel as a grey image.
+    """Features of each channel as a grey image: (B, C, H, W) in [0, 1], any C, to (B * C, K, h, w).
 
-    A channel is repeated to red, green and blue and normalised with ImageNet's mean and deviation; for images
-    in [-1, 1], which LPIPS takes, the shift and the scale that it states are the same numbers. Computed in
-    float32 whatever the autocast. Parameters are frozen and the network stays in evaluation; gradients flow to
-    the images.
+    A channel is repeated to red, green and blue and normalised by ImageNet's mean and standard deviation, which
+    equals LPIPS's own shift and scale for images in [-1, 1]. Computed in float32 even under autocast.
+    Parameters are frozen and the network stays in evaluation mode; gradients flow to the images.
 
     Args:
         net: with its weights.
@@ -38,11 +37,11 @@ class GreyFeatures(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> features (B * C, K, h, w), row b * C + c of channel c of image b.
+        """Layer -> features (B * C, K, h, w); row b * C + c belongs to channel c of image b.
 
         Raises:
             ValueError: as `ConvStack.forward`.

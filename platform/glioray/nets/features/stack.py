@@ -1,4 +1,7 @@
-"""Convolutions, ReLUs and poolings in a row, whose layers are asked for by name."""
+"""A sequence of convolutions, ReLUs and poolings with named layers.
+
+Not torchvision's models, which are not a dependency and whose in-place ReLUs overwrite features.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,24 @@ from torch import Tensor, nn
 
 
 def check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ValueError when no layer is asked for, or one that is not known."""
+    """Validate requested layers. Raises: ValueError if there are none, or one is not in `known`."""
     unknown = [name for name in layers if name not in known]
     if unknown or not layers:
         raise ValueError(
-            f"layers {', '.join(unknown) or '(none)'} are not of this network; its layers are {', '.join(known)}"
+            f"layers: found {', '.join(unknown) or 'none'}; expected one or more of {', '.join(known)}"
         )
 
 
 class ConvStack(nn.Module):
-    """An ImageNet classifier's convolutions: (B, 3, H, W) to the features of named layers.
+    """The convolutions of an ImageNet classifier: (B, 3, H, W) to the features of named layers.
 
-    `conv…` names a convolution's output, `relu…` the same after its ReLU.
-
-    It begins without weights, on the meta device: `load_weights` brings them, and until then it refuses to
-    compute, so that untrained features never pass for trained ones.
+    `conv…` names a convolution's output, `relu…` the same after its ReLU. Has no weights, on the meta device,
+    until `load_weights`, and raises an error before that, so that untrained features are never used.
 
     Args:
-        convs: what follows "conv" in a layer's name -> the convolution, in order; made on the meta device.
-        pools: the same -> (kernel, stride) of the max pooling before it.
-        levels: the layers that LPIPS compares, one for each resolution.
+        convs: suffix of the layer's name -> convolution on the meta device, in order.
+        pools: suffix of the layer's name -> (kernel, stride) of the max pooling before it.
+        levels: the layers compared by LPIPS, one per resolution.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class ConvStack(nn.Module):
         self.levels = levels
 
     def forward(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> its features (B, K, h, w), computed as far as the deepest layer asked for.
+        """Layer -> features (B, K, h, w); computes no further than the deepest requested layer.
 
         Raises:
-            ValueError: no weights yet, a layer that is not in `layers`, no layer, or images too small for one.
+            ValueError: no weights, an unknown layer, no layer, or images that are too small.
         """
         check_layers(layers, self.layers)
-        # Torch itself goes on with whatever it finds there.
+        # torch itself would compute on the meta device without an error.
         if next(self.parameters()).is_meta:
-            raise ValueError("the network has no weights yet; give it trained ones with load_weights")
+            raise ValueError("the network has no weights; call load_weights first")
         deepest = max(self.layers.index(name) for name in layers)
         size = tuple(x.shape[-2:])
         found: dict[str, Tensor] = {}
@@ -72,39 +73,41 @@ class ConvStack(nn.Module):
             if f"conv{name}" in layers:
                 found[f"conv{name}"] = x
             if 2 * index < deepest:
-                # In place, but for features that somebody keeps: half the memory.
+                # In place, unless the features are returned, to halve the memory.
                 x = F.relu(x, inplace=f"conv{name}" not in layers)
                 if f"relu{name}" in layers:
                     found[f"relu{name}"] = x
         return {name: found[name] for name in layers}
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights from torchvision's names: `features.N.weight` and `.bias`; others are left alone.
+        """Load weights under torchvision's names, `features.N.weight` and `.bias`; other keys are ignored.
 
         Raises:
-            ValueError: they are not of this network.
+            ValueError: the weights do not fit this network.
         """
         names = {key.split(".")[1] for key in state if key.startswith("features.")}
         order = sorted(filter(str.isdecimal, names), key=int)
         if len(order) != len(self.convs):
             raise ValueError(
                 f"the weights have {len(order)} layers named 'features.N', but this network has {len(self.convs)} "
-                f"convolutions; give a state dict of torchvision's"
+                "convolutions; pass torchvision's state dict of it"
             )
-        taken = {}
+        weights = {}
         for number, (name, conv) in zip(order, self.convs.items(), strict=True):
             for kind in ("weight", "bias"):
-                key, wanted = f"features.{number}.{kind}", getattr(conv, kind)
-                if key not in state or state[key].shape != wanted.shape:
+                key, expected = f"features.{number}.{kind}", getattr(conv, kind)
+                if key not in state or state[key].shape != expected.shape:
                     found = f"the shape {tuple(state[key].shape)}" if key in state else "nothing"
                     raise ValueError(
-                        f"the weights have {found} under '{key}', but conv{name} has {tuple(wanted.shape)}; give a "
-                        f"state dict of torchvision's"
+                        f"the weights have {found} under '{key}', but conv{name} has {tuple(expected.shape)}; pass "
+                        "torchvision's state dict of this network"
                     )
-                taken[f"convs.{name}.{kind}"] = state[key].detach().to(torch.float32, copy=True)
-        self.load_state_dict(taken, assign=True)
+                weights[f"convs.{name}.{kind}"] = state[key].detach().to(torch.float32, copy=True)
+        self.load_state_dict(weights, assign=True)
 
 
 def _check_side(x: Tensor, side: int, name: str, size: tuple[int, ...]) -> None:
     if min(x.shape[-2:]) < side:
-        raise ValueError(f"images of {size} are too small for conv{name}; use larger ones or earlier layers")
+        raise ValueError(
+            f"images of {size} are too small for conv{name}; use larger images or earlier layers"
+        )

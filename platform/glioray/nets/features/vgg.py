@@ -11,9 +11,9 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VggFeatures(ConvStack):
-    """(B, 3, H, W) to features: "conv1_2" is the second convolution of the first block, "relu1_2" after its ReLU.
+    """(B, 3, H, W) to features; "conv1_2" is the second convolution of block 1, "relu1_2" follows its ReLU.
 
-    Images need 16 pixels a side for the fifth block. Without weights until `load_weights`.
+    The fifth block needs images of at least 16 pixels per side. Has no weights until `load_weights`.
 
     Args:
         name: "vgg16" or "vgg19".
@@ -24,7 +24,7 @@ class VggFeatures(ConvStack):
 
     def __init__(self, name: str = "vgg19") -> None:
         if name not in _CONVS:
-            raise ValueError(f"'{name}' is not a VGG; they are {', '.join(_CONVS)}")
+            raise ValueError(f"No VGG '{name}'; available: {', '.join(_CONVS)}")
         convs, source = {}, 3
         for block, (count, width) in enumerate(zip(_CONVS[name], _WIDTHS, strict=True), start=1):
             for number in range(1, count + 1):

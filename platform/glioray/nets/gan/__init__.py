@@ -1,4 +1,4 @@
-"""Networks of super-resolution GANs, by name: generators (lr and a size to sr) and discriminators (to logits)."""
+"""Networks for super-resolution GANs, by name: generators and discriminators."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "srresnet": SRResNet,
     "rrdbnet": RRDBNet,
 }
-"""Each takes `channels`, then (B, channels, h, w) in [0, 1] and an `out_size` (H, W) from (h, w) on, in any ratio.
-It returns (B, channels, H, W) of the input's type, not clipped to [0, 1]."""
+"""Each takes `channels`; its forward takes (B, channels, h, w) in [0, 1] and an `out_size` (H, W) of at least (h, w),
+in any ratio, and returns (B, channels, H, W) of the input's type, not clipped to [0, 1]."""
 
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "vgg": VGGDiscriminator,
     "patch": PatchDiscriminator,
     "unet": UNetDiscriminator,
 }
-"""Each takes `channels`, then (B, channels, H, W) of 32 pixels a side or more; it returns logits (B, 1, h', w')."""
+"""Each takes `channels`; its forward takes (B, channels, H, W) of at least 32 pixels per side and returns logits
+(B, 1, h', w')."""
 
 
 def build_generator(name: str, *, channels: int, **options: Any) -> nn.Module:
-    """A generator by its name: lr (B, channels, h, w) and (H, W) to sr (B, channels, H, W).
+    """Build a generator by name: lr (B, channels, h, w) and (H, W) to sr (B, channels, H, W).
 
     Args:
         name: in `GENERATORS`.
         channels: of the images: 1, or the number of modalities.
-        options: the generator's own.
+        options: options of the generator.
 
     Raises:
-        ValueError: a name that is not in the registry, or an option that the generator does not have.
+        ValueError: an unknown name or option, or a value out of range.
     """
     return _build(GENERATORS, "generator", name, channels=channels, **options)
 
 
 def build_discriminator(name: str, *, channels: int, **options: Any) -> nn.Module:
-    """A discriminator by its name: images (B, channels, H, W) to logits (B, 1, h', w').
+    """Build a discriminator by name: images (B, channels, H, W) to logits (B, 1, h', w').
 
     Args:
         name: in `DISCRIMINATORS`.
         channels: of the images.
-        options: the discriminator's own.
+        options: options of the discriminator.
 
     Raises:
-        ValueError: a name that is not in the registry, or an option that the discriminator does not have.
+        ValueError: an unknown name or option, or a value out of range.
     """
     return _build(DISCRIMINATORS, "discriminator", name, channels=channels, **options)
 
 
 class FixedScale(nn.Module):
-    """A generator at one ratio: (B, C, h, w) to (B, C, round(scale h), round(scale w)).
+    """A generator with a fixed scale: (B, C, h, w) to (B, C, round(scale h), round(scale w)).
 
-    For what calls a network with an image alone, as an export does. A whole `scale` leaves h and w free in
-    `torch.export`; any other fixes them to the example's.
+    For callers that pass only an image, such as an export. With an integer `scale`, h and w stay dynamic in
+    `torch.export`; otherwise they are fixed to those of the example.
 
     Args:
-        net: in `GENERATORS`' way.
-        scale: 1 or more.
+        net: a generator, as in `GENERATORS`.
+        scale: at least 1.
 
     Raises:
         ValueError: a scale below 1.
@@ -71,7 +72,7 @@ class FixedScale(nn.Module):
     def __init__(self, net: nn.Module, scale: float) -> None:
         super().__init__()
         if not scale >= 1:
-            raise ValueError(f"scale {scale}: expected 1 or more")
+            raise ValueError(f"scale is {scale}; expected at least 1")
         self.net, self.scale = net, scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class FixedScale(nn.Module):
         if float(self.scale).is_integer():
             size = (int(self.scale) * height, int(self.scale) * width)
         else:
-            # Whether a ratio is whole must be known while exporting.
+            # Rounding needs numbers, also in an export.
             size = (round(self.scale * int(height)), round(self.scale * int(width)))
         sr: Tensor = self.net(x, size)
         return sr
@@ -89,8 +90,8 @@ def _build(
     registry: Mapping[str, Callable[..., nn.Module]], kind: str, name: str, **options: Any
 ) -> nn.Module:
     if name not in registry:
-        raise ValueError(f"'{name}' is not a {kind}; the {kind}s are {', '.join(sorted(registry))}")
+        raise ValueError(f"No {kind} '{name}'; available: {', '.join(sorted(registry))}")
     try:
         return registry[name](**options)
     except TypeError as error:
-        raise ValueError(f"{kind} '{name}' does not take these options: {error}") from error
+        raise ValueError(f"{kind} '{name}' does not accept these options: {error}") from error

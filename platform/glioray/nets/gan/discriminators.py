@@ -1,4 +1,4 @@
-"""Discriminators: images to logits that they are real."""
+"""Discriminators: images to logits of being real."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from glioray.nets.blocks import build_norm
 
-# Every discriminator of its default depth takes images from here on.
+# The least pixels per side for any discriminator with its default depth.
 MIN_SIZE = 32
 
 
 class SpectralConv2d(nn.Conv2d):
-    """torch's convolution, its weight divided by that weight's largest singular value.
+    """torch's convolution for spectral normalisation, which is computed in float32 even under autocast.
 
-    One step of the power iteration a forward in training; in float32 under autocast too, which on GPUs would
-    have it rounded. Reference: Miyato et al. 2018 (arXiv 1802.05957).
+    On GPUs, autocast would round the power iteration, of which torch runs one step per forward in training.
+
+    Reference: Miyato et al. 2018 (arXiv 1802.05957).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,16 +32,16 @@ class SpectralConv2d(nn.Conv2d):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: (B, channels, H, W) to logits (B, 1, h', w'), one a patch of 70 x 70 pixels at three layers.
+    """PatchGAN: (B, channels, H, W) to logits (B, 1, h', w'), one per patch (70 x 70 pixels with 3 layers).
 
     Args:
         channels: of the images.
-        width: channels of the first layer; each strided one doubles them, up to eight times so many.
+        width: channels of the first layer; each strided layer doubles them, up to eight times.
         num_layers: strided convolutions.
-        norm: "spectral" (every convolution), "none" or "instance" (between the first and the last layer).
+        norm: "spectral" (all convolutions), "none" or "instance" (all layers but the first and the last).
 
     Raises:
-        ValueError: another norm, a number below 1, or images of less than `min_size` pixels a side.
+        ValueError: another norm, a number below 1, or images with a side of less than `min_size` pixels.
 
     Reference: Isola et al. 2017 (arXiv 1611.07004), there with batch normalisation.
     """
@@ -72,14 +73,14 @@ class VGGDiscriminator(nn.Module):
 
     Args:
         channels: of the images.
-        width: channels of the first layer; every second layer halves the size, and three of them double these.
-        norm: "batch" (over all ranks; not in the first layer), "spectral" (every convolution) or "none".
+        width: channels of the first layer; every second layer halves the size and the next doubles the channels.
+        norm: "batch" (over all ranks; not in the first layer), "spectral" (all convolutions) or "none".
 
     Raises:
-        ValueError: another norm, a number below 1, or images of less than 32 pixels a side.
+        ValueError: another norm, a number below 1, or images with a side of less than 32 pixels.
 
-    Reference: Ledig et al. 2017 (arXiv 1609.04802). The mean over positions stands in place of the paper's
-    flattening, which ties it to one size: 5.2 M parameters for 23.6 M at 96 x 96.
+    Reference: Ledig et al. 2017 (arXiv 1609.04802). Deviation: a mean over positions instead of flattening,
+    which would fix the size of images; 5.2 M parameters instead of 23.6 M at 96 x 96.
     """
 
     def __init__(self, *, channels: int, width: int = 64, norm: str = "batch") -> None:
@@ -103,18 +104,18 @@ class VGGDiscriminator(nn.Module):
 
 
 class UNetDiscriminator(nn.Module):
-    """Real-ESRGAN's discriminator: (B, channels, H, W) to logits (B, 1, H, W), one a pixel.
+    """Real-ESRGAN's discriminator: (B, channels, H, W) to logits (B, 1, H, W), one per pixel.
 
     Args:
         channels: of the images.
-        width: channels at full size; three levels below double them each.
-        norm: "spectral" (but in the first and the last convolution, as theirs) or "none".
+        width: channels at full size; doubled at each of three levels down.
+        norm: "spectral" (except in the first and the last convolution, as in the paper) or "none".
 
     Raises:
-        ValueError: another norm, a number below 1, or images of less than 32 pixels a side.
+        ValueError: another norm, a number below 1, or images with a side of less than 32 pixels.
 
-    Reference: Wang et al. 2021 (arXiv 2107.10833). Where a side is odd, features are enlarged to the size that
-    they had rather than by two.
+    Reference: Wang et al. 2021 (arXiv 2107.10833). Deviation: features are upsampled to the size of the skip
+    rather than by two, for odd sizes.
     """
 
     def __init__(self, *, channels: int, width: int = 64, norm: str = "spectral") -> None:
@@ -161,7 +162,7 @@ def _conv(norm: str) -> Callable[..., nn.Module]:
 
 
 def _layer(source: int, target: int, norm: str, *, kernel: int, stride: int) -> list[nn.Module]:
-    """A convolution, the normalisation where it is not the weight's, and a leaky ReLU."""
+    """A convolution, a normalisation layer unless the norm is spectral, and a leaky ReLU."""
     bias = norm in ("none", "spectral")
     layers: list[nn.Module] = [_conv(norm)(source, target, kernel, stride, padding=1, bias=bias)]
     if not bias:
@@ -171,16 +172,14 @@ def _layer(source: int, target: int, norm: str, *, kernel: int, stride: int) -> 
 
 def _check_options(norm: str, norms: tuple[str, ...], **numbers: int) -> None:
     if norm not in norms:
-        raise ValueError(
-            f"'{norm}' is not a normalisation of this discriminator; they are {', '.join(norms)}"
-        )
+        raise ValueError(f"norm is '{norm}'; expected one of {', '.join(norms)} for this discriminator")
     if min(numbers.values()) < 1:
-        found = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        raise ValueError(f"{found}: expected 1 or more of each")
+        found = ", ".join(f"{name} is {number}" for name, number in numbers.items())
+        raise ValueError(f"{found}; expected at least 1 each")
 
 
 def _check_size(x: Tensor, min_size: int) -> None:
     if min(x.shape[-2:]) < min_size:
         raise ValueError(
-            f"images of {tuple(x.shape[-2:])} pixels; this discriminator needs {min_size} or more a side"
+            f"images have {tuple(x.shape[-2:])} pixels; this discriminator needs at least {min_size} per side"
         )

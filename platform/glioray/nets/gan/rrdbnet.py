@@ -15,23 +15,24 @@ _activation = partial(nn.LeakyReLU, 0.2, inplace=True)
 class RRDBNet(nn.Module):
     """ESRGAN's generator: (B, channels, h, w) in [0, 1] and a size to (B, channels, H, W), not clipped.
 
-    Residual blocks of densely connected ones at low resolution, without normalisation; features are enlarged
-    after them.
+    Residual blocks of dense blocks at low resolution, without normalisation, followed by upsampling.
 
     Args:
         channels: of the images, in and out.
         width: channels of the features.
-        num_blocks: residual-in-residual blocks of three dense blocks, each of five convolutions.
-        growth: channels that a dense block's convolution adds.
-        residual_scale: what a residual is multiplied with before it is added.
-        init_scale: of the dense blocks' initial weights, relative to He et al.'s (arXiv 1502.01852).
-        num_ups, head_width, skip: as `Upsampler`'s; no `head_width` is `width`.
+        num_blocks: residual-in-residual blocks, each of three dense blocks of five convolutions.
+        growth: channels added by each convolution of a dense block.
+        residual_scale: factor of a residual before it is added.
+        init_scale: factor of the dense blocks' initial weights, relative to He et al. (arXiv 1502.01852).
+        num_ups: as in `Upsampler`.
+        head_width: as in `Upsampler`; None is `width`.
+        skip: as in `Upsampler`.
 
     Raises:
         ValueError: a number below 1.
 
-    Reference: Wang et al. 2018 (arXiv 1809.00219). Ours goes to any size, and adds the bicubic interpolation
-    unless `skip` is off.
+    Reference: Wang et al. 2018 (arXiv 1809.00219). Deviations: any output size, and a bicubic skip unless
+    `skip` is False.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class RRDBNet(nn.Module):
         head_width = width if head_width is None else head_width
         if min(channels, width, head_width, num_blocks, growth) < 1:
             raise ValueError(
-                f"channels {channels}, width {width}, head_width {head_width}, num_blocks {num_blocks}, growth {growth}: "
-                "expected 1 or more of each"
+                f"channels is {channels}, width is {width}, head_width is {head_width}, num_blocks is {num_blocks}, "
+                f"growth is {growth}; expected at least 1 each"
             )
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(
@@ -78,7 +79,7 @@ class RRDBNet(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """Each convolution sees the input and what those before it made; the fifth gives the residual."""
+    """Each convolution reads the input and all earlier outputs; the fifth gives the residual."""
 
     def __init__(self, width: int, growth: int, residual_scale: float, init_scale: float) -> None:
         super().__init__()
@@ -93,10 +94,10 @@ class _DenseBlock(nn.Module):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        made = x
+        features = x
         for conv in self.convs[:-1]:
-            made = torch.cat([made, self.activation(conv(made))], dim=1)
-        return x + self.residual_scale * self.convs[-1](made)
+            features = torch.cat([features, self.activation(conv(features))], dim=1)
+        return x + self.residual_scale * self.convs[-1](features)
 
 
 class _RRDB(nn.Module):

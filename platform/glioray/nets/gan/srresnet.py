@@ -11,21 +11,23 @@ from glioray.nets.gan.upsample import Upsampler
 class SRResNet(nn.Module):
     """SRGAN's generator: (B, channels, h, w) in [0, 1] and a size to (B, channels, H, W), not clipped.
 
-    Residual blocks at low resolution, under a skip of their own; features are enlarged after them.
+    Residual blocks at low resolution with a skip around all of them, followed by upsampling.
 
     Args:
         channels: of the images, in and out.
         width: channels of the features.
         num_blocks: residual blocks of two convolutions.
-        norm: in `blocks.NORMS`; "batch" is the paper's.
-        residual_scale: of what a block adds; below 1 it steadies blocks without a norm (EDSR, arXiv 1707.02921).
-        num_ups, head_width, skip: as `Upsampler`'s; no `head_width` is `width`.
+        norm: in `blocks.NORMS`; "batch" in the paper.
+        residual_scale: factor of a residual; below 1 it stabilises blocks without a norm (EDSR, arXiv 1707.02921).
+        num_ups: as in `Upsampler`.
+        head_width: as in `Upsampler`; None is `width`.
+        skip: as in `Upsampler`.
 
     Raises:
-        ValueError: a norm that is not in the registry, or a number below 1.
+        ValueError: an unknown norm, or a number below 1.
 
-    Reference: Ledig et al. 2017 (arXiv 1609.04802). Ours enlarges by neighbours and a convolution in place of
-    pixel shuffle, to any size, and adds the bicubic interpolation unless `skip` is off. One slope a PReLU.
+    Reference: Ledig et al. 2017 (arXiv 1609.04802). Deviations: upsampling by nearest neighbours and a
+    convolution instead of pixel shuffle, to any size; a bicubic skip unless `skip` is False; one slope per PReLU.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class SRResNet(nn.Module):
         head_width = width if head_width is None else head_width
         if min(channels, width, head_width, num_blocks) < 1:
             raise ValueError(
-                f"channels {channels}, width {width}, head_width {head_width}, num_blocks {num_blocks}: expected 1 or more of each"
+                f"channels is {channels}, width is {width}, head_width is {head_width}, num_blocks is {num_blocks}; "
+                "expected at least 1 each"
             )
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*(_ResidualBlock(width, norm, residual_scale) for _ in range(num_blocks)))

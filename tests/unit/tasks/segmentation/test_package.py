@@ -103,7 +103,7 @@ def test_a_description_with_other_settings(package: Path, change: Any, found: st
 def test_a_network_that_is_not_there(package: Path):
     text = (package / SPEC_FILE).read_text().replace('"name": "unet"', '"name": "unet9"')
     (package / SPEC_FILE).write_text(text)
-    with pytest.raises(ModelError, match=r"cannot be built \('unet9' is not a network; the networks are"):
+    with pytest.raises(ModelError, match=r"cannot be built \(No network 'unet9'; available:"):
         read_package(package)
 
 
@@ -125,5 +125,5 @@ def test_a_trained_model_needs_no_file_of_first_weights():
         config=config, out_channels=3, spacing_mm=(1.0, 1.0, 1.0), manifest_hash="x", train_patients=()
     )
     assert spec.build()(torch.zeros(1, 4, 32, 32)).shape == (1, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"weights '/gone/vgg16.safetensors' are not there"):
+    with pytest.raises(ValueError, match=r"weights is '/gone/vgg16.safetensors', which does not exist"):
         spec.build(pretrained=True)

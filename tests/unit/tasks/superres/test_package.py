@@ -159,7 +159,7 @@ def test_a_stage_whose_weights_are_not_there(make_resolver: Make, tmp_path: Path
 def test_a_generator_that_is_not_there(package: Path):
     text = (package / SPEC_FILE).read_text().replace('"name": "srresnet"', '"name": "edsr"')
     (package / SPEC_FILE).write_text(text)
-    with pytest.raises(ModelError, match="'edsr' is not a generator; the generators are rrdbnet, srresnet"):
+    with pytest.raises(ModelError, match="No generator 'edsr'; available: rrdbnet, srresnet"):
         read_superres(package)
 
 
