@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pages
 import pytest
+import reference_api
 import reference_http
 import reference_jobs
 import reference_recipes
 import reference_settings
 
+import glioray
+from glioray.api import requests
 from glioray.config import list_settings
 from glioray.tasks import TASKS, load_task
 
@@ -97,3 +100,17 @@ def test_every_job_is_listed_with_its_flags(repo: Path) -> None:
         assert f"## `jobs/{path.name}`" in text
     assert "| `--data URI` | folder, s3://bucket/prefix" in text
     assert text.count("| `--dry-run` | ") == len(list((repo / "jobs").glob("[!_]*.py")))
+
+
+def test_the_library_is_explained_with_every_argument() -> None:
+    # The errors have a section of their own.
+    assert reference_api.documented() == set(glioray.__all__) - {"GliorayError", "__version__"}
+    text = reference_api.render_api()
+    for verb in ("prepare", "train", "tune", "compare", "evaluate", "predict", "promote"):
+        section = text.partition(f"### `glioray.{verb}`\n")[2].partition("\n### ")[0]
+        request_type = getattr(requests, f"{verb.title()}Request")
+        for name, field in request_type.model_fields.items():
+            assert f"| `{name}` |" in section
+            assert field.description[1:] in section
+        assert f"{verb.title()}Result" in section
+        assert "- `UsageError`: " in section

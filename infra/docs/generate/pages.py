@@ -15,6 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from reference_api import render_api
 from reference_http import render_http
 from reference_jobs import render_jobs
 from reference_recipes import render_recipes
@@ -32,6 +33,7 @@ SHOWN = {
 """Files shown at a place of the site, by that place."""
 
 GENERATED = {
+    "reference/api.md": render_api,
     "reference/http.md": render_http,
     "reference/jobs.md": render_jobs,
     "reference/recipes.md": render_recipes,

@@ -11,8 +11,8 @@ from glioray.tasks import TASKS, load_task
 
 _INTRODUCTION = """# Settings
 
-Generated from the config types. `--set NAME=VALUE` of a job replaces a setting, and so does `settings={"NAME": VALUE}` of
-the Python API. Values of `--set` are JSON or plain words, as the defaults below. A [recipe](recipes.md) replaces some
+Generated from the config types. `--set NAME=VALUE` of a job replaces a setting, and so does `set={"NAME": VALUE}` of the
+Python API. Values of `--set` are JSON or plain words, as the defaults below. A [recipe](recipes.md) replaces some
 defaults; `--dry-run` prints the whole config.
 
 A value that is not allowed ends a job with exit code 2 and one sentence that names the setting, what was found and what
