@@ -40,7 +40,7 @@ class Block:
     Attributes:
         page: its file, relative to the repository.
         language: first word of the fence, or first class of ```{.python .cluster}.
-        marks: further classes; "cluster" marks Python that needs one, which is compiled and not run.
+        marks: further classes; Python marked "cluster" (it needs one) or "slow" is compiled and not run.
         text: the content.
     """
 

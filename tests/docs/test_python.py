@@ -17,7 +17,7 @@ MINUTES = "0.25"
 
 
 def read_python(page: Path) -> str:
-    """The page's Python blocks, one after the other; those marked ```{.python .cluster} need a cluster."""
+    """The page's Python blocks, one after the other; those marked .cluster or .slow are only compiled."""
     blocks: list[str] = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     return "\n".join(blocks)
 
