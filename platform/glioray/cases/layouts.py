@@ -75,8 +75,9 @@ def _image_files(keys: Iterable[str], problems: list[Problem]) -> list[File]:
         best = min(same, key=lambda key: (not key.lower().endswith(".gz"), key))
         files.append(File(best, folder, stem))
         for other in sorted(set(same) - {best}):
-            found, advice = f"is ignored in favour of {best}", "delete one of them if they differ"
-            problems.append(Problem(case_id="", file=other, found=found, advice=advice))
+            ignored = f"is ignored in favour of {best}"
+            advice = "delete one of them if they differ"
+            problems.append(Problem(case_id="", file=other, found=ignored, advice=advice))
     return files
 
 

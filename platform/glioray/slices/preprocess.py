@@ -61,7 +61,7 @@ class SliceStack:
         permuted = tuple(self.shape[axis] for axis in order)
         volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
         source, target = _windows(self.origin, slices.shape[-3:], permuted)
-        volume[(..., *source)] = slices[(..., *target)]
+        volume[source] = slices[target]
         lead = slices.ndim - 3
         return np.transpose(volume, [*range(lead), *(lead + np.argsort(order))])
 
@@ -116,7 +116,7 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         images = np.zeros((size[0], len(volumes) + config.brain_channel, *size[1:]), np.float16)
         source, target = _windows(shift, size, length)
         # torch transposes and casts in one pass; NumPy's cast to float16 is twenty times slower.
-        fills.append((order, source, torch.from_numpy(images).transpose(0, 1)[(..., *target)]))
+        fills.append((order, source, torch.from_numpy(images).transpose(0, 1)[target]))
         origin = tuple(s + d for s, d in zip(start, shift, strict=True))
         stack = SliceStack(
             case_id=case.case_id,
@@ -229,16 +229,14 @@ def _normalize(
         raise CaseError(case_id, "", found, "set preprocess.normalize to zscore")
 
 
-def _windows(
-    origin: Sequence[int], size: Sequence[int], shape: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """(the part of a volume inside a window, the position of that part in the window)."""
+def _windows(origin: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[Any, Any]:
+    """Index the part of a volume inside a window, and that part's position in the window, over the last axes."""
     source, target = [], []
     for start, length, limit in zip(origin, size, shape, strict=True):
         low, high = max(start, 0), min(start + length, limit)
         source.append(slice(low, high))
         target.append(slice(low - start, high - start))
-    return tuple(source), tuple(target)
+    return (..., *source), (..., *target)
 
 
 def _round_up(length: int, multiple: int = 16) -> int:
