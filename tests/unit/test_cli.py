@@ -375,6 +375,15 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
         open_data(str(tmp_path), "")
 
 
+@pytest.mark.parametrize(("task", "setting"), [("segmentation", "postprocess"), ("superres", "collapse")])
+def test_the_schema_of_a_config(task: str, setting: str):
+    schema = Job("train", "A job.", task=task).answer(["--schema"])
+    assert setting in schema["properties"]
+    assert "description" in next(iter(schema["$defs"].values()))
+    with pytest.raises(UsageError, match="unrecognized arguments: --schema"):
+        Job("evaluate", "A job.").answer(["--schema"])
+
+
 @pytest.fixture
 def _fd_1_restored() -> Iterator[None]:
     kept = os.dup(1)

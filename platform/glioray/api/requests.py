@@ -95,7 +95,11 @@ class _Data(Request):
 class _Configured(_Tracked, _Data):
     """What all requests that train have in common."""
 
-    recipe: str | None = as_flag(None, "recipe to start from; it names the task too", "NAME")
+    recipe: str | None = as_flag(
+        None,
+        "recipe to start from, such as unet_small or mri_small; a name that does not exist lists them all",
+        "NAME",
+    )
     task: str | None = as_flag(None, "task, where no recipe is named", "NAME")
     segmenter: Uri | None = as_flag(
         None,

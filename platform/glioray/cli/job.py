@@ -14,8 +14,12 @@ from typing import Any, NoReturn
 from glioray.api import requests
 from glioray.cli.flags import build_request, parse_flags
 from glioray.errors import GliorayError
+from glioray.serialization import json_schema
 
-_SWITCHES = {"dry-run": "print what would be done, such as the resolved config, without starting Ray"}
+_DRY_RUN = {"dry-run": "print what would be done, such as the resolved config, without starting Ray"}
+_SCHEMA = {
+    "schema": "print the JSON schema of the config: every setting with its type, range, default and meaning"
+}
 
 
 class Job:
@@ -55,7 +59,7 @@ class Job:
             name=name or self.verb,
             help_text=self.summary,
             hidden=self._hidden(),
-            switches=_SWITCHES,
+            switches=_DRY_RUN if self.task is None else _DRY_RUN | _SCHEMA,
         )
         if parsed is None:
             return None
@@ -90,12 +94,21 @@ class Job:
         run_job(work)
 
     def _carry_out(self, request: requests.Request, switches: Mapping[str, bool]) -> dict[str, Any]:
+        if switches.get("schema"):
+            return self._schema()
         module = importlib.import_module(f"glioray.api.{self.verb}")
         if switches["dry-run"]:
             return module.preview(request)  # type: ignore[no-any-return]
         result = getattr(module, self.verb).carry_out(request)
         answer = dict(result.answer)
         return answer | ({"exit_code": result.exit_code} if result.exit_code else {})
+
+    def _schema(self) -> dict[str, Any]:
+        """The JSON schema of the configs of the job's task."""
+        # Imported late: help needs no task, which brings torch.
+        from glioray.tasks import load_task
+
+        return json_schema(load_task(str(self.task)).config_type)
 
     def _hidden(self) -> set[str]:
         """Fields that are not flags: the task, where the job has one, and fields of other tasks."""
