@@ -99,7 +99,7 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     wrong = [row for row in rows if not row.is_ok]
     for row in wrong:
         _log.warning("%s", advise(row, config.collapse))
-    answer = {
+    answer: dict[str, Any] = {
         "num_images": len(panel),
         "rows": [dataclasses.asdict(row) for row in rows],
         "wrong": [row.name for row in wrong],

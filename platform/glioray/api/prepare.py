@@ -128,7 +128,7 @@ def _prepare(
     )
     manifest.save(open_storage(out))
     _log_manifest(manifest)
-    answer = {
+    answer: dict[str, Any] = {
         "manifest": join_uri(out, MANIFEST),
         "num_cases": len(manifest.cases),
         "problems": [str(problem) for problem in manifest.problems],

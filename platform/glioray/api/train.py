@@ -93,7 +93,7 @@ def train(request: TrainRequest) -> TrainResult:
         storage=plan.storage,
         metrics=answer["metrics"],
         is_failed=verdict.is_rejected,
-        answer=answer | verdict.answer,
+        answer=answer | dict(verdict.answer),
     )
 
 

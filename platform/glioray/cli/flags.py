@@ -182,7 +182,7 @@ def _parse_int(kind: type, tokens: Sequence[Any]) -> int:
 
 def _sentence(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
-        return f"unrecognized arguments: {' '.join(error.unused_tokens)}"
+        return f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
     if isinstance(error, UnknownOptionError):
         _, _, advice = str(error).partition(". ")
         return f"unrecognized arguments: {error.token.keyword}{'; ' if advice else ''}{advice[:1].lower()}{advice[1:]}"

@@ -98,7 +98,8 @@ class Job:
             return self._schema()
         module = importlib.import_module(f"glioray.api.{self.verb}")
         if switches["dry-run"]:
-            return module.preview(request)  # type: ignore[no-any-return]
+            preview: dict[str, Any] = module.preview(request)
+            return preview
         result = getattr(module, self.verb).carry_out(request)
         answer = dict(result.answer)
         return answer | ({"exit_code": result.exit_code} if result.exit_code else {})
