@@ -106,7 +106,7 @@ def test_modalities_that_are_not_there_are_named(run_job: RunJob, collection: Pa
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-3000:]
     assert (
-        "error: 4 of 4 labelled cases, TCGA_XX_9000_20000101 the first, have t1, t1c, flair alone; the recipe wants "
+        "error: 4 of 4 labelled cases, TCGA_XX_9000_20000101 the first, have only t1, t1c, flair; the recipe wants "
         """t1, t1c, t2, flair; give --set 'preprocess.modalities=["t1", "t1c", "flair"]'\n"""
     ) in done.stderr
     assert "Traceback" not in done.stderr
