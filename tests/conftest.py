@@ -225,3 +225,17 @@ def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
     phantom.write_phantoms(open_storage(folder), num_cases=6, shape=(96, 96, 48))
     return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_index(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The manifest of the phantoms."""
+    from glioray.engine.on_ray.data import index_data
+
+    return index_data(str(phantom_data), str(tmp_path_factory.mktemp("manifests")))
+
+
+@pytest.fixture(scope="session")
+def slice_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all runs on the phantoms, so that they are decoded once for a preprocessing."""
+    return tmp_path_factory.mktemp("cache")

@@ -7,13 +7,12 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glioray.engine.on_ray.data import index_data
+from glioray.cases.manifest import Manifest
 from glioray.storage import open_storage
 
 
@@ -35,29 +34,10 @@ def run_job(repo: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def help_of(run_job: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[[str], str]:
-    """What a script says to `--help`; each is asked once, since it takes seconds to start."""
-
-    @cache
-    def ask(script: str) -> str:
-        done = run_job(script, "--help")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return ask
-
-
-@pytest.fixture(scope="session")
-def slice_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all jobs on the phantoms, so that they are decoded once for a preprocessing."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def phantom_manifest(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def phantom_manifest(phantom_index: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The phantoms as `prepare.py` leaves them for `--data`."""
     folder = tmp_path_factory.mktemp("manifest")
-    index_data(str(phantom_data), str(folder)).save(open_storage(folder))
+    phantom_index.save(open_storage(folder))
     return str(folder / "manifest.json")
 
 

@@ -30,7 +30,7 @@ def test_entrants_are_compared_on_one_ground(
         return run_here(
             "compare_gan", "--data", phantom_manifest, "--storage", str(tmp_path / "runs"), "--out", str(out),
             "--run-name", "duel", "--recipe", "mri_tiny", "--entrants", f"mri_tiny,{WILD}", "--seeds", "2",
-            "--slices-each", "320", "--concurrent", "4", "--set", "train.num_validations=2",
+            "--slices-each", "160", "--concurrent", "4", "--set", "train.num_validations=2",
             "--set", "collapse.grace=0", "--set", "collapse.patience=1",
         )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_entrants_are_compared_on_one_ground(
     tame, wild = result["standings"]
     assert (tame["label"], wild["label"]) == ("mri_tiny", WILD)
     assert result["winner"] == "mri_tiny"
-    assert (tame["num_runs"], tame["num_collapsed"], tame["num_slices"]) == (2, 0, 320)
+    assert (tame["num_runs"], tame["num_collapsed"], tame["num_slices"]) == (2, 0, 160)
     assert wild["num_collapsed"] + wild["num_failed"] == 2
     assert tame["num_parameters"] > 0 < tame["num_critic_parameters"]
     assert tame["figures"]["quality"]["low"] <= tame["figures"]["quality"]["mean"]

@@ -8,25 +8,14 @@ import pytest
 
 from glioray.cases.manifest import Manifest
 from glioray.config import override
-from glioray.engine.on_ray.data import index_data
 from glioray.engine.run import RunPlan
 from glioray.slices.cache import CacheConfig
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
 
 
-@pytest.fixture(scope="module")
-def manifest(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return index_data(str(phantom_data), str(tmp_path_factory.mktemp("manifests")))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheConfig:
-    return CacheConfig(folder=str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture
-def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: str) -> RunPlan:
+def plan(tmp_path: Path, phantom_index: Manifest, slice_cache: Path, mlflow_server: str) -> RunPlan:
     config = override(
         build_recipe("unet_tiny"),
         **{
@@ -39,10 +28,10 @@ def plan(tmp_path: Path, manifest: Manifest, cache: CacheConfig, mlflow_server: 
     return RunPlan(
         task=load_task(config.task),
         config=config,
-        manifest=manifest,
+        manifest=phantom_index,
         storage=str(tmp_path / "run"),
         run_name=tmp_path.name,
         tracking_uri=mlflow_server,
         experiment="integration",
-        cache=cache,
+        cache=CacheConfig(folder=str(slice_cache)),
     )
