@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from glioray.engine.search import Objective, Row, Search
 from glioray.engine.space import freeze_value
@@ -165,6 +163,10 @@ def importances(rows: Sequence[Row], space: Mapping[str, BaseDistribution]) -> d
 
     Reference: Watanabe et al. 2023, PED-ANOVA (arXiv 2304.10255).
     """
+    # Imported late: it loads scikit-learn, and every worker of a cluster imports this module.
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for row in rows:
