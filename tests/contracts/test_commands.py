@@ -77,7 +77,11 @@ def test_every_job_is_executable_explains_itself_and_refuses_what_it_does_not_kn
         ("train_unet", ["--data", "/tmp", "--set", "optim.lr=-1"], "optim.lr is -1; expected above 0"),
         ("train_unet", ["--data", "/tmp", "--workers", "3", "--dry-run"], "a multiple of the 3 workers"),
         ("tune_unet", ["--data", "/tmp", "--trials", "0"], "--trials is 0; expected at least 1"),
-        ("train_gan", ["--data", "/tmp", "--recipe", "unet_tiny"], "the recipes are mri"),
+        (
+            "train_gan",
+            ["--data", "/tmp", "--recipe", "unet_tiny"],
+            "no recipe 'unet_tiny' of the task superres",
+        ),
         ("train_gan", ["--data", "/tmp", "--set", "d_steps=0"], "d_steps is 0; expected from 1 to 16"),
         ("train_unet", [], "give --data with a folder or s3://bucket/prefix"),
         ("prepare", ["--data", "gs://bucket"], "use a folder, file:// or s3://bucket/prefix"),
