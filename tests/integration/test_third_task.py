@@ -65,7 +65,6 @@ def _line(package: tasks.ModelPackage, mean: float) -> float:
 
 
 def _served(folder: Path, uri: str, mean: float) -> float:
-    sys.path.insert(0, str(TESTS.parent))
     with warnings.catch_warnings():
         # Starlette's client recommends another package for what httpx does.
         warnings.simplefilter("ignore")

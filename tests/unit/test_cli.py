@@ -422,7 +422,6 @@ def test_exit_codes(
 
 NOISY = """
 import os, subprocess, sys
-sys.path.insert(0, sys.argv[1])
 import glioray.api.train
 from glioray.cli.job import run_job
 
@@ -438,9 +437,8 @@ run_job(main)
 
 @pytest.mark.contracts
 def test_stdout_is_the_answer_alone(repo: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", NOISY, str(repo / "platform")], capture_output=True, text=True, timeout=300
-    )
+    env = {**os.environ, "PYTHONPATH": str(repo / "platform")}
+    done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, timeout=300, env=env)
     assert done.stdout == '{"model": "m", "metrics": {"dice": 0.5}}\n'
     assert done.returncode == 1
     for line in ("a library's print", "an extension's write", "a child's word"):

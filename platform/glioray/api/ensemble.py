@@ -76,7 +76,7 @@ def ensemble(request: EnsembleRequest) -> EnsembleResult:
         try:
             logger.log_params({**to_dict(spec.config), **counted})
             log_package(task, logger, package)
-            model = register_model(request.name, logger.run_id, tags)
+            model = register_model(request.name, logger.run_id, tags, purpose=task.purpose)
         except Exception as error:
             logger.finish("FAILED", str(error) or type(error).__name__)
             raise

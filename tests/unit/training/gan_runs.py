@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-# Beside this file; as a script, its folder is on the path, and in tests it is loaded before.
-sys.path.insert(0, str(Path(__file__).parent))
+# Beside this file, whose folder is on the path of a script and of pytest.
 from runs import CPU, Killed, assert_same, fill, killed_at, meet
+from torch import Tensor, nn
 
 from glioray.engine.collectives import Ranks
 from glioray.engine.loop import Feed, fit

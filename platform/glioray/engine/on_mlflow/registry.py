@@ -86,7 +86,7 @@ def register_model(
     tags: Mapping[str, str],
     *,
     description: str = "",
-    purpose: str = "Brain-tumour segmentation",
+    purpose: str = "Model",
     tracking_uri: str | None = None,
 ) -> str:
     """Register the model that a run logged last; return `models:/NAME/VERSION`.
