@@ -64,12 +64,7 @@ def test_the_unets_export_equals_it_for_other_batches_and_sizes(tmp_path: Path, 
         x = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), net(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_size_that_the_export_cannot_take_fails_loudly(tmp_path: Path):
-    net = build_net("unet", in_channels=4, out_channels=3, width=4, depth=2)
-    save_export(net, torch.zeros(1, 4, 32, 32), tmp_path / "m", run_id="r")
-    loaded = mlflow.pytorch.load_model(str(tmp_path / "m"))
+    # A size that the export cannot take fails loudly.
     with pytest.raises(AssertionError, match="Guard failed"):
         loaded(torch.zeros(1, 4, 33, 32))
 
@@ -88,7 +83,7 @@ def test_a_network_of_one_size_is_exported_for_it_and_says_so(
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (_OfTwo(), "for batches of 2 alone"),
+        (_OfTwo(), "can only be exported for batches of 2"),
         (_DataDependent(), "cannot be exported"),
         (_Random(), "differs from it"),
     ],
