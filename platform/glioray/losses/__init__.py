@@ -1,4 +1,8 @@
-"""The losses, by name. They stand alone: plain torch; a weight of 0 says absent."""
+"""The segmentation losses, by name. They depend on torch only; a weight of 0 switches a term off.
+
+MONAI's losses reduce within one process. These take sums over all ranks before ratios are formed, so that
+several ranks give the loss and the gradients of one rank with the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,21 @@ from glioray.losses.deep import DeepSupervision
 from glioray.losses.mixed import DiceCELoss, ExpLogLoss
 from glioray.losses.overlap import DiceLoss, GeneralisedDiceLoss, TverskyLoss
 from glioray.losses.pixel import CrossEntropyLoss, FocalLoss
-from glioray.losses.targets import Classes, Compared, Reduce, Regions
+from glioray.losses.targets import Classes, Prediction, Reduce, Regions
 
 Target = Literal["classes", "regions"]
-"""What a network predicts: one softmax over background and labels, or a sigmoid each for WT, TC and ET."""
+"""A network's output: one softmax over background and labels, or a sigmoid each for WT, TC and ET."""
 
-_COMPARED: dict[Target, type[Compared]] = {"classes": Classes, "regions": Regions}
+_PREDICTIONS: dict[Target, type[Prediction]] = {"classes": Classes, "regions": Regions}
 
 
 @dataclass(frozen=True)
 class LossEntry:
-    """A loss of the registry.
+    """A loss in the registry.
 
     Attributes:
-        build: the module, of `Compared`, `reduce` and the loss's own options.
-        targets: that it can be trained for, its default first.
+        build: builds the module from a subclass of `Prediction`, `reduce` and the loss's options.
+        targets: the targets that the loss supports, the default first.
     """
 
     build: Callable[..., nn.Module]
@@ -74,40 +78,38 @@ def build_loss(
     presence_weight: float = 1.0,
     **options: Any,
 ) -> nn.Module:
-    """A loss by its name: (logits or `TrainingOutputs`, masks (B, H, W) of internal labels) to a scalar.
+    """Build a loss by name: (logits or `TrainingOutputs`, masks (B, H, W) of internal labels) to a scalar.
 
     Args:
         name: in `SEGMENTATION_LOSSES`.
-        target: what the network predicts; None for the loss's default.
-        reduce: sums a tensor over ranks and lets gradients through; None for one rank.
-        side_weights: of side outputs, finest first: "equal" or "halving".
-        presence_weight: of the classification of slices, where the network has one.
-        options: the loss's own.
+        target: the output of the network; None for the loss's default.
+        reduce: a differentiable sum over ranks; None for a single rank.
+        side_weights: the weights of side outputs, finest first: "equal" or "halving".
+        presence_weight: the weight of the classification of slices, if the network has one.
+        options: options of the loss.
 
     Raises:
-        ValueError: a name that is not in the registry, or a target or option that the loss does not have.
+        ValueError: an unknown name, target or option, or a value out of range.
     """
     entry = _entry(name)
     if target is not None and target not in entry.targets:
-        raise ValueError(f"loss '{name}' has no target '{target}'; expected {' or '.join(entry.targets)}")
-    compared = _COMPARED[target or entry.targets[0]]
+        raise ValueError(
+            f"loss '{name}' does not support the target '{target}'; expected {' or '.join(entry.targets)}"
+        )
+    prediction = _PREDICTIONS[target or entry.targets[0]]
     try:
-        loss = entry.build(compared, reduce=reduce, **options)
+        loss = entry.build(prediction, reduce=reduce, **options)
     except TypeError as error:
         raise ValueError(f"loss '{name}' does not accept these options: {error}") from error
-    return DeepSupervision(loss, compared, side_weights=side_weights, presence_weight=presence_weight)
+    return DeepSupervision(loss, prediction, side_weights=side_weights, presence_weight=presence_weight)
 
 
 def takes_class_weights(name: str) -> bool:
-    """Whether a loss has the option `class_weights`.
-
-    Raises:
-        ValueError: a name that is not in the registry.
-    """
+    """Whether a loss has the option `class_weights`. Raises: ValueError if the name is unknown."""
     return "class_weights" in inspect.signature(_entry(name).build).parameters
 
 
 def _entry(name: str) -> LossEntry:
     if name not in SEGMENTATION_LOSSES:
-        raise ValueError(f"'{name}' is not a loss; the losses are {', '.join(sorted(SEGMENTATION_LOSSES))}")
+        raise ValueError(f"No loss '{name}'; available: {', '.join(sorted(SEGMENTATION_LOSSES))}")
     return SEGMENTATION_LOSSES[name]

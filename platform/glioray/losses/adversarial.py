@@ -1,7 +1,7 @@
-"""Adversarial losses, by name: logits of real and of generated images to a scalar, for either player.
+"""Adversarial losses, by name: logits of real and generated images to a scalar, for either network.
 
-Logits are (B, 1, h', w'), one a patch; each loss is the mean over a rank's batch and its patches, in float32
-whatever they came in. Ranks with batches of one size then average their gradients to those of the whole batch.
+Logits are (B, 1, h', w'), one per patch. Each loss is the mean over a rank's batch and its patches, always in
+float32, so that the gradients of ranks with equal batches average to those of the whole batch.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from glioray.losses.targets import Reduce
 
 
 class GanLoss(ABC):
-    """What the discriminator and what the generator minimise.
+    """The losses that the discriminator and the generator minimise.
 
     Args:
-        reduce: sums over ranks.
-        label_smoothing: what the discriminator's target for real images lacks of 1 (one-sided: Salimans et al.
-            2016, arXiv 1606.03498); the generator's targets stay.
+        reduce: a differentiable sum over ranks; None for a single rank.
+        label_smoothing: the discriminator's target for real images is 1 minus this (one-sided: Salimans et al.
+            2016, arXiv 1606.03498); the generator's targets are not smoothed.
 
     Raises:
-        ValueError: a smoothing outside of [0, 1).
+        ValueError: a smoothing outside [0, 1).
     """
 
     def __init__(self, *, reduce: Reduce | None = None, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing {label_smoothing}: expected a number from 0 to below 1")
+            raise ValueError(f"label_smoothing is {label_smoothing}; expected at least 0 and below 1")
         self.reduce, self.real_target = reduce, 1 - label_smoothing
 
     @abstractmethod
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The discriminator's loss of its logits of real and of (detached) generated images."""
+        """The discriminator's loss, for logits of real and of (detached) generated images."""
 
     @abstractmethod
     def generator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The generator's loss; through `fake` alone flow gradients."""
+        """The generator's loss; gradients flow through `fake` only."""
 
 
 class VanillaLoss(GanLoss):
-    """Binary cross-entropy, for the generator in its form that does not saturate: -log D(fake).
+    """Binary cross-entropy; for the generator the non-saturating form, -log D(fake).
 
-    Reference: Goodfellow et al. 2014 (arXiv 1406.2661), as SRGAN takes it (arXiv 1609.04802).
+    Reference: Goodfellow et al. 2014 (arXiv 1406.2661), as used in SRGAN (arXiv 1609.04802).
     """
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ class VanillaLoss(GanLoss):
 
 
 class RelativisticLoss(GanLoss):
-    """Binary cross-entropy of whether an image is more real than the other kind is on average (RaGAN).
+    """Binary cross-entropy of an image being more real than the average of the other kind (RaGAN).
 
-    The average is over the batches of all ranks, of any sizes, and gradients flow through it. Real and
-    generated halves are averaged, as ESRGAN's authors' code does; its paper adds them up.
+    The average is over the batches of all ranks, of any sizes, and is differentiable. The terms for real and
+    generated images are averaged, as in the code of ESRGAN's authors; the paper adds them.
 
     Reference: Jolicoeur-Martineau 2018 (arXiv 1807.00734); Wang et al. 2018 (arXiv 1809.00219).
     """
@@ -79,7 +79,7 @@ class RelativisticLoss(GanLoss):
 
 
 class LeastSquaresLoss(GanLoss):
-    """Half the squared distance to 1 for real and to 0 for generated images (LSGAN).
+    """Half the squared difference from 1 for real and from 0 for generated images (LSGAN).
 
     Reference: Mao et al. 2017 (arXiv 1611.04076).
     """
@@ -92,10 +92,10 @@ class LeastSquaresLoss(GanLoss):
 
 
 class HingeLoss(GanLoss):
-    """What logits lack of 1 for real and of -1 for generated images; the generator's is -mean(fake).
+    """max(0, 1 - real) + max(0, 1 + fake) for the discriminator, -fake for the generator, as means.
 
     Raises:
-        ValueError: any smoothing: there is no target to smooth.
+        ValueError: any smoothing, since there is no target to smooth.
 
     Reference: Lim and Ye 2017 (arXiv 1705.02894).
     """
@@ -104,7 +104,7 @@ class HingeLoss(GanLoss):
         super().__init__(reduce=reduce, label_smoothing=label_smoothing)
         if label_smoothing > 0:
             raise ValueError(
-                f"label_smoothing {label_smoothing}: the hinge loss has no target to smooth; set it to 0"
+                f"label_smoothing is {label_smoothing}; expected 0, since the hinge loss has no target to smooth"
             )
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -124,31 +124,29 @@ GAN_LOSSES: dict[str, type[GanLoss]] = {
 
 
 def build_gan_loss(name: str, *, reduce: Reduce | None = None, label_smoothing: float = 0.0) -> GanLoss:
-    """An adversarial loss by its name.
+    """Build an adversarial loss by name.
 
     Args:
         name: in `GAN_LOSSES`.
-        reduce: sums a tensor over ranks and lets gradients through; None for one rank.
+        reduce: a differentiable sum over ranks; None for a single rank.
         label_smoothing: of the discriminator's target for real images.
 
     Raises:
-        ValueError: a name that is not in the registry, or a smoothing that the loss does not take.
+        ValueError: an unknown name, or a smoothing that the loss does not support.
     """
     if name not in GAN_LOSSES:
-        raise ValueError(
-            f"'{name}' is not an adversarial loss; the losses are {', '.join(sorted(GAN_LOSSES))}"
-        )
+        raise ValueError(f"No adversarial loss '{name}'; available: {', '.join(sorted(GAN_LOSSES))}")
     return GAN_LOSSES[name](reduce=reduce, label_smoothing=label_smoothing)
 
 
 def r1_penalty(real: Tensor, real_logits: Tensor) -> Tensor:
-    """The mean over samples of the squared norm of d sum(logits) / d real: a scalar in float32.
+    """The mean over samples of the squared norm of d sum(logits) / d real, a differentiable float32 scalar.
 
-    Can be differentiated again. The usual penalty is gamma / 2 times it.
+    The usual penalty is gamma / 2 times this.
 
     Args:
-        real: (B, C, H, W) that requires gradients.
-        real_logits: what the discriminator made of it.
+        real: (B, C, H, W), which requires gradients.
+        real_logits: the discriminator's logits of `real`.
 
     Raises:
         ValueError: `real` does not require gradients.
@@ -157,7 +155,7 @@ def r1_penalty(real: Tensor, real_logits: Tensor) -> Tensor:
     """
     if not real.requires_grad:
         raise ValueError(
-            "the real images do not require gradients; call real.requires_grad_() before the discriminator"
+            "real does not require gradients; call real.requires_grad_() before the discriminator"
         )
     (gradient,) = torch.autograd.grad(real_logits.float().sum(), real, create_graph=True)
     return gradient.float().square().sum((1, 2, 3)).mean()

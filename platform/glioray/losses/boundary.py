@@ -1,7 +1,7 @@
-"""Losses of distance to the truth's boundary, each beside a Dice that keeps it from the empty solution.
+"""Losses of distances to the boundary of the truth, combined with Dice, which prevents empty predictions.
 
-Distances are in pixels, by MONAI's transforms on the CPU: a step with them takes milliseconds a slice and channel
-longer. A slice without a channel, or full of it, has no boundary there and costs nothing.
+Distances are in pixels and computed by MONAI on the CPU, which takes milliseconds per slice and channel. A slice
+in which a channel is empty or full has no boundary, and its distance term is 0.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from glioray.losses.overlap import dice_scores
-from glioray.losses.targets import Compared, Reduce
+from glioray.losses.targets import Prediction, Reduce
 
 
-class _BesideDice(nn.Module):
-    """`dice_weight` (1 - mean soft Dice of the tumour's channels) + `weight` `distance(probs, targets)`."""
+class _DistanceAndDice(nn.Module):
+    """`dice_weight` (1 - mean soft Dice of the tumour channels) + `weight` `distance(probs, targets)`."""
 
     def __init__(
         self,
-        target: type[Compared],
+        target: type[Prediction],
         distance: nn.Module,
         weight: float,
         *,
@@ -30,39 +30,39 @@ class _BesideDice(nn.Module):
         self.dice_weight, self.batch_dice, self.reduce = dice_weight, batch_dice, reduce
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        compared = self.target(logits, masks)
-        loss: Tensor = self.weight * self.distance(*compared.foreground)
+        prediction = self.target(logits, masks)
+        loss: Tensor = self.weight * self.distance(*prediction.foreground)
         if self.dice_weight:
-            dice = dice_scores(compared, batch=self.batch_dice, reduce=self.reduce)
+            dice = dice_scores(prediction, batch=self.batch_dice, reduce=self.reduce)
             loss = loss + self.dice_weight * (1 - dice.mean())
         return loss
 
 
-class BoundaryLoss(_BesideDice):
+class BoundaryLoss(_DistanceAndDice):
     """`boundary_weight` mean of p times the signed distance to the truth + `dice_weight` (1 - mean soft Dice).
 
-    The distance is negative inside, so that the term may be. MONAI computes it.
+    The distance is negative inside, so the term may be negative.
 
     Args:
-        target: what logits are compared with.
-        boundary_weight: the paper begins with 0.01, the default, and raises it every epoch; here it stays.
-        dice_weight: of the overlap; the paper's is a generalised Dice.
-        batch_dice: over the batch rather than a sample.
-        reduce: sums over ranks.
+        target: `Classes` or `Regions`.
+        boundary_weight: constant; the paper starts with the default, 0.01, and increases it every epoch.
+        dice_weight: of the overlap; the paper uses generalised Dice.
+        batch_dice: whether Dice is over the batch instead of each sample.
+        reduce: a differentiable sum over ranks; None for a single rank.
 
     Reference: Kervadec et al. 2019 (arXiv 1812.07032).
     """
 
     def __init__(
         self,
-        target: type[Compared],
+        target: type[Prediction],
         *,
         boundary_weight: float = 0.01,
         dice_weight: float = 1.0,
         batch_dice: bool = True,
         reduce: Reduce | None = None,
     ) -> None:
-        # Importing MONAI takes seconds, which only those pay who ask for it.
+        # MONAI takes seconds to import, so it is imported only when needed.
         from monai.losses import BoundaryLoss as Distance
 
         super().__init__(
@@ -75,27 +75,26 @@ class BoundaryLoss(_BesideDice):
         )
 
 
-class HausdorffLoss(_BesideDice):
-    """`hausdorff_weight` mean of squared errors by distance ^ alpha + `dice_weight` (1 - mean soft Dice).
+class HausdorffLoss(_DistanceAndDice):
+    """`hausdorff_weight` mean of squared errors times distance ^ alpha + `dice_weight` (1 - mean soft Dice).
 
-    The distances are a pixel's to the boundary of the truth and to that of the prediction, cut at 0.5. MONAI
-    computes the term.
+    Distances of a pixel are to the boundaries of the truth and of the prediction, thresholded at 0.5.
 
     Args:
-        target: what logits are compared with.
+        target: `Classes` or `Regions`.
         alpha: power of the distances.
-        hausdorff_weight: the paper makes both terms equal again every epoch; here the weight stays, and the
-            default makes them alike for predictions some pixels off on slices of 192 x 160.
+        hausdorff_weight: constant; the paper makes both terms equal every epoch. With the default they are similar
+            for predictions a few pixels off on slices of 192 x 160.
         dice_weight: of the overlap.
-        batch_dice: over the batch rather than a sample.
-        reduce: sums over ranks.
+        batch_dice: whether Dice is over the batch instead of each sample.
+        reduce: a differentiable sum over ranks; None for a single rank.
 
     Reference: Karimi and Salcudean 2019 (arXiv 1904.10030), the distance-transform form.
     """
 
     def __init__(
         self,
-        target: type[Compared],
+        target: type[Prediction],
         *,
         alpha: float = 2.0,
         hausdorff_weight: float = 0.01,
@@ -103,7 +102,7 @@ class HausdorffLoss(_BesideDice):
         batch_dice: bool = True,
         reduce: Reduce | None = None,
     ) -> None:
-        # Importing MONAI takes seconds, which only those pay who ask for it.
+        # MONAI takes seconds to import, so it is imported only when needed.
         from monai.losses import HausdorffDTLoss
 
         super().__init__(

@@ -1,4 +1,4 @@
-"""Images compared by the features of a frozen network."""
+"""Perceptual loss: a comparison of images by the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _LAST_CONVS = {
 }
 
 PRESETS = ("esrgan", "srgan", "real_esrgan")
-"""Which layers count: ESRGAN's deepest before its ReLU (arXiv 1809.00219), SRGAN's after it (arXiv 1609.04802), and
-Real-ESRGAN's five before theirs with .1, .1, 1, 1, 1 (arXiv 2107.10833)."""
+"""Sets of layers: the deepest before its ReLU (ESRGAN, arXiv 1809.00219), the deepest after its ReLU (SRGAN, arXiv
+1609.04802), or five before their ReLUs with weights .1, .1, 1, 1, 1 (Real-ESRGAN, arXiv 2107.10833)."""
 
 
 def default_layers(extractor: str, preset: str = "real_esrgan") -> dict[str, float]:
-    """Layer -> weight, as a paper has it for VGG19, and at the same depths of the other networks.
+    """Layer -> weight, as in a paper for VGG19, and at the same depths for other networks.
 
-    A U-Net's encoder has two sets only: its deepest level but one (esrgan, srgan), or its first four (real_esrgan).
-    They are of a `depth` from 3.
+    For the encoder of a U-Net, "esrgan" and "srgan" use level 4 and "real_esrgan" uses levels 1 to 4, which
+    need a `depth` of at least 3.
 
     Args:
         extractor: "vgg19", "vgg16", "alexnet" or "unet".
-        preset: of `PRESETS`.
+        preset: in `PRESETS`.
 
     Raises:
-        ValueError: another name.
+        ValueError: an unknown extractor or preset.
     """
     if preset not in PRESETS:
-        raise ValueError(f"'{preset}' is not a set of layers; they are {', '.join(PRESETS)}")
+        raise ValueError(f"preset is '{preset}'; expected one of {', '.join(PRESETS)}")
     if extractor == "unet":
-        several = {"level1": 0.1, "level2": 0.1, "level3": 1.0, "level4": 1.0}
-        return several if preset == "real_esrgan" else {"level4": 1.0}
+        levels = {"level1": 0.1, "level2": 0.1, "level3": 1.0, "level4": 1.0}
+        return levels if preset == "real_esrgan" else {"level4": 1.0}
     if extractor not in _LAST_CONVS:
-        known = ", ".join(sorted([*_LAST_CONVS, "unet"]))
-        raise ValueError(f"'{extractor}' has no layers to compare; the extractors are {known}")
+        available = ", ".join(sorted([*_LAST_CONVS, "unet"]))
+        raise ValueError(f"No default layers for the extractor '{extractor}'; available: {available}")
     convs = _LAST_CONVS[extractor]
     if preset == "real_esrgan":
         return dict(zip(convs, (0.1, 0.1, 1.0, 1.0, 1.0), strict=True))
@@ -50,37 +50,36 @@ def default_layers(extractor: str, preset: str = "real_esrgan") -> dict[str, flo
 
 
 class PerceptualLoss(nn.Module):
-    """The weighted sum over layers of the mean difference of features: two (B, C, H, W) in [0, 1] to a scalar float32.
+    """The weighted sum over layers of mean differences of features: two (B, C, H, W) in [0, 1] to a scalar.
 
-    Gradients flow to the first of them alone.
+    Computed in float32; gradients flow to the first image only.
 
     Args:
         features: `nets.features.GreyFeatures` or `EncoderFeatures`.
-        layers: layer -> weight; of `default_layers`.
+        layers: layer -> weight, as from `default_layers`.
         criterion: "l1" (ESRGAN) or "mse" (SRGAN).
-        crop: side in pixels of one square an image, drawn anew each time, at which features are compared;
-            0, or more than the image's side, for whole images.
+        crop: the side in pixels of one random square per image to compare; 0 compares whole images.
 
     Raises:
-        ValueError: an argument out of range, or layers that the network has not.
+        ValueError: an argument out of range, or a layer that the network does not have.
 
-    Reference: Johnson et al. 2016 (arXiv 1603.08155); Ledig et al. 2017 (arXiv 1609.04802), who multiply features by
-    1 / 12.75; Wang et al. 2018 (arXiv 1809.00219). Here the weight does that. Crops are ours: on a CPU they
-    make the loss affordable.
+    Reference: Johnson et al. 2016 (arXiv 1603.08155); Ledig et al. 2017 (arXiv 1609.04802), whose factor of
+    1 / 12.75 is part of the weights here; Wang et al. 2018 (arXiv 1809.00219). Crops are our addition, which
+    makes the loss affordable on a CPU.
     """
 
     def __init__(
         self, features: nn.Module, layers: Mapping[str, float], *, criterion: str = "l1", crop: int = 0
     ) -> None:
         super().__init__()
-        known: tuple[str, ...] = features.layers  # type: ignore[assignment]
-        unknown = [name for name in layers if name not in known]
+        available: tuple[str, ...] = features.layers  # type: ignore[assignment]
+        unknown = [name for name in layers if name not in available]
         if unknown or not any(weight > 0 for weight in layers.values()) or min(layers.values()) < 0:
             raise ValueError(
-                f"layers is {dict(layers)}; expected weights from 0, one of them above, of {', '.join(known)}"
+                f"layers is {dict(layers)}; expected weights of at least 0, not all 0, of {', '.join(available)}"
             )
         if criterion not in _CRITERIA:
-            raise ValueError(f"'{criterion}' is not a criterion; they are {', '.join(_CRITERIA)}")
+            raise ValueError(f"criterion is '{criterion}'; expected one of {', '.join(_CRITERIA)}")
         if crop < 0:
             raise ValueError(f"crop is {crop}; expected a side in pixels, or 0 for whole images")
         self.features = features
@@ -88,26 +87,24 @@ class PerceptualLoss(nn.Module):
         self.criterion, self.crop = criterion, crop
 
     def forward(self, sr: Tensor, hr: Tensor, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
-        """The loss; `rngs` draw the crops, one of them each image's, so that ranks draw what one rank would.
+        """The loss; `rngs` has one generator per image, so that crops do not depend on the number of ranks.
 
         Raises:
             ValueError: shapes that differ.
         """
         if sr.shape != hr.shape:
-            raise ValueError(
-                f"sr is {tuple(sr.shape)} but hr is {tuple(hr.shape)}; they must be of one shape"
-            )
+            raise ValueError(f"sr has the shape {tuple(sr.shape)}; expected that of hr, {tuple(hr.shape)}")
         if self.crop:
-            sr, hr = _same_crops(sr, hr, self.crop, rngs)
-        made = self.features(sr, tuple(self.layers))
+            sr, hr = _crop_alike(sr, hr, self.crop, rngs)
+        generated = self.features(sr, tuple(self.layers))
         with torch.no_grad():
             real = self.features(hr, tuple(self.layers))
         compare = _CRITERIA[self.criterion]
-        terms = [weight * compare(made[name], real[name]) for name, weight in self.layers.items()]
+        terms = [weight * compare(generated[name], real[name]) for name, weight in self.layers.items()]
         return torch.stack(terms).sum()
 
 
-def _same_crops(
+def _crop_alike(
     sr: Tensor, hr: Tensor, side: int, rngs: Sequence[np.random.Generator] | None
 ) -> tuple[Tensor, Tensor]:
     height, width = (min(side, length) for length in sr.shape[-2:])

@@ -1,4 +1,4 @@
-"""Losses of single pixels."""
+"""Pixel losses: cross-entropy and focal loss."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from glioray.losses.overlap import TINY
-from glioray.losses.targets import Compared, Reduce
+from glioray.losses.targets import Prediction, Reduce
 
 
 def parse_class_weights(class_weights: Sequence[float] | None) -> Tensor | None:
-    """The weights as a tensor.
+    """The weights as a float32 tensor, or None.
 
     Raises:
-        ValueError: one is not above 0.
+        ValueError: the list is empty, or a weight is not above 0.
     """
     if class_weights is None:
         return None
     if not class_weights or min(class_weights) <= 0:
-        raise ValueError(f"class_weights is {list(class_weights)}; expected one above 0 for each channel")
+        raise ValueError(
+            f"class_weights is {list(class_weights)}; expected a number above 0 for each channel"
+        )
     return torch.tensor(class_weights, dtype=torch.float32)
 
 
 class CrossEntropyLoss(nn.Module):
-    """The mean cross-entropy of a pixel: between classes, or binary for each region.
+    """The mean cross-entropy of pixels: between classes, or binary for each region.
 
     Args:
-        target: what logits are compared with.
-        class_weights: one a class, background first, of a mean that they divide; or one a region, of the
-            pixels inside.
-        reduce: sums over ranks.
+        target: `Classes` or `Regions`.
+        class_weights: one per class, background first, for a weighted mean; or one per region, for the pixels
+            inside it.
+        reduce: a differentiable sum over ranks; None for a single rank.
     """
 
     def __init__(
         self,
-        target: type[Compared],
+        target: type[Prediction],
         *,
         class_weights: Sequence[float] | None = None,
         reduce: Reduce | None = None,
@@ -47,25 +49,28 @@ class CrossEntropyLoss(nn.Module):
         self.register_buffer("class_weights", parse_class_weights(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        compared = self.target(logits, masks)
-        return compared.mean(compared.nll, self.class_weights, self.reduce)
+        prediction = self.target(logits, masks)
+        return prediction.mean(prediction.nll, self.class_weights, self.reduce)
 
 
 class FocalLoss(CrossEntropyLoss):
-    """The cross-entropy of pixels times (1 - the probability of the truth) to the power `gamma`.
+    """The cross-entropy of pixels times (1 - probability of the true class) to the power `gamma`.
 
     Args:
-        target: what logits are compared with.
-        gamma: 0 is the cross-entropy.
-        class_weights: as the cross-entropy's; the paper's alpha-balancing.
-        reduce: sums over ranks.
+        target: `Classes` or `Regions`.
+        gamma: 0 gives the cross-entropy.
+        class_weights: as in `CrossEntropyLoss`; the alpha-balancing of the paper.
+        reduce: a differentiable sum over ranks; None for a single rank.
 
-    Reference: Lin et al. 2017 (arXiv 1708.02002). The mean is over pixels; MONAI's also divides by the classes.
+    Raises:
+        ValueError: a negative gamma.
+
+    Reference: Lin et al. 2017 (arXiv 1708.02002). The mean is over pixels; MONAI's is over pixels and classes.
     """
 
     def __init__(
         self,
-        target: type[Compared],
+        target: type[Prediction],
         *,
         gamma: float = 2.0,
         class_weights: Sequence[float] | None = None,
@@ -73,11 +78,11 @@ class FocalLoss(CrossEntropyLoss):
     ) -> None:
         super().__init__(target, class_weights=class_weights, reduce=reduce)
         if gamma < 0:
-            raise ValueError(f"gamma is {gamma}; expected 0 or more")
+            raise ValueError(f"gamma is {gamma}; expected at least 0")
         self.gamma = gamma
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        compared = self.target(logits, masks)
-        nll = compared.nll
-        wrong = -torch.expm1(-nll)
-        return compared.mean(wrong.clamp_min(TINY) ** self.gamma * nll, self.class_weights, self.reduce)
+        prediction = self.target(logits, masks)
+        nll = prediction.nll
+        error = -torch.expm1(-nll)
+        return prediction.mean(error.clamp_min(TINY) ** self.gamma * nll, self.class_weights, self.reduce)

@@ -1,4 +1,4 @@
-"""Pixel losses of super-resolution, by name: sr and hr, both (B, C, H, W), to the mean over all their values."""
+"""Pixel losses for super-resolution, by name: sr and hr, both (B, C, H, W), to the mean over all values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-# Charbonnier's: below this a difference counts by its square, above by its size.
+# Of the Charbonnier loss: smaller differences count by their square, larger ones by their size.
 EPSILON = 1e-3
 
 
@@ -21,7 +21,7 @@ def mse(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
-    """The mean of sqrt(difference^2 + 1e-6), in float32: the absolute difference, smooth at 0.
+    """The mean of sqrt(difference^2 + 1e-6), in float32: an absolute difference that is smooth at 0.
 
     Reference: Lai et al. 2017 (arXiv 1704.03915).
     """
@@ -37,19 +37,17 @@ PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def build_pixel_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A pixel loss by its name: (sr, hr) to a scalar; different shapes are a ValueError.
+    """Return a pixel loss by name: (sr, hr) to a scalar, which raises ValueError if shapes differ.
 
     Raises:
-        ValueError: a name that is not in the registry.
+        ValueError: an unknown name.
     """
     if name not in PIXEL_LOSSES:
-        raise ValueError(
-            f"'{name}' is not a pixel loss; the pixel losses are {', '.join(sorted(PIXEL_LOSSES))}"
-        )
+        raise ValueError(f"No pixel loss '{name}'; available: {', '.join(sorted(PIXEL_LOSSES))}")
     return PIXEL_LOSSES[name]
 
 
 def _difference(sr: Tensor, hr: Tensor) -> Tensor:
     if sr.shape != hr.shape:
-        raise ValueError(f"sr is {tuple(sr.shape)} but hr is {tuple(hr.shape)}; expected one shape")
+        raise ValueError(f"sr has the shape {tuple(sr.shape)}; expected that of hr, {tuple(hr.shape)}")
     return sr.float() - hr.float()

@@ -1,4 +1,4 @@
-"""Logits beside the truth: what a loss compares, for networks that predict classes and for those of regions.
+"""Logits with their targets, for networks that predict classes and for networks that predict regions.
 
 Masks (B, H, W) hold internal labels: 0 background, 1 NCR, 2 ED, 3 ET, 4 resection cavity.
 """
@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over ranks and lets gradients through."""
+"""A differentiable sum of a tensor over ranks."""
 
 
 def region_targets(masks: Tensor) -> Tensor:
-    """(B, H, W) labels to (B, 3, H, W) float32 indicators of WT, TC and ET, nested."""
+    """(B, H, W) labels to (B, 3, H, W) float32, 1 inside WT, TC and ET, which are nested."""
     core = (masks == 1) | (masks == 3)
     return torch.stack([core | (masks == 2), core, masks == 3], dim=1).float()
 
 
-class Compared(ABC):
-    """One batch of logits, in float32 whatever they came in, and its truth.
+class Prediction(ABC):
+    """A batch of logits, converted to float32, with its targets.
 
     Attributes:
         logits: (B, C, H, W).
-        targets: (B, C, H, W), 1 where a pixel belongs to the channel and 0 elsewhere.
-        num_background: leading channels that are no tumour: overlap is of the others.
+        targets: (B, C, H, W), 1 where a pixel belongs to the channel, 0 elsewhere.
+        num_background: the number of leading channels that are not tumour; overlap losses exclude them.
     """
 
     num_background: int
@@ -39,34 +39,34 @@ class Compared(ABC):
     @property
     @abstractmethod
     def probs(self) -> Tensor:
-        """(B, C, H, W) in [0, 1]."""
+        """Probabilities, (B, C, H, W) in [0, 1]."""
 
     @property
     @abstractmethod
     def nll(self) -> Tensor:
-        """The negative log-likelihood of each decision: (B, H, W) between classes, (B, C, H, W) for regions."""
+        """Negative log-likelihoods: (B, H, W) between classes, or (B, C, H, W) for regions."""
 
     @abstractmethod
     def mean(self, values: Tensor, class_weights: Tensor | None, reduce: Reduce | None) -> Tensor:
-        """The mean of `nll`'s like, weighted by the true class."""
+        """The mean of values shaped like `nll`, weighted by the true class."""
 
     @property
     def foreground(self) -> tuple[Tensor, Tensor]:
-        """Probabilities and targets of the tumour's channels."""
+        """Probabilities and targets of the tumour channels."""
         return self.probs[:, self.num_background :], self.targets[:, self.num_background :]
 
     def _weights(self, class_weights: Tensor) -> Tensor:
         """(C, 1, 1)."""
         if len(class_weights) != self.logits.shape[1]:
             raise ValueError(
-                f"class_weights has {len(class_weights)} values for logits of {self.logits.shape[1]} channels; "
-                "give one a channel"
+                f"class_weights has {len(class_weights)} numbers; expected one for each of the "
+                f"{self.logits.shape[1]} channels of the logits"
             )
         return class_weights.to(self.logits.device).view(-1, 1, 1)
 
 
-class Classes(Compared):
-    """A softmax over background and labels: logits (B, K, H, W). Labels from K on count as background."""
+class Classes(Prediction):
+    """A softmax over background and labels, for logits (B, K, H, W); labels >= K count as background."""
 
     num_background = 1
 
@@ -85,7 +85,7 @@ class Classes(Compared):
         return F.cross_entropy(self.logits, self.labels, reduction="none")
 
     def mean(self, values: Tensor, class_weights: Tensor | None, reduce: Reduce | None) -> Tensor:
-        """Over pixels; with weights divided by their sum over the batch, as torch's cross-entropy does."""
+        """The mean over pixels; with weights, divided by their sum over the batch as in torch's cross-entropy."""
         if class_weights is None:
             return values.mean()
         weights = self._weights(class_weights)[self.labels, 0, 0]
@@ -95,10 +95,10 @@ class Classes(Compared):
         return sums[0] / sums[1]
 
 
-class Regions(Compared):
-    """A sigmoid each for WT, TC and ET: logits (B, 3, H, W).
+class Regions(Prediction):
+    """A sigmoid each for WT, TC and ET, for logits (B, 3, H, W).
 
-    Reference: the region-wise training of the BraTS winners (Isensee et al. 2020, arXiv 2011.00848).
+    Reference: region-based training (Isensee et al. 2020, arXiv 2011.00848).
     """
 
     num_background = 0
@@ -106,8 +106,8 @@ class Regions(Compared):
     def __init__(self, logits: Tensor, masks: Tensor) -> None:
         if logits.shape[1] != 3:
             raise ValueError(
-                f"logits have {logits.shape[1]} channels; expected 3 (WT, TC, ET) by a loss of regions: build the "
-                "network with out_channels 3 or take a loss without 'region_'"
+                f"logits have {logits.shape[1]} channels; expected 3 (WT, TC, ET) for a loss of regions, so build the "
+                "network with 3 output channels or use a loss of classes"
             )
         super().__init__(logits, region_targets(masks))
 
@@ -120,7 +120,7 @@ class Regions(Compared):
         return F.binary_cross_entropy_with_logits(self.logits, self.targets, reduction="none")
 
     def mean(self, values: Tensor, class_weights: Tensor | None, reduce: Reduce | None) -> Tensor:
-        """Over pixels and regions; weights are of the pixels inside, as torch's `pos_weight`: no sum divides."""
+        """The mean over pixels and regions; weights multiply pixels inside, as torch's `pos_weight`."""
         if class_weights is None:
             return values.mean()
         return (values * (1 + (self._weights(class_weights) - 1) * self.targets)).mean()

@@ -1,1 +1,1 @@
-"""Figures of merit: counts first, ratios later."""
+"""Metrics of segmentations and images. Counts are summed before ratios are formed."""

@@ -1,4 +1,4 @@
-"""Scores by lesion: many small tumours count as much as a large one, and so does each false alarm."""
+"""Lesion-wise scores, in which each lesion and each false positive counts the same, whatever its size."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BY_CORNER = ndimage.generate_binary_structure(3, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class LesionScores:
-    """How the lesions of one region of one case were found.
+    """The lesion-wise scores of one region of one case.
 
     Attributes:
-        dice: mean over the lesions and the false alarms, which score 0.
-        hd95_mm: the same mean of the 95th percentile Hausdorff distance; missed lesions and false alarms
-            have `EMPTY_HD95_MM`.
+        dice: the mean over lesions and false positives, which score 0.
+        hd95_mm: the mean of the 95th percentile Hausdorff distance; `EMPTY_HD95_MM` for missed lesions and
+            false positives.
         num_lesions: lesions of the truth, without those too small to count.
-        num_missed: how many of them no predicted component touches.
+        num_missed: lesions that no predicted component touches.
         num_false: predicted components that touch no lesion, however small.
     """
 
@@ -43,28 +43,27 @@ def lesionwise_scores(
     num_dilations: int = 3,
     ignored_mm3: float = 50.0,
 ) -> LesionScores:
-    """The scores of one region, (X, Y, Z), by the rule of BraTS 2023 for gliomas.
+    """The scores of one region, (X, Y, Z), by the rules of BraTS 2023 for gliomas.
 
-    The truth is dilated, and what is connected then, by corners too, is one lesion: its voxels are those
-    of the truth. Predicted components (connected by corners too) that touch a dilated lesion are its
-    prediction, all together; one that touches two lesions belongs to both. Those that touch none are
-    false alarms, whatever their size; one that touches an ignored lesion is neither. Without lesions and
-    false alarms the Dice is 1 and the distance 0.
+    A lesion is the truth's voxels within one connected component of the dilated truth. Its prediction is all
+    predicted components that touch the dilated lesion; a component that touches two lesions belongs to both.
+    Components that touch no lesion are false positives, whatever their size; those that touch only ignored
+    lesions do not count. All components are connected by faces, edges or corners. Without lesions and false
+    positives, Dice is 1 and the distance is 0.
 
     Args:
-        truth: the region as it is.
-        prediction: the region as found, of the same shape.
+        truth: the true region.
+        prediction: the predicted region, of the same shape.
         spacing_mm: voxel edges along X, Y, Z.
-        num_dilations: steps by the 18 neighbours that share a face or an edge. The challenge has 3 for
-            gliomas ("3x3x3 mm"), paediatric tumours and sub-Saharan Africa, 1 for meningiomas and
-            metastases.
-        ignored_mm3: lesions of this volume and below do not count: 50, for metastases 2.
+        num_dilations: dilations by the 18 neighbours that share a face or an edge. The challenge uses 3 for
+            gliomas ("3x3x3 mm"), paediatric tumours and sub-Saharan Africa, 1 for meningiomas and metastases.
+        ignored_mm3: the largest volume of lesions that do not count: 50, or 2 for metastases.
 
     Raises:
-        ValueError: no dilation.
+        ValueError: `num_dilations` is below 1.
 
-    Reference: the challenge's own code, github.com/rachitsaluja/BraTS-2023-Metrics. Dice and counts
-    equal its; its distances are between surface elements weighted by area, ours between surface voxels.
+    Reference: the challenge's code, github.com/rachitsaluja/BraTS-2023-Metrics. Dice and counts are equal to its
+    results; its distances are between surface elements weighted by area, ours between surface voxels.
     """
     if num_dilations < 1:
         raise ValueError(f"num_dilations is {num_dilations}; expected at least 1")
@@ -98,6 +97,6 @@ def lesionwise_scores(
 
 
 def _box_around(region: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """The region's bounding box and a margin, as far as the volume goes."""
+    """The region's bounding box with a margin, clipped at the start of the volume."""
     box = ndimage.find_objects(region.astype(np.uint8))[0]
     return tuple(slice(max(0, span.start - margin), span.stop + margin) for span in box)

@@ -1,4 +1,8 @@
-"""Distances between surfaces, in millimetres."""
+"""Distances between surfaces in millimetres.
+
+By search trees over surface voxels: MONAI's and SciPy's distance maps cover the box around both regions, which a
+single distant voxel makes large.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 EMPTY_HD95_MM = 374.0
-"""What BraTS gives a region that is empty on one side only: the diagonal of its 240 x 240 x 155 mm grid."""
+"""The distance of a region that is empty in either truth or prediction, as in BraTS: the diagonal of its grid of
+240 x 240 x 155 mm."""
 
 Mask = NDArray[np.bool_]
 
@@ -20,17 +25,17 @@ def surface_metrics(
 ) -> dict[str, float]:
     """`hd95_mm` and `surface_dice` of two regions, (X, Y, Z), from the same distances.
 
-    The surface Dice is the share of both surfaces that lies within the tolerance of the other one, in
-    [0, 1]: 1 where both regions are empty, 0 where one is.
+    Surface Dice is the fraction, in [0, 1], of both surfaces that is within the tolerance of the other surface;
+    1 if both regions are empty, 0 if one is.
 
     Args:
-        truth: the region as it is.
-        prediction: the region as found, of the same shape.
+        truth: the true region.
+        prediction: the predicted region, of the same shape.
         spacing_mm: voxel edges along X, Y, Z.
-        tolerance_mm: what counts as the same surface; should be how far experts differ.
+        tolerance_mm: the accepted distance, such as the disagreement between experts.
 
-    Reference: Nikolov et al. 2018 (arXiv 1809.04430). They weigh surface elements by their area; here, as
-    in MONAI, a surface is the voxels of a region that touch its outside by a face, each counted once.
+    Reference: Nikolov et al. 2018 (arXiv 1809.04430). They weight surface elements by their area; here, as in
+    MONAI, a surface is the voxels of a region that share a face with its outside, each counted once.
     """
     if not truth.any() or not prediction.any():
         both = truth.any() == prediction.any()
@@ -46,7 +51,9 @@ def surface_metrics(
 def hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float:
     """The 95th percentile Hausdorff distance of two regions, (X, Y, Z), the larger of both directions.
 
-    0 where both are empty, `EMPTY_HD95_MM` where one is. Reference: Baid et al. 2021 (arXiv 2107.02314).
+    0 if both are empty, `EMPTY_HD95_MM` if one is.
+
+    Reference: Baid et al. 2021 (arXiv 2107.02314).
     """
     if not truth.any() or not prediction.any():
         return 0.0 if truth.any() == prediction.any() else EMPTY_HD95_MM
@@ -56,21 +63,20 @@ def hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float
 def surface_distances_mm(
     truth: Mask, prediction: Mask, spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far each surface voxel of the truth is from the prediction's surface, and the other way round.
+    """The distance of each surface voxel of the truth to the prediction's surface, and vice versa.
 
     Args:
         truth: (X, Y, Z), not empty.
         prediction: of the same shape, not empty.
         spacing_mm: voxel edges along X, Y, Z.
     """
-    # A search tree over surface voxels, and no distance map: a stray voxel far away would make that large.
     points = [_surface_points_mm(region, spacing_mm) for region in (truth, prediction)]
     trees = [cKDTree(surface) for surface in points]
     return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
 
 
 def _surface_points_mm(region: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """(N, 3) positions of the voxels that touch the region's outside, or the volume's, by a face."""
+    """(N, 3) positions of the voxels that share a face with the outside of the region or of the volume."""
     box = ndimage.find_objects(region.astype(np.uint8))[0]
     inside = region[box]
     corner = [span.start for span in box]

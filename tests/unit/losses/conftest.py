@@ -1,4 +1,4 @@
-"""Batches of logits and masks for losses of either target."""
+"""Batches of logits and masks for losses of both targets."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ DISCRIMINATORS = {
 
 
 def gradients(rank: int = 0, world_size: int = 1) -> dict[str, list[Tensor]]:
-    """By loss, discriminator and player: the gradient of each parameter for a batch of six over all ranks."""
+    """The gradients of all parameters for a batch of six over all ranks, by loss, discriminator and network."""
     found = {}
     for loss_name in GAN_LOSSES:
         for title, (name, options) in DISCRIMINATORS.items():

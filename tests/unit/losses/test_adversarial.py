@@ -1,4 +1,4 @@
-"""Adversarial losses: values by hand, ranks against one rank, and the R1 penalty."""
+"""Adversarial losses: values by hand, several ranks compared with one, and the R1 penalty."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_values_by_hand():
         assert float(loss.generator(real, fake)) == pytest.approx(generator, abs=1e-6), name
 
 
-def test_smoothing_moves_the_discriminators_target_for_real_images_alone():
-    """Its loss is least where D says the target; the generator's and the fake half's stay."""
+def test_smoothing_changes_only_the_discriminators_target_for_real_images():
+    """Its loss is smallest at the smoothed target; the terms for fakes and the generator are unchanged."""
     real, fake = _logits(2.0, -1.0), _logits(0.5, -0.5)
     for name in ("vanilla", "ragan", "lsgan"):
         plain, smooth = build_gan_loss(name), build_gan_loss(name, label_smoothing=0.1)
@@ -77,7 +77,7 @@ def test_smoothing_moves_the_discriminators_target_for_real_images_alone():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", [1, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_finite_in_float32_whatever_comes_in(name: str, scale: float, dtype: torch.dtype):
+def test_finite_and_in_float32_for_any_input(name: str, scale: float, dtype: torch.dtype):
     loss = build_gan_loss(name)
     for player in (loss.discriminator, loss.generator):
         real, fake = ((scale * _noise(3, 1, 4, 4, seed=seed)).to(dtype).requires_grad_() for seed in (0, 1))
@@ -93,7 +93,7 @@ def test_finite_in_float32_whatever_comes_in(name: str, scale: float, dtype: tor
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_players_pull_logits_apart_and_together(name: str):
+def test_the_discriminator_separates_logits_and_the_generator_joins_them(name: str):
     loss = build_gan_loss(name)
     real, fake = (0.5 + 0.1 * _noise(3, 1, 4, 4, seed=seed) for seed in (0, 1))
     real.requires_grad_()
@@ -109,7 +109,7 @@ def test_players_pull_logits_apart_and_together(name: str):
 
 @pytest.mark.parametrize("shares", [(4, 4), (3, 5), (1, 7)], ids=str)
 def test_the_relativistic_mean_is_over_all_ranks(shares: tuple[int, int]):
-    """Simulated: each rank's `reduce` adds what the other's would give. Real ranks are below."""
+    """Simulated ranks: `reduce` adds the sums of the other one. The next test has real ranks."""
     real, fake = _noise(8, 1, 3, 3), 2 * _noise(8, 1, 3, 3, seed=1) + 1
     halves = [slice(0, shares[0]), slice(shares[0], 8)]
     for player in ("discriminator", "generator"):
@@ -134,7 +134,7 @@ def test_the_relativistic_mean_is_over_all_ranks(shares: tuple[int, int]):
 
 @pytest.mark.contracts
 def test_two_ranks_have_the_gradients_of_one(tmp_path: Path):
-    """Real processes over gloo: every loss, R1, spectral and batch norm; averaged as DDP averages."""
+    """Real processes over gloo: every loss, R1, spectral and batch norm, averaged as by DDP."""
     script = Path(__file__).with_name("gan_ranks.py")
     spec = importlib.util.spec_from_file_location("gan_ranks", script)
     assert spec is not None
@@ -162,7 +162,7 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path: Path):
             assert float((found - wanted).abs().max()) < 1e-4 * largest, title
 
 
-def test_r1_of_a_linear_discriminator_is_its_weights_squared_norm():
+def test_r1_of_a_linear_discriminator_is_the_squared_norm_of_its_weights():
     weight = _noise(2, 5, 5).requires_grad_()
     for dtype in (torch.float32, torch.bfloat16):
         real = _noise(3, 2, 5, 5, seed=1).requires_grad_()
@@ -196,18 +196,18 @@ def test_r1_sums_patches_and_averages_samples():
 @pytest.mark.parametrize(
     ("name", "smoothing", "message"),
     [
-        ("wgan", 0.0, "'wgan' is not an adversarial loss; the losses are hinge, lsgan, ragan, vanilla"),
-        ("hinge", 0.1, "label_smoothing 0.1: the hinge loss has no target to smooth; set it to 0"),
-        ("vanilla", 1.0, "label_smoothing 1.0: expected a number from 0 to below 1"),
-        ("lsgan", -0.1, "label_smoothing -0.1: expected"),
+        ("wgan", 0.0, "No adversarial loss 'wgan'; available: hinge, lsgan, ragan, vanilla"),
+        ("hinge", 0.1, "label_smoothing is 0.1; expected 0, since the hinge loss has no target to smooth"),
+        ("vanilla", 1.0, "label_smoothing is 1.0; expected at least 0 and below 1"),
+        ("lsgan", -0.1, "label_smoothing is -0.1; expected"),
     ],
 )
-def test_what_cannot_be_built(name: str, smoothing: float, message: str):
+def test_invalid_names_and_smoothing(name: str, smoothing: float, message: str):
     with pytest.raises(ValueError, match=message):
         build_gan_loss(name, label_smoothing=smoothing)
 
 
-def test_r1_says_what_it_needs():
+def test_r1_needs_images_that_require_gradients():
     images = _noise(2, 1, 4, 4)
     with pytest.raises(ValueError, match=r"call real\.requires_grad_"):
         r1_penalty(images, F.avg_pool2d(images, 4))

@@ -1,4 +1,4 @@
-"""Losses of distance to the boundary, by hand and against MONAI's."""
+"""Boundary losses, computed by hand and compared with MONAI's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glioray.losses.targets import region_targets
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
-# A row of five pixels, the first two of them ET.
+# A row of five pixels, of which the first two are ET.
 ROW = torch.tensor([[[3, 3, 0, 0, 0]]], dtype=torch.uint8)
 
 
@@ -26,18 +26,18 @@ def test_boundary_by_hand():
 
 
 def test_hausdorff_by_hand():
-    # Predicted is one pixel more than there is: distances to the truth's boundary are 2 1 1 2 3, to the
-    # prediction's 3 2 1 1 2; the only error is of 1, in the middle.
+    # The prediction has one pixel too many: distances to the boundary of the truth are 2 1 1 2 3, to that of
+    # the prediction 3 2 1 1 2; the only error is 1, in the middle.
     logits = torch.tensor([50.0, 50.0, 50.0, -50.0, -50.0]).expand(1, 3, 1, 5)
     loss = build_loss("region_hausdorff", hausdorff_weight=1.0, dice_weight=0.0)
     assert float(loss(logits, ROW)) == pytest.approx((1 + 1) / 5)
     far = build_loss("region_hausdorff", hausdorff_weight=1.0, dice_weight=0.0, alpha=3.0)
-    # All is predicted: no boundary there, and the errors lie 1, 2 and 3 from the truth's.
+    # Everything is predicted, so the prediction has no boundary; the errors are 1, 2 and 3 from that of the truth.
     assert float(far(torch.full_like(logits, 50.0), ROW)) == pytest.approx((1 + 2**3 + 3**3) / 5)
 
 
 @pytest.mark.parametrize("target", ["", "region_"])
-def test_distances_are_monais(make_batch: MakeBatch, target: str):
+def test_distances_equal_monais(make_batch: MakeBatch, target: str):
     logits, masks = make_batch(f"{target}boundary")
     masks[0] = 0
     if target:
@@ -55,7 +55,7 @@ def test_distances_are_monais(make_batch: MakeBatch, target: str):
 
 @pytest.mark.parametrize("target", ["", "region_"])
 @pytest.mark.parametrize("name", ["boundary", "hausdorff"])
-def test_the_dice_beside_it(make_batch: MakeBatch, target: str, name: str):
+def test_dice_is_added_with_its_weight(make_batch: MakeBatch, target: str, name: str):
     logits, masks = make_batch(f"{target}dice")
     alone = float(build_loss(f"{target}{name}", dice_weight=0.0)(logits, masks))
     dice = float(build_loss(f"{target}dice")(logits, masks))

@@ -1,4 +1,4 @@
-"""Deep supervision: weights of outputs, and what a slice holds."""
+"""Deep supervision: the weights of outputs and the presence of channels in a slice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_weights_add_up_to_1():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sides_count_by_their_weights(make_batch: MakeBatch, name: str):
+def test_side_outputs_are_weighted(make_batch: MakeBatch, name: str):
     maps = [make_batch(name, seed)[0] for seed in range(3)]
     masks = make_batch(name)[1]
     each = [float(build_loss(name)(logits, masks)) for logits in maps]
@@ -38,14 +38,14 @@ def test_sides_count_by_their_weights(make_batch: MakeBatch, name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_sides_it_is_the_plain_loss(make_batch: MakeBatch, name: str):
+def test_without_side_outputs_it_equals_the_loss(make_batch: MakeBatch, name: str):
     logits, masks = make_batch(name)
     loss = build_loss(name)
     assert float(loss(TrainingOutputs(logits), masks)) == float(loss(logits, masks))
 
 
 def test_presence_by_hand(make_batch: MakeBatch):
-    # The first slice holds oedema alone, the second nothing; the logits say 3/4 WT, 1/2 TC and 1/4 ET of both.
+    # The first slice has only oedema, the second nothing; the logits give 3/4 WT, 1/2 TC and 1/4 ET for both.
     masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
     masks[0, 1, 2] = 2
     presence = torch.tensor([math.log(3), 0.0, -math.log(3)]).expand(2, 3)
@@ -58,7 +58,7 @@ def test_presence_by_hand(make_batch: MakeBatch):
     assert float(found) == pytest.approx(plain + 0.5 * bce / 6, rel=1e-5)
 
 
-def test_presence_of_classes_is_of_the_last_channels():
+def test_presence_of_classes_refers_to_the_last_channels():
     masks = torch.zeros(1, 2, 2, dtype=torch.uint8)
     masks[0, 0, 0] = 3
     logits = torch.zeros(1, 4, 2, 2)
@@ -71,7 +71,7 @@ def test_presence_of_classes_is_of_the_last_channels():
         assert wrong == pytest.approx(plain + 30, rel=1e-5)
 
 
-def test_parts_of_an_image_are_each_asked_the_same():
+def test_parts_of_an_image_have_the_same_presence_target():
     masks = torch.zeros(1, 2, 2, dtype=torch.uint8)
     masks[0, 0, 0] = 2
     logits = torch.zeros(1, 3, 2, 2)
@@ -81,8 +81,8 @@ def test_parts_of_an_image_are_each_asked_the_same():
     assert found == pytest.approx(plain + 2 * 30 / 6, rel=1e-5)
 
 
-def test_every_output_is_given_a_gradient_by_every_weight(make_batch: MakeBatch):
-    """Between ranks, a parameter without a gradient is an error: 0 is one, None is not."""
+def test_every_output_gets_a_gradient_with_every_weight(make_batch: MakeBatch):
+    """DDP needs a gradient of every parameter: 0 is a gradient, None is not."""
     logits, masks = make_batch("region_dice_bce")
     maps = [logits.clone().requires_grad_() for _ in range(3)]
     presence = torch.zeros(3, 3, requires_grad=True)

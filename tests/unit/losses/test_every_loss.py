@@ -1,7 +1,8 @@
-"""What holds for every loss in the registry."""
+"""Properties of every loss in the registry."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from glioray.losses.targets import region_targets
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 NAMES = sorted(SEGMENTATION_LOSSES)
 WEIGHTED = [name for name in NAMES if takes_class_weights(name)]
-# Sample by sample, whatever else is in the batch.
+# Means over samples, which need no sums over the batch.
 WITHOUT_SUMS = {"ce", "region_bce", "focal", "region_focal"}
 
 
@@ -33,19 +34,19 @@ def test_both_targets_have_the_same_losses(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("label", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("scale", [1, 1000])
 def test_gradients_are_finite_on_empty_and_on_full_masks(
-    make_batch: MakeBatch, name: str, label: int, scale: float
+    make_batch: MakeBatch, name: str, subtests: pytest.Subtests
 ):
-    logits, masks = make_batch(name)
-    logits = (logits * scale).requires_grad_()
-    loss = build_loss(name)(logits, torch.full_like(masks, label))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(logits.grad).all()
-    # Nothing saturates at the first scale: whatever the truth, there is something to learn.
-    assert scale > 1 or logits.grad.abs().sum() > 0
+    for label, scale in itertools.product(range(5), (1, 1000)):
+        with subtests.test(label=label, scale=scale):
+            logits, masks = make_batch(name)
+            logits = (logits * scale).requires_grad_()
+            loss = build_loss(name)(logits, torch.full_like(masks, label))
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(logits.grad).all()
+            # At scale 1 nothing saturates, so that every truth gives a gradient.
+            assert scale > 1 or logits.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +59,7 @@ def test_gradients_are_finite_at_a_perfect_prediction(make_batch: MakeBatch, nam
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_truth_costs_less_than_chance_and_chance_less_than_the_opposite(make_batch: MakeBatch, name: str):
+def test_the_loss_increases_from_the_truth_to_chance_to_the_opposite(make_batch: MakeBatch, name: str):
     _, masks = make_batch(name)
     truth, loss = _truth(name, masks), build_loss(name)
     right, chance, wrong = (float(loss(k * (2 * truth - 1), masks)) for k in (20, 0, -20))
@@ -81,8 +82,8 @@ def test_half_precision_logits_are_computed_in_float32(make_batch: MakeBatch, na
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_can_be_learned_from(name: str):
-    """Logits under plain descent come to the truth of a small tumour with its rims."""
+def test_minimising_a_loss_recovers_the_truth(name: str):
+    """Optimised logits become the truth, a small tumour with nested labels."""
     masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
     masks[0, 2:9, 2:9], masks[0, 3:7, 3:7], masks[0, 4:6, 4:6] = 2, 3, 1
     logits = torch.zeros(
@@ -100,39 +101,42 @@ def test_a_loss_can_be_learned_from(name: str):
         assert torch.equal(found.argmax(1), masks.long())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_sums_over_ranks_make_the_mean_loss_that_of_the_whole_batch(
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WEIGHTED])
+def test_losses_without_class_weights_reject_them(name: str):
+    with pytest.raises(ValueError, match=f"loss '{name}' does not accept these options: .*class_weights"):
+        build_loss(name, class_weights=[1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "weighted"), [(name, False) for name in NAMES] + [(name, True) for name in WEIGHTED]
+)
+def test_sums_over_ranks_give_the_mean_loss_of_the_whole_batch(
     make_batch: MakeBatch, name: str, weighted: bool
 ):
-    """Two halves of a batch, each told the other's sums, as `reduce_sum` does between processes."""
-    if weighted and name not in WEIGHTED:
-        with pytest.raises(ValueError, match=f"loss '{name}' does not accept these options: .*class_weights"):
-            build_loss(name, class_weights=[1.0, 2.0, 3.0])
-        return
+    """Each half of a batch gets the sums of both, as by `reduce_sum` between processes."""
     logits, masks = make_batch(name)
     logits, masks = logits.repeat(2, 1, 1, 1) + torch.arange(6).view(6, 1, 1, 1), masks.repeat(2, 1, 1)
     logits[:, -1] += torch.arange(6).view(6, 1, 1)
     masks[:3] = masks[:3] // 2
     options = {"class_weights": [0.2, 0.5, 2.0, 3.0][-logits.shape[1] :]} if weighted else {}
     halves = [slice(0, 3), slice(3, 6)]
-    kept: list[list[Tensor]] = [[], []]
+    recorded: list[list[Tensor]] = [[], []]
     local = []
-    for half, sums in zip(halves, kept, strict=True):
+    for half, sums in zip(halves, recorded, strict=True):
 
-        def keep(tensor: Tensor, sums: list[Tensor] = sums) -> Tensor:
+        def record(tensor: Tensor, sums: list[Tensor] = sums) -> Tensor:
             sums.append(tensor)
             return tensor
 
-        local.append(float(build_loss(name, reduce=keep, **options)(logits[half], masks[half])))
-    totals = [a + b for a, b in zip(*kept, strict=True)]
-    told = []
+        local.append(float(build_loss(name, reduce=record, **options)(logits[half], masks[half])))
+    totals = [a + b for a, b in zip(*recorded, strict=True)]
+    reduced = []
     for half in halves:
         rest = iter(totals)
         loss = build_loss(name, reduce=lambda _, rest=rest: next(rest), **options)
-        told.append(float(loss(logits[half], masks[half])))
+        reduced.append(float(loss(logits[half], masks[half])))
     whole = float(build_loss(name, **options)(logits, masks))
-    assert sum(told) / 2 == pytest.approx(whole, rel=1e-5)
+    assert sum(reduced) / 2 == pytest.approx(whole, rel=1e-5)
     if totals:
         assert abs(sum(local) / 2 - whole) > 1e-4
     else:
@@ -140,21 +144,21 @@ def test_sums_over_ranks_make_the_mean_loss_that_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mean_of_samples_needs_no_other_ranks(make_batch: MakeBatch, name: str):
+def test_a_mean_of_samples_needs_no_sums_over_ranks(make_batch: MakeBatch, name: str):
     def forbidden(sums: Tensor) -> Tensor:
-        raise AssertionError("ranks were asked to agree on what is not wanted")
+        raise AssertionError("reduce was called")
 
     logits, masks = make_batch(name)
     if name in WITHOUT_SUMS:
         build_loss(name, reduce=forbidden)(logits, masks)
     else:
         build_loss(name, reduce=forbidden, batch_dice=False)(logits, masks)
-        with pytest.raises(AssertionError, match="ranks were asked"):
+        with pytest.raises(AssertionError, match="reduce was called"):
             build_loss(name, reduce=forbidden)(logits, masks)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_SUMS])
-def test_a_ratio_a_sample_is_the_mean_over_samples(make_batch: MakeBatch, name: str):
+def test_ratios_per_sample_are_averaged_over_samples(make_batch: MakeBatch, name: str):
     logits, masks = make_batch(name)
     loss = build_loss(name, batch_dice=False)
     one_by_one = [float(loss(logits[i : i + 1], masks[i : i + 1])) for i in range(len(masks))]
@@ -162,9 +166,7 @@ def test_a_ratio_a_sample_is_the_mean_over_samples(make_batch: MakeBatch, name: 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "classes" in SEGMENTATION_LOSSES[name].targets])
-def test_the_resection_cavity_is_a_class_where_the_network_has_one_and_background_else(
-    make_batch: MakeBatch, name: str
-):
+def test_the_resection_cavity_is_background_unless_the_network_predicts_it(make_batch: MakeBatch, name: str):
     logits, masks = make_batch(name, labels=5)
     without = torch.where(masks == 4, 0, masks)
     loss = build_loss(name)
@@ -174,7 +176,7 @@ def test_the_resection_cavity_is_a_class_where_the_network_has_one_and_backgroun
 
 
 def test_an_entry_states_its_targets(monkeypatch: pytest.MonkeyPatch, make_batch: MakeBatch):
-    """A name says nothing of the target: one entry can be trained for either."""
+    """The target does not depend on the name: one entry can support both."""
     both = LossEntry(SEGMENTATION_LOSSES["dice"].build, ("regions", "classes"))
     monkeypatch.setitem(SEGMENTATION_LOSSES, "either", both)
     for target, name in (("classes", "dice"), ("regions", "region_dice"), (None, "region_dice")):
@@ -182,14 +184,16 @@ def test_an_entry_states_its_targets(monkeypatch: pytest.MonkeyPatch, make_batch
         assert torch.equal(
             build_loss("either", target=target)(logits, masks), build_loss(name)(logits, masks)
         )
-    with pytest.raises(ValueError, match="loss 'dice' has no target 'regions'; expected classes"):
+    with pytest.raises(
+        ValueError, match="loss 'dice' does not support the target 'regions'; expected classes"
+    ):
         build_loss("dice", target="regions")
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(ValueError, match=r"'dice_bce' is not a loss; the losses are boundary, ce, dice, "):
+    with pytest.raises(ValueError, match=r"No loss 'dice_bce'; available: boundary, ce, dice, "):
         build_loss("dice_bce")
-    with pytest.raises(ValueError, match=r"'dice_bce' is not a loss; the losses are boundary, ce, dice, "):
+    with pytest.raises(ValueError, match=r"No loss 'dice_bce'; available: boundary, ce, dice, "):
         takes_class_weights("dice_bce")
     with pytest.raises(ValueError, match=r"loss 'dice_ce' does not accept these options: .*'gamma'"):
         build_loss("dice_ce", gamma=2.0)

@@ -1,4 +1,4 @@
-"""Losses of overlap, by hand and against MONAI's."""
+"""Overlap losses, computed by hand and compared with MONAI's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from glioray.losses.targets import region_targets
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
-# One pixel of ET: all three regions are 1 there; the logits say p = 3/4, 1/2, 1/4.
+# One pixel of ET, which is in all three regions; the logits give p = 3/4, 1/2, 1/4.
 LOGITS = torch.tensor([math.log(3), 0.0, -math.log(3)]).view(1, 3, 1, 1)
 ET = torch.tensor([[[3]]], dtype=torch.uint8)
 PROBS = (3 / 4, 1 / 2, 1 / 4)
@@ -67,32 +67,32 @@ def test_class_dice_by_hand():
 
 
 def test_tversky_by_hand():
-    # Overlap p, nothing false, 1 - p missed.
+    # Overlap p, no false positives, false negatives 1 - p.
     missed = [1 - (p + 1) / (p + 0.7 * (1 - p) + 1) for p in PROBS]
     assert float(build_loss("region_tversky")(LOGITS, ET)) == pytest.approx(sum(missed) / 3, rel=1e-5)
     focal = sum(m**0.75 for m in missed) / 3
     assert float(build_loss("region_focal_tversky")(LOGITS, ET)) == pytest.approx(focal, rel=1e-5)
     halved = sum(m**0.5 for m in missed) / 3
     assert float(build_loss("region_focal_tversky", gamma=2.0)(LOGITS, ET)) == pytest.approx(halved, rel=1e-5)
-    # NCR: half a pixel right, half a pixel missed and half a pixel false; the others a third of one false.
+    # NCR: overlap, false negatives and false positives are half a pixel each; the others have 1/3 false positives.
     classes = [1 - 1.5 / (1.5 + 0.3 / 2 + 0.7 / 2), *[1 - 1 / (1 + 0.3 / 3)] * 2]
     found = build_loss("tversky")(CLASS_LOGITS, NCR_AND_NONE)
     assert float(found) == pytest.approx(sum(classes) / 3, rel=1e-5)
 
 
 def test_generalised_dice_by_hand():
-    # Background and NCR have one pixel each: all four compare_to_champion alike, and two pixels' masses are 2 in all.
+    # Background and NCR have one pixel each: all four weights are equal, and the masses of two pixels sum to 2.
     overlap = 1 / 6 + 1 / 2
     found = build_loss("generalised_dice")(CLASS_LOGITS, NCR_AND_NONE)
     assert float(found) == pytest.approx(1 - (2 * overlap + 1) / (2 + 2 + 1), rel=1e-5)
-    # Three pixels of background and one of NCR: the background's weight is a ninth of the others'.
+    # Three pixels of background and one of NCR: the weight of background is a ninth of the others.
     logits = CLASS_LOGITS.repeat(1, 1, 1, 2)
     masks = torch.tensor([[[1, 0, 0, 0]]], dtype=torch.uint8)
     overlap = (3 / 6) / 9 + 1 / 2
     masses = (4 / 6 + 3) / 9 + (4 / 2 + 1) + 2 * 4 / 6
     found = build_loss("generalised_dice")(logits, masks)
     assert float(found) == pytest.approx(1 - (2 * overlap + 1) / (masses + 1), rel=1e-5)
-    # No region at all: what is predicted counts.
+    # No region is present: only the prediction counts.
     nothing = build_loss("region_generalised_dice")(LOGITS, torch.zeros_like(ET))
     assert float(nothing) == pytest.approx(1 - 1 / (sum(PROBS) + 1), rel=1e-5)
 
@@ -125,7 +125,7 @@ def test_generalised_dice_equals_monais(make_batch: MakeBatch, name: str, labels
     counts = (
         targets.sum((0, 2, 3)) if targets is not None else torch.bincount(masks.flatten().long(), minlength=4)
     )
-    # Our weights are relative to the smallest channel's, theirs are not: so is the pixel added.
+    # Our weights, and so the added pixel, are relative to the smallest channel; MONAI's are not.
     smooth = 1 / float(counts[counts > 0].min()) ** 2
     options = {"batch": True, "smooth_nr": smooth, "smooth_dr": smooth}
     expected = _theirs(name, MonaiGeneralizedDiceLoss, logits, masks, **options)
@@ -133,14 +133,14 @@ def test_generalised_dice_equals_monais(make_batch: MakeBatch, name: str, labels
 
 
 def test_dice_is_a_tversky_index(make_batch: MakeBatch):
-    """With half a pixel instead of one added, which large masses do not feel."""
+    """Up to the pixel added, half a pixel here, which is negligible for large masses."""
     logits, masks = make_batch("dice")
     logits, masks = logits.repeat(50, 1, 1, 1), masks.repeat(50, 1, 1)
     dice = float(build_loss("dice")(logits, masks))
     assert float(build_loss("tversky", alpha=0.5, beta=0.5)(logits, masks)) == pytest.approx(dice, abs=1e-4)
 
 
-def test_settings_that_cannot_be():
+def test_options_out_of_range():
     for options in ({"alpha": -0.1}, {"beta": -1.0}, {"gamma": 0.0}):
-        with pytest.raises(ValueError, match="expected 0 or more, and a gamma above 0"):
+        with pytest.raises(ValueError, match="expected alpha >= 0, beta >= 0 and gamma > 0"):
             build_loss("tversky", **options)

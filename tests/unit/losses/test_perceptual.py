@@ -1,4 +1,4 @@
-"""The perceptual loss, on a small U-Net's encoder and, for its names, the networks of the papers."""
+"""The perceptual loss with the encoder of a small U-Net, and the default layers of published networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS = {"level1": 0.1, "level2": 2.0}
 
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_it_is_the_weighted_sum_over_layers(features, criterion):
+def test_the_loss_is_the_weighted_sum_over_layers(features, criterion):
     sr, hr = torch.rand(2, 3, 1, 24, 20)
     loss = PerceptualLoss(features, LAYERS, criterion=criterion)
     made, real = features(sr, tuple(LAYERS)), features(hr, tuple(LAYERS))
@@ -38,7 +38,7 @@ def test_it_is_the_weighted_sum_over_layers(features, criterion):
     assert loss(hr, hr) == 0
 
 
-def test_gradients_flow_to_sr_alone(features):
+def test_gradients_flow_to_sr_only(features):
     sr, hr = torch.rand(2, 3, 1, 24, 20).requires_grad_()
     sr, hr = sr.detach().requires_grad_(), hr.detach().requires_grad_()
     PerceptualLoss(features, LAYERS)(sr, hr).backward()
@@ -48,7 +48,7 @@ def test_gradients_flow_to_sr_alone(features):
     assert all(parameter.grad is None for parameter in features.parameters())
 
 
-def test_descending_it_brings_an_image_back(features):
+def test_minimising_the_loss_recovers_an_image(features):
     hr = torch.rand(1, 1, 16, 16)
     sr = (hr + 0.2 * torch.randn(1, 1, 16, 16)).requires_grad_()
     loss = PerceptualLoss(features, LAYERS)
@@ -65,7 +65,7 @@ def _rngs(seed: int) -> list[np.random.Generator]:
     return [np.random.default_rng([seed, row]) for row in range(4)]
 
 
-def test_crops_are_the_same_square_of_both_and_drawn_by_the_generator(features):
+def test_crops_are_the_same_square_of_both_images_and_depend_on_the_generator(features):
     seen: list[torch.Tensor] = []
 
     class Watched(nn.Module):
@@ -93,7 +93,7 @@ def test_crops_are_the_same_square_of_both_and_drawn_by_the_generator(features):
     assert (places % 20 <= 12).all()
 
 
-def test_a_crop_that_is_not_smaller_is_the_whole(features):
+def test_a_large_crop_is_the_whole_image(features):
     sr, hr = torch.rand(2, 2, 1, 16, 16)
     whole = PerceptualLoss(features, LAYERS)(sr, hr)
     torch.testing.assert_close(PerceptualLoss(features, LAYERS, crop=64)(sr, hr), whole)
@@ -101,7 +101,7 @@ def test_a_crop_that_is_not_smaller_is_the_whole(features):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "alexnet", "unet"])
-def test_default_layers_are_layers(name, preset):
+def test_default_layers_exist(name, preset):
     nets = {
         "alexnet": AlexNetFeatures,
         "vgg16": lambda: VggFeatures("vgg16"),
@@ -111,7 +111,7 @@ def test_default_layers_are_layers(name, preset):
     assert set(default_layers(name, preset)) <= set(nets[name]().layers)
 
 
-def test_the_papers_layers():
+def test_default_layers_equal_those_of_the_papers():
     assert default_layers("vgg19", "esrgan") == {"conv5_4": 1}
     assert default_layers("vgg19", "srgan") == {"relu5_4": 1}
     assert default_layers("vgg19") == {
@@ -122,22 +122,24 @@ def test_the_papers_layers():
         "conv5_4": 1,
     }
     with pytest.raises(
-        ValueError, match="'resnet' has no layers to compare; the extractors are alexnet, unet"
+        ValueError, match="No default layers for the extractor 'resnet'; available: alexnet, unet"
     ):
         default_layers("resnet")
-    with pytest.raises(ValueError, match="'paper' is not a set of layers; they are esrgan, srgan"):
+    with pytest.raises(ValueError, match="preset is 'paper'; expected one of esrgan, srgan"):
         default_layers("vgg19", "paper")
 
 
-def test_what_cannot_be_is_told(features):
-    with pytest.raises(ValueError, match=r"expected weights from 0, one of them above, of level1, level2"):
+def test_invalid_arguments_are_rejected(features):
+    with pytest.raises(ValueError, match=r"expected weights of at least 0, not all 0, of level1, level2"):
         PerceptualLoss(features, {"relu1_1": 1})
     for layers in ({}, {"level1": 0.0}, {"level1": 1.0, "level2": -1.0}):
-        with pytest.raises(ValueError, match="expected weights from 0"):
+        with pytest.raises(ValueError, match="expected weights of at least 0"):
             PerceptualLoss(features, layers)
-    with pytest.raises(ValueError, match="'l2' is not a criterion; they are l1, mse"):
+    with pytest.raises(ValueError, match="criterion is 'l2'; expected one of l1, mse"):
         PerceptualLoss(features, LAYERS, criterion="l2")
     with pytest.raises(ValueError, match="crop is -1"):
         PerceptualLoss(features, LAYERS, crop=-1)
-    with pytest.raises(ValueError, match=r"sr is \(1, 1, 16, 16\) but hr is \(1, 1, 16, 20\)"):
+    with pytest.raises(
+        ValueError, match=r"sr has the shape \(1, 1, 16, 16\); expected that of hr, \(1, 1, 16, 20\)"
+    ):
         PerceptualLoss(features, LAYERS)(torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 20))

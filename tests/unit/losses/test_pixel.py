@@ -1,4 +1,4 @@
-"""Losses of pixels, alone and beside a Dice, by hand and against torch's and MONAI's."""
+"""Pixel losses, alone and with Dice, computed by hand and compared with torch's and MONAI's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glioray.losses.targets import region_targets
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
-# One pixel of ET: all three regions are 1 there; the logits say p = 3/4, 1/2, 1/4.
+# One pixel of ET, which is in all three regions; the logits give p = 3/4, 1/2, 1/4.
 LOGITS = torch.tensor([math.log(3), 0.0, -math.log(3)]).view(1, 3, 1, 1)
 ET = torch.tensor([[[3]]], dtype=torch.uint8)
 PROBS = (3 / 4, 1 / 2, 1 / 4)
@@ -39,7 +39,7 @@ def test_cross_entropy_by_hand():
     regions = build_loss("region_bce", class_weights=[1.0, 2.0, 5.0])(LOGITS, ET)
     expected = -(math.log(3 / 4) + 2 * math.log(1 / 2) + 5 * math.log(1 / 4)) / 3
     assert float(regions) == pytest.approx(expected, rel=1e-5)
-    # Outside, a region's weight does not count.
+    # A region's weight has no effect outside it.
     outside = build_loss("region_bce", class_weights=[1.0, 2.0, 5.0])(LOGITS, torch.zeros_like(ET))
     expected = -(math.log(1 / 4) + math.log(1 / 2) + math.log(3 / 4)) / 3
     assert float(outside) == pytest.approx(expected, rel=1e-5)
@@ -81,7 +81,7 @@ def test_focal_equals_monais(make_batch: MakeBatch, gamma: float):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_gradients_are_finite_where_the_truth_is_certain(gamma: float):
+def test_focal_gradients_are_finite_for_certain_predictions(gamma: float):
     logits = torch.tensor([50.0, 0.0, 0.0, -50.0]).view(1, 4, 1, 1).requires_grad_()
     for masks in (torch.zeros(1, 1, 1), torch.full((1, 1, 1), 3)):
         logits.grad = None
@@ -111,7 +111,7 @@ def test_dice_ce_equals_monais(
     make_batch: MakeBatch, batch: bool, dice: float, ce: float, weights: list[float] | None
 ):
     logits, masks = make_batch("dice_ce")
-    # MONAI weighs the Dice by the same weights: with some, its two parts are asked for one by one.
+    # MONAI applies class weights to Dice as well, so its two parts are computed separately.
     theirs = MonaiDiceCELoss(
         softmax=True,
         to_onehot_y=True,
@@ -154,7 +154,7 @@ def test_exp_log_by_hand():
 
 
 @pytest.mark.parametrize("name", ["dice_ce", "region_dice_bce", "exp_log", "region_exp_log"])
-def test_a_weight_of_0_says_absent(make_batch: MakeBatch, name: str):
+def test_a_weight_of_zero_switches_a_term_off(make_batch: MakeBatch, name: str):
     def forbidden(sums: Tensor) -> Tensor:
         raise AssertionError("ranks were asked to agree on a Dice that is not wanted")
 
@@ -167,16 +167,22 @@ def test_a_weight_of_0_says_absent(make_batch: MakeBatch, name: str):
     assert float(build_loss(name, dice_weight=0.0, ce_weight=0.0)(logits, masks)) == 0
 
 
-def test_settings_that_cannot_be(make_batch: MakeBatch):
-    wrong: list[tuple[str, dict[str, Any], str]] = [
-        ("focal", {"gamma": -1.0}, "gamma is -1.0; expected 0 or more"),
-        ("exp_log", {"gamma": 0.0}, "gamma is 0.0; expected a number above 0"),
-        ("ce", {"class_weights": [1.0, 0.0]}, "class_weights is .*; expected one above 0 for each channel"),
-        ("ce", {"class_weights": []}, "expected one above 0 for each channel"),
+def test_options_out_of_range(make_batch: MakeBatch):
+    invalid: list[tuple[str, dict[str, Any], str]] = [
+        ("focal", {"gamma": -1.0}, "gamma is -1.0; expected at least 0"),
+        ("exp_log", {"gamma": 0.0}, "gamma is 0.0; expected more than 0"),
+        (
+            "ce",
+            {"class_weights": [1.0, 0.0]},
+            "class_weights is .*; expected a number above 0 for each channel",
+        ),
+        ("ce", {"class_weights": []}, "expected a number above 0 for each channel"),
     ]
-    for name, options, message in wrong:
+    for name, options, message in invalid:
         with pytest.raises(ValueError, match=message):
             build_loss(name, **options)
     for name in ("ce", "region_bce"):
-        with pytest.raises(ValueError, match=r"class_weights has 2 values for logits of \d channels"):
+        with pytest.raises(
+            ValueError, match=r"class_weights has 2 numbers; expected one for each of the \d channels"
+        ):
             build_loss(name, class_weights=[1.0, 2.0])(*make_batch(name))

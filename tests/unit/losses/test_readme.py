@@ -1,4 +1,4 @@
-"""The tables of losses name all of them, their options and their defaults."""
+"""The tables in losses/README.md list all losses, their options and their defaults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _rows(*, gan: bool) -> list[list[str]]:
     ]
 
 
-def test_the_table_is_the_registry():
+def test_the_table_matches_the_registry():
     rows = _rows(gan=False)
     named = [name.strip("`") for row in rows for name in row[:2]]
     assert sorted(named) == sorted(SEGMENTATION_LOSSES)
@@ -48,7 +48,7 @@ def test_the_table_is_the_registry():
                 assert float(Fraction(default)) == parameters[option].default, (name, option)
 
 
-def test_the_table_of_gans_is_the_registry():
+def test_the_table_of_gan_losses_matches_the_registry():
     rows = {row[0].strip("`"): row for row in _rows(gan=True)}
     assert set(rows) == set(GAN_LOSSES)
     for name, (_, _, _, smoothing, _) in rows.items():

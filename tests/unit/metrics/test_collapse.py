@@ -1,4 +1,4 @@
-"""The collapse score finds every planted collapse and no healthy output, on phantoms and on real slices."""
+"""The collapse score detects every simulated collapse and no healthy output, on phantoms and real slices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def lower(images: Tensor, config: DegradeConfig) -> Tensor:
 
 
 def missed(stacks: Stacks, config: GanConfig) -> list[str]:
-    """The rows of the calibration that are on the wrong side of their bound."""
+    """The rows of the calibration that are on the wrong side of their threshold."""
     panel = pick_panel(stacks, {case[0].case_id: case[0].case_id for case in stacks}, config)
     assert len(panel) == 64
     hr, again = panel.hr[:, 0], partial(lower, config=config.degrade)
@@ -77,7 +77,7 @@ def judge(sr: Tensor, scene: tuple[Tensor, Tensor], config: CollapseConfig | Non
     return collapse_report(sr, *scene, again, config or CollapseConfig())
 
 
-def test_there_are_enough_ways_to_collapse():
+def test_enough_kinds_of_collapse_are_simulated():
     assert len(PLANTED) >= 24
     assert not set(PLANTED) & set(HEALTHY)
 
@@ -92,7 +92,9 @@ def test_there_are_enough_ways_to_collapse():
     ],
     ids=lambda degraded: f"{degraded.name} {degraded.lr_size}",
 )
-def test_phantoms_tell_collapsed_from_healthy(phantom_stacks: Stacks, degraded: DegradeConfig):
+def test_collapsed_and_healthy_outputs_are_separated_on_phantoms(
+    phantom_stacks: Stacks, degraded: DegradeConfig
+):
     assert missed(phantom_stacks, phantom_config(degraded)) == []
 
 
@@ -112,7 +114,7 @@ def real_stacks(real_data: Path) -> Stacks:
     ],
     ids=["all", "all 28", "flair kspace", "t1 gaussian"],
 )
-def test_real_slices_tell_collapsed_from_healthy(
+def test_collapsed_and_healthy_outputs_are_separated_on_real_slices(
     real_stacks: Stacks, modality: str | None, degraded: DegradeConfig
 ):
     config = build_gan_recipe("mri").replace(degrade=degraded)
@@ -129,10 +131,8 @@ def test_real_slices_tell_collapsed_from_healthy(
 @pytest.mark.real
 @pytest.mark.parametrize("inside", [False, True], ids=["everywhere", "inside the brain"])
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.25])
-def test_a_faint_texture_that_is_the_same_everywhere_is_found(
-    real_stacks: Stacks, inside: bool, share: float
-):
-    """Of a share of the real detail's energy, on interpolation, which has next to none of its own."""
+def test_a_faint_repeated_texture_is_detected(real_stacks: Stacks, inside: bool, share: float):
+    """The texture has a fraction of the energy of real detail and is added to an interpolation, which has little."""
     config = build_gan_recipe("mri")
     panel = pick_panel(real_stacks, {case[0].case_id: case[0].case_id for case in real_stacks}, config)
     hr, again = panel.hr[:, 0], partial(lower, config=config.degrade)
@@ -149,7 +149,7 @@ def test_a_faint_texture_that_is_the_same_everywhere_is_found(
 
 
 @pytest.mark.parametrize("name", [*PLANTED, *HEALTHY])
-def test_what_is_planted_is_the_same_each_time_and_its_report_is_finite(
+def test_simulated_outputs_are_reproducible_and_their_reports_are_finite(
     name: str, scene: tuple[Tensor, Tensor]
 ):
     made = plant(name, *scene)
@@ -162,12 +162,12 @@ def test_what_is_planted_is_the_same_each_time_and_its_report_is_finite(
     assert report.score == max(report.components.values()) == report.components[report.reason]
 
 
-def test_an_unknown_planted_output_lists_the_known():
+def test_an_unknown_simulated_output_lists_the_available_ones():
     with pytest.raises(ValueError, match="'blank' is not a planted output; choose from constant, black"):
         plant("blank", torch.zeros(2, 8, 8), torch.zeros(2, 4, 4))
 
 
-def test_one_bad_pixel_is_found_at_once_and_changes_nothing_else(scene: tuple[Tensor, Tensor]):
+def test_one_bad_pixel_is_detected_and_changes_no_other_component(scene: tuple[Tensor, Tensor]):
     made = plant("some detail", *scene)
     healthy = judge(made, scene)
     assert healthy.is_finite
@@ -182,7 +182,7 @@ def test_one_bad_pixel_is_found_at_once_and_changes_nothing_else(scene: tuple[Te
             assert [report.values[name] for name in rest] == [clean.values[name] for name in rest]
 
 
-def test_components_are_what_they_are_defined_as(scene: tuple[Tensor, Tensor]):
+def test_components_equal_their_definitions(scene: tuple[Tensor, Tensor]):
     hr, lr = scene
     num = len(hr)
     made = plant("quarter the mean", hr, lr)
@@ -210,7 +210,7 @@ def test_components_are_what_they_are_defined_as(scene: tuple[Tensor, Tensor]):
     assert judge(outside, scene).values["invalid"] == pytest.approx(0.25)
 
 
-def test_the_same_detail_counts_as_far_as_there_is_any(scene: tuple[Tensor, Tensor]):
+def test_repeated_detail_counts_in_proportion_to_its_energy(scene: tuple[Tensor, Tensor]):
     hr, lr = scene
     bicubic = plant("bicubic", hr, lr)
     pattern = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32))
@@ -242,7 +242,7 @@ def test_a_component_rises_between_its_bounds(scene: tuple[Tensor, Tensor]):
         (torch.rand(1, 64, 64).repeat(4, 1, 1), "the same image"),
     ],
 )
-def test_a_panel_that_cannot_tell_is_refused(hr: Tensor, message: str):
+def test_an_unusable_panel_is_rejected(hr: Tensor, message: str):
     again = partial(lower, config=DegradeConfig(hr_size=64, lr_size=16))
     with pytest.raises(ValueError, match=message):
         collapse_report(hr, hr, again(hr), again, CollapseConfig())
@@ -272,14 +272,14 @@ def test_a_run_is_collapsed_after_grace_and_patience():
     ]  # fmt: skip
 
 
-def test_no_numbers_count_at_once():
+def test_values_that_are_not_finite_count_immediately():
     watch = CollapseWatch(CollapseConfig(grace=5, patience=3))
     assert watch.judge(report_of(1.0, is_finite=False), adversarial=False)
     assert watch.is_collapsed
     assert watch.objective(0.5) == -2
 
 
-def test_a_resumed_watch_goes_on_as_an_uninterrupted_one():
+def test_a_resumed_watch_equals_an_uninterrupted_one():
     config = CollapseConfig(grace=2, patience=2)
     scores = [0.9, 0.9, 0.7, 0.1, 0.8, 0.9, 0.3, 0.2]
     whole = CollapseWatch(config)

@@ -1,4 +1,4 @@
-"""Image figures against scikit-image, scipy and numpy, and what they leave out."""
+"""Image metrics compared with scikit-image, SciPy and NumPy, and what they exclude."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 from torch import Tensor
 
-from glioray.metrics.image import above_nyquist, hf_db, hfen, image_figures, nrmse, power_spectrum, psnr, ssim
+from glioray.metrics.image import above_nyquist, hf_db, hfen, image_metrics, nrmse, power_spectrum, psnr, ssim
 from glioray.tasks.superres.config import DegradeConfig
 from glioray.tasks.superres.degrade import degrade, upsample
 
@@ -19,7 +19,7 @@ FIGURES = (psnr, ssim, nrmse, hfen)
 
 @pytest.fixture(scope="module")
 def images() -> tuple[Tensor, Tensor, Tensor]:
-    """Truth with a dark surround, its bicubic version, and the foreground."""
+    """A truth with a dark surround, its bicubic version and its foreground."""
     rng = np.random.default_rng(0)
     rough = gaussian_filter(rng.standard_normal((6, 60, 52)), (0, 1.2, 1.2)) * 4
     hr = torch.from_numpy(np.clip(0.5 + 0.2 * rough, 0.01, 1).astype(np.float32))
@@ -28,7 +28,7 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
     return hr, upsample(low, (60, 52))[:, 0].clamp(0, 1), hr > 0
 
 
-def test_whole_images_are_judged_as_by_scikit_image(images: tuple[Tensor, Tensor, Tensor]):
+def test_metrics_of_whole_images_equal_scikit_images(images: tuple[Tensor, Tensor, Tensor]):
     metrics = pytest.importorskip("skimage.metrics")
     hr, other, mask = images
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
@@ -43,7 +43,7 @@ def test_whole_images_are_judged_as_by_scikit_image(images: tuple[Tensor, Tensor
         assert nrmse(other, hr)[number].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_edges_are_those_of_a_laplacian_of_gaussian(images: tuple[Tensor, Tensor, Tensor]):
+def test_hfen_equals_a_laplacian_of_gaussian(images: tuple[Tensor, Tensor, Tensor]):
     hr, other, mask = images
     for number, (truth, image) in enumerate(zip(hr.numpy(), other.numpy(), strict=True)):
         edges = [gaussian_laplace(a, 1.5, mode="reflect", truncate=7 / 1.5) for a in (image - truth, truth)]
@@ -54,7 +54,7 @@ def test_edges_are_those_of_a_laplacian_of_gaussian(images: tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_images_are_judged_alone_and_by_what_counts(images: tuple[Tensor, Tensor, Tensor], figure):
+def test_each_image_is_measured_alone_and_inside_its_mask(images: tuple[Tensor, Tensor, Tensor], figure):
     hr, other, mask = images
     alone = torch.cat([figure(other[k : k + 1], hr[k : k + 1], mask[k : k + 1]) for k in range(len(hr))])
     torch.testing.assert_close(figure(other, hr, mask), alone)
@@ -62,7 +62,7 @@ def test_images_are_judged_alone_and_by_what_counts(images: tuple[Tensor, Tensor
         torch.testing.assert_close(figure(torch.where(mask, other, 1), hr, mask), alone)
 
 
-def test_equal_images_are_as_good_as_can_be(images: tuple[Tensor, Tensor, Tensor]):
+def test_equal_images_have_the_best_metrics(images: tuple[Tensor, Tensor, Tensor]):
     hr, _, mask = images
     best = {psnr: 100.0, ssim: 1.0, nrmse: 0.0, hfen: 0.0}
     for figure, value in best.items():
@@ -70,13 +70,13 @@ def test_equal_images_are_as_good_as_can_be(images: tuple[Tensor, Tensor, Tensor
             torch.testing.assert_close(figure(hr, hr, chosen), torch.full((6,), value), atol=1e-5, rtol=0)
 
 
-def test_images_smaller_than_the_window_are_refused():
-    with pytest.raises(ValueError, match="expected more than 10 a side"):
+def test_images_smaller_than_the_window_are_rejected():
+    with pytest.raises(ValueError, match="expected more than 10 per side"):
         ssim(torch.zeros(1, 10, 40), torch.zeros(1, 10, 40))
 
 
 @pytest.mark.parametrize("size", [(12, 16), (13, 15), (12, 9)])
-def test_the_spectrum_is_the_whole_plane(size: tuple[int, int]):
+def test_the_spectrum_covers_all_frequencies(size: tuple[int, int]):
     made = np.random.default_rng(1).random((3, *size), dtype=np.float32)
     # torch's window is the periodic one.
     rows, columns = (np.hanning(side + 1)[:-1] for side in size)
@@ -87,7 +87,7 @@ def test_the_spectrum_is_the_whole_plane(size: tuple[int, int]):
     assert [bool(above[at]) for at in ((2, 0), (3, 0), (0, 4), (0, 5))] == [False, True, False, True]
 
 
-def test_bicubic_has_little_of_the_detail_and_twice_the_detail_has_6_db_more(
+def test_bicubic_has_little_detail_and_twice_the_detail_has_6_db_more(
     images: tuple[Tensor, Tensor, Tensor],
 ):
     hr, other, _ = images
@@ -97,45 +97,47 @@ def test_bicubic_has_little_of_the_detail_and_twice_the_detail_has_6_db_more(
     assert hf_db(2 * noise, noise, (15, 13)) == pytest.approx(20 * math.log10(2), abs=1e-3)
 
 
-def test_all_figures_are_there_and_quality_runs_from_bicubic_to_real(images: tuple[Tensor, Tensor, Tensor]):
+def test_all_metrics_are_returned_and_quality_increases_from_bicubic_to_the_truth(
+    images: tuple[Tensor, Tensor, Tensor],
+):
     hr, other, _ = images
-    found = image_figures(other, hr, other, lr_size=(15, 13))
+    found = image_metrics(other, hr, other, lr_size=(15, 13))
     names = {f"{name}{suffix}" for name in ("psnr", "ssim", "nrmse", "hfen") for suffix in ("", "_whole")}
     names |= {"hf_db"}
     assert set(found) == names | {f"bicubic_{name}" for name in names} | {"gain_psnr", "quality"}
     assert (found["quality"], found["gain_psnr"]) == (0, 0)
     assert found["psnr"] < found["psnr_whole"]
-    assert image_figures(hr, hr, other, lr_size=(15, 13))["quality"] == pytest.approx(1, abs=1e-4)
-    assert image_figures(1 - hr, hr, other, lr_size=(15, 13))["quality"] == -1
-    again = image_figures(hr, hr, torch.zeros_like(hr), lr_size=(15, 13), known=found)
-    assert again == image_figures(hr, hr, other, lr_size=(15, 13))
+    assert image_metrics(hr, hr, other, lr_size=(15, 13))["quality"] == pytest.approx(1, abs=1e-4)
+    assert image_metrics(1 - hr, hr, other, lr_size=(15, 13))["quality"] == -1
+    again = image_metrics(hr, hr, torch.zeros_like(hr), lr_size=(15, 13), previous=found)
+    assert again == image_metrics(hr, hr, other, lr_size=(15, 13))
 
 
-def test_images_without_foreground_are_left_out_of_its_means(images: tuple[Tensor, Tensor, Tensor]):
+def test_images_without_foreground_are_excluded_from_its_means(images: tuple[Tensor, Tensor, Tensor]):
     hr, other, _ = images
-    found = image_figures(other, hr, other, lr_size=(15, 13))
+    found = image_metrics(other, hr, other, lr_size=(15, 13))
     empty = torch.zeros_like(hr[:1])
-    more = image_figures(*(torch.cat([part, empty]) for part in (other, hr, other)), lr_size=(15, 13))
+    more = image_metrics(*(torch.cat([part, empty]) for part in (other, hr, other)), lr_size=(15, 13))
     for name in ("psnr", "ssim", "nrmse", "hfen"):
         assert more[name] == pytest.approx(found[name], rel=1e-5)
     assert more["psnr_whole"] > found["psnr_whole"]
     with pytest.raises(ValueError, match="none of the 1 images has a foreground"):
-        image_figures(empty, empty, empty, lr_size=(15, 13))
+        image_metrics(empty, empty, empty, lr_size=(15, 13))
 
 
-def test_outputs_are_clipped_and_every_figure_is_finite(images: tuple[Tensor, Tensor, Tensor]):
+def test_outputs_are_clipped_and_every_metric_is_finite(images: tuple[Tensor, Tensor, Tensor]):
     hr, other, _ = images
     wild = torch.where(hr > 0.5, 9.0, -9.0)
     clipped = (hr > 0.5).float()
-    assert image_figures(wild, hr, other, lr_size=(15, 13)) == image_figures(
+    assert image_metrics(wild, hr, other, lr_size=(15, 13)) == image_metrics(
         clipped, hr, other, lr_size=(15, 13)
     )
     for value in (math.nan, math.inf, -math.inf):
-        broken = image_figures(torch.full_like(hr, value), hr, other, lr_size=(15, 13))
+        broken = image_metrics(torch.full_like(hr, value), hr, other, lr_size=(15, 13))
         assert all(math.isfinite(figure) for figure in broken.values())
 
 
-def test_quality_goes_by_lpips_where_there_is_one(images: tuple[Tensor, Tensor, Tensor]):
+def test_quality_uses_lpips_if_given(images: tuple[Tensor, Tensor, Tensor]):
     hr, other, mask = images
     asked = []
 
@@ -146,7 +148,7 @@ def test_quality_goes_by_lpips_where_there_is_one(images: tuple[Tensor, Tensor, 
         return 2 * whole, whole
 
     half = (hr + other) / 2
-    found = image_figures(half, hr, other, lr_size=(15, 13), lpips=distance)
+    found = image_metrics(half, hr, other, lr_size=(15, 13), lpips=distance)
     assert found["quality"] == pytest.approx(0.5, abs=1e-4)
     assert found["bicubic_lpips_whole"] == pytest.approx(2 * found["lpips_whole"], rel=1e-4)
     assert found["lpips"] == pytest.approx(2 * found["lpips_whole"])

@@ -1,4 +1,4 @@
-"""Lesion-wise scores on cases small enough to be scored by hand."""
+"""Lesion-wise scores of cases small enough to score by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _cube(start: tuple[int, int, int], edge: int) -> NDArray[np.bool_]:
 def _scores(
     dice: float, hd95: float, *, lesions: int = 0, missed: int = 0, false: int = 0
 ) -> dict[str, float]:
-    """What is expected, beside `vars` of what is found."""
+    """The expected scores, for comparison with `vars` of the result."""
     counts = {"num_lesions": lesions, "num_missed": missed, "num_false": false}
     return {"dice": dice, "hd95_mm": hd95, **counts}
 
@@ -63,7 +63,7 @@ def test_by_hand(name: str):
     assert vars(lesionwise_scores(truth, prediction, MM)) == pytest.approx(expected)
 
 
-def test_a_half_found_lesion_has_its_own_dice():
+def test_a_partly_found_lesion_has_its_own_dice():
     half = A.copy()
     half[7:] = False  # 3 of 6 layers: Dice 2 * 108 / (216 + 108)
     scores = lesionwise_scores(A | B, half | B, MM)
@@ -71,8 +71,8 @@ def test_a_half_found_lesion_has_its_own_dice():
     assert scores.hd95_mm == pytest.approx(hd95_mm(A, half, MM) / 2)
 
 
-def test_components_near_a_lesion_are_its_prediction():
-    """Three voxels from it still touches the dilated truth; four do not."""
+def test_components_near_a_lesion_belong_to_its_prediction():
+    """At three voxels a component touches the dilated truth, at four it does not."""
     near, apart = _cube((12, 4, 4), 2), _cube((13, 4, 4), 2)  # A ends at 9, so 12 is three steps on
     assert vars(lesionwise_scores(A, A | near, MM)) == pytest.approx(
         _scores(2 * 216 / (216 + 224), hd95_mm(A, A | near, MM), lesions=1)
@@ -83,7 +83,7 @@ def test_components_near_a_lesion_are_its_prediction():
     assert vars(lesionwise_scores(A, near, MM)) == pytest.approx(_scores(0, hd95_mm(A, near, MM), lesions=1))
 
 
-def test_what_grows_together_is_one_lesion():
+def test_lesions_connected_after_dilation_are_one_lesion():
     beside = _cube((15, 4, 4), 5)  # five voxels of gap: three steps from each side meet
     one = lesionwise_scores(A | beside, A, MM)
     assert one.num_lesions == 1
@@ -92,14 +92,14 @@ def test_what_grows_together_is_one_lesion():
     assert (two.num_lesions, two.num_missed, two.dice) == (2, 1, 0.5)
 
 
-def test_small_parts_count_with_the_lesion_they_belong_to():
+def test_small_parts_count_with_their_lesion():
     satellite = _cube((12, 4, 4), 2)
     assert lesionwise_scores(A | satellite, A | satellite, MM) == LesionScores(
         dice=1, hd95_mm=0, num_lesions=1, num_missed=0, num_false=0
     )
 
 
-def test_a_bridge_belongs_to_both_lesions():
+def test_a_component_touching_two_lesions_belongs_to_both():
     truth = A | _cube((24, 4, 4), 6)
     bridge = truth.copy()
     bridge[4:30, 4:10, 4:10] = True
@@ -114,7 +114,7 @@ def test_touching_by_a_corner_is_one_component():
     assert lesionwise_scores(A, A | FAR | _cube((43, 6, 6), 2), MM).num_false == 2
 
 
-def test_the_bound_on_size_is_a_volume():
+def test_the_size_limit_is_a_volume():
     fifty = np.zeros(SHAPE, bool)
     fifty[4:9, 4:9, 4:6] = True
     assert lesionwise_scores(fifty, EMPTY, MM).num_lesions == 0
@@ -122,7 +122,7 @@ def test_the_bound_on_size_is_a_volume():
     assert lesionwise_scores(fifty, EMPTY, MM, ignored_mm3=49).num_lesions == 1
 
 
-def test_the_volume_s_edge_is_no_wall_to_score_by():
+def test_lesions_at_the_edge_of_the_volume_are_scored_alike():
     edge = _cube((0, 0, 0), 6)
 
     def inward(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -132,6 +132,6 @@ def test_the_volume_s_edge_is_no_wall_to_score_by():
         assert lesionwise_scores(edge, found, MM) == lesionwise_scores(inward(edge), inward(found), MM)
 
 
-def test_no_dilation_is_refused():
+def test_zero_dilations_are_rejected():
     with pytest.raises(ValueError, match="num_dilations is 0; expected at least 1"):
         lesionwise_scores(A, A, MM, num_dilations=0)

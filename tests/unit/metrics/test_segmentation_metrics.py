@@ -1,4 +1,4 @@
-"""Counts add up, ratios come out of them, and both agree with scikit-learn."""
+"""Counts can be summed, ratios are computed from them, and both agree with scikit-learn."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_counts_add_up_over_slices_and_cases():
     assert np.array_equal(cases, joined)
 
 
-def test_masks_of_two_shapes_are_refused():
+def test_masks_of_different_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"truth is \(2, 3\) but prediction is \(3, 2\)"):
         confusion(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
-def test_confusion_takes_other_integers(dtype: type):
+def test_confusion_accepts_other_integer_types(dtype: type):
     truth, prediction = _masks(1)
     assert np.array_equal(
         confusion(truth.astype(dtype), prediction.astype(dtype)), confusion(truth, prediction)
@@ -118,7 +118,7 @@ def test_ratios_of_empty_regions(
     }
 
 
-def test_the_cavity_is_reported_where_there_is_one():
+def test_the_cavity_is_reported_if_present():
     plain = confusion(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
     assert list(reported_regions([plain])) == ["wt", "tc", "et", "ncr", "ed"]
     in_truth = confusion(np.array([4]), np.array([0]))
@@ -127,7 +127,7 @@ def test_the_cavity_is_reported_where_there_is_one():
         assert reported_regions([plain, table])["rc"] == (4,)
 
 
-def test_mean_dice_is_over_cases_and_not_over_voxels():
+def test_mean_dice_is_over_cases_not_voxels():
     small = confusion(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0]))  # WT and TC missed, no ET at all
     large = confusion(np.full(1000, 3), np.full(1000, 3))
     means = mean_dice([small, large])
@@ -136,7 +136,7 @@ def test_mean_dice_is_over_cases_and_not_over_voxels():
     )
 
 
-def test_of_a_mask_that_tells_the_whole_tumour_alone_nothing_else_is_reported():
+def test_a_whole_tumour_mask_reports_only_wt():
     known = [("wt",), ("wt", "tc", "et")]
     whole = confusion(np.array([2, 2, 2, 0]), np.array([3, 1, 0, 4]))
     full = confusion(np.array([1, 2, 3, 0]), np.array([1, 2, 2, 0]))

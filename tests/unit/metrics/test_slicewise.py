@@ -1,4 +1,4 @@
-"""The slice-level table, by hand and against scikit-learn slice by slice."""
+"""The slice-level table, computed by hand and compared with scikit-learn slice by slice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_equals_scikit_learn_slice_by_slice():
     assert "rc" not in table
 
 
-def test_the_last_row_is_the_plain_mean_of_the_classes():
+def test_the_last_row_is_the_unweighted_mean_of_the_classes():
     table = slicewise_table([slice_sums(*_masks(1))])
     assert list(table) == ["background", "ncr", "ed", "et", "mean"]
     for figure in FIGURES:
@@ -57,7 +57,7 @@ def test_sums_of_cases_equal_one_long_stack():
 
 
 def test_slices_without_the_class_inflate_scores():
-    """One tumour slice of ten, missed: 0 by patient and 0.9 by slice."""
+    """If the only tumour slice of ten is missed, the score is 0 by patient but 0.9 by slice."""
     truth, prediction = np.zeros((2, 10, 8, 8), np.uint8)
     truth[4, 2:5, 2:5] = 3
     table = slicewise_table([slice_sums(truth, prediction)])
@@ -67,7 +67,7 @@ def test_slices_without_the_class_inflate_scores():
     assert table["mean"]["dice"] > 0.97
 
 
-def test_the_cavity_has_a_row_where_there_is_one():
+def test_the_cavity_has_a_row_if_present():
     truth, prediction = _masks(4)
     claimed = prediction.copy()
     claimed[0, 0, 0] = LABELS.index("rc")
@@ -76,7 +76,7 @@ def test_the_cavity_has_a_row_where_there_is_one():
     assert slicewise_table(sums)["rc"]["share_with_class"] == pytest.approx(1 / 12)
 
 
-def test_shapes_that_differ_and_no_slices_are_refused():
+def test_different_shapes_and_no_slices_are_rejected():
     truth, prediction = _masks(5)
     with pytest.raises(ValueError, match=r"truth is \(6, 7, 9\) but prediction is \(5, 7, 9\)"):
         slice_sums(truth, prediction[1:])

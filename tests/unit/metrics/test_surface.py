@@ -1,4 +1,4 @@
-"""HD95 and surface Dice against MONAI's, and where they are a definition."""
+"""HD95 and surface Dice compared with MONAI's, and the cases settled by definition."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_equals_monais(seed: int, spacing: tuple[float, ...]):
     assert hd95_mm(prediction, truth, spacing) == pytest.approx(expected, rel=1e-5)
 
 
-def test_equals_monais_up_to_the_volumes_edge():
+def test_equals_monais_at_the_edge_of_the_volume():
     truth, prediction = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     truth[:9, 4:], prediction[2:, :12, 3:] = True, True
     spacing = (1.0, 2.0, 1.5)
@@ -52,7 +52,7 @@ def test_by_hand():
     assert hd95_mm(truth, truth, (1.0, 1.0, 1.0)) == 0
 
 
-def test_a_stray_voxel_among_many_is_left_out():
+def test_one_stray_voxel_among_many_does_not_matter():
     truth = np.zeros((40, 40, 40), bool)
     truth[5:20, 5:20, 5:20] = True
     stray = truth.copy()
@@ -68,7 +68,7 @@ def test_empty_regions():
     assert hd95_mm(empty, there, (2.0, 2.0, 2.0)) == 374
 
 
-def test_the_regions_are_left_as_they_are():
+def test_the_regions_are_not_modified():
     truth, prediction = _blob(1), _blob(2)
     before = truth.copy(), prediction.copy()
     hd95_mm(truth, prediction, (1.0, 1.0, 1.0))

@@ -16,7 +16,7 @@ from glioray.cases.nifti import make_header
 from glioray.config import REGIONS
 from glioray.engine.task import LabellingModel, LabellingSpec
 from glioray.errors import CaseError, UsageError
-from glioray.metrics.image import image_figures
+from glioray.metrics.image import image_metrics
 from glioray.metrics.overlap import confusion, overlap_metrics
 from glioray.reports.case_metrics import CaseMetrics
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, preprocess
@@ -41,7 +41,7 @@ class CaseEvaluation:
     """The metrics of one case.
 
     Attributes:
-        images: by modality, and "mean" over them: `metrics.image.image_figures`.
+        images: by modality, and "mean" over them: `metrics.image.image_metrics`.
         use: by region "dice_sr", "dice_bicubic", "dice_hr" and "gain" (of sr over bicubic); empty without a
             segmenter or a mask.
         shown: for each modality the most informative slice: "title", "lr", "bicubic", "sr", "hr", "figures".
@@ -119,7 +119,7 @@ def as_trained(stack: SliceStack, config: GanConfig) -> SliceStack:
 def stack_metrics(
     stack: SliceStack, pair: StackPair, modalities: tuple[str, ...], lpips: Lpips | None = None
 ) -> CaseMetrics:
-    """By modality, and "mean" over them: `image_figures` of a stack's slices.
+    """By modality, and "mean" over them: `image_metrics` of a stack's slices.
 
     LPIPS, and `quality` with it, is a mean over some of the slices with brain, evenly spread.
     """
@@ -128,12 +128,12 @@ def stack_metrics(
     metrics: CaseMetrics = {}
     for number, modality in enumerate(modalities):
         views = [images[:, number] for images in (pair.sr, hr, pair.bicubic)]
-        found = image_figures(views[0], views[1], views[2], lr_size=size)
+        found = image_metrics(views[0], views[1], views[2], lr_size=size)
         if lpips is not None:
             filled = torch.nonzero((views[1] > 0).flatten(1).any(1))[:, 0]
             picked = filled[torch.linspace(0, len(filled) - 1, min(_LPIPS_SLICES, len(filled))).long()]
             some = [images[picked] for images in views]
-            deep = image_figures(some[0], some[1], some[2], lr_size=size, lpips=lpips.foreground_and_whole)
+            deep = image_metrics(some[0], some[1], some[2], lr_size=size, lpips=lpips.foreground_and_whole)
             found |= {name: value for name, value in deep.items() if "lpips" in name or name == "quality"}
         metrics[modality] = found
     names = next(iter(metrics.values()))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glioray.metrics.image import image_figures
+from glioray.metrics.image import image_metrics
 from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.tasks.superres.degrade import degrade, upsample
@@ -47,13 +47,13 @@ class PanelJudge:
         self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
         report = self.score(self.sr)
         is_collapsed = self.watch.judge(report, adversarial=is_adversarial)
-        figures = self.figures = image_figures(
+        figures = self.figures = image_metrics(
             _folded(self.sr),
             _folded(hr),
             _folded(self.bicubic),
             lr_size=self.size,
             lpips=self.distance,
-            known=self.figures,
+            previous=self.figures,
         )
         metrics = {
             **figures,

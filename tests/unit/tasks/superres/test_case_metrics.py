@@ -15,7 +15,7 @@ import torch
 from glioray.cases.load import Case
 from glioray.config import REGIONS
 from glioray.errors import CaseError, UsageError
-from glioray.metrics.image import image_figures
+from glioray.metrics.image import image_metrics
 from glioray.slices.preprocess import preprocess
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.case_metrics import (
@@ -80,7 +80,7 @@ def test_a_case_by_modality_and_by_region(
     (stack,) = preprocess(case, resolver.spec.config.preprocess, whole=True)
     pair = resolver.stack(stack)
     hr = torch.from_numpy(stack.images.astype(np.float32))
-    assert found.images["t2"] == image_figures(
+    assert found.images["t2"] == image_metrics(
         pair.sr[:, 2], hr[:, 2], pair.bicubic[:, 2], lr_size=pair.lr.shape[-2:]
     )
     psnr = [found.images[name]["psnr"] for name in case.modalities]
