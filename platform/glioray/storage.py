@@ -62,7 +62,7 @@ class Storage(Protocol):
         """
 
     def write(self, key: str, data: bytes | BinaryIO) -> None:
-        """Publish `data` under `key`, atomically; a binary stream is never held in memory as a whole.
+        """Publish `data` under `key`, atomically; streams are not held in memory as a whole.
 
         The stream may be left closed.
         """
@@ -92,7 +92,9 @@ def join_uri(uri: str, *parts: str) -> str:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split an object's URI into (its parent's URI, its name): `s3://b/p/m.json` -> `s3://b/p`, `m.json`.
+    """Split an object's URI into its parent's URI and its name.
+
+    `s3://b/p/m.json` gives `s3://b/p` and `m.json`.
 
     Raises:
         UsageError: the URI has no name below a folder or a bucket.
@@ -139,7 +141,7 @@ def _wrap_os_errors(name: str | Path, action: str) -> Iterator[None]:
 
 @contextmanager
 def _open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing, which replaces `path` if the block ends without an error."""
+    """Open a temporary file that replaces `path` if the block ends without an error."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +212,7 @@ class FileStorage:
 
 
 def _walk(start: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `start` with their files; follows links, of which data sets are often made."""
+    """Folders below `start` with their files, following links."""
     seen: set[str] = set()
     for folder, below, names in os.walk(start, followlinks=True):
         real = os.path.realpath(folder)
@@ -226,7 +228,7 @@ def _is_temporary(name: str) -> bool:
 
 
 class S3Storage:
-    """A prefix of an S3 bucket, through boto3; each process creates its own client on first use."""
+    """A prefix of an S3 bucket; each process creates its own client on first use."""
 
     def __init__(self, uri: str) -> None:
         match = re.fullmatch(r"s3://([^/]+)/*(.*?)/*", uri)

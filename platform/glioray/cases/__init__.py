@@ -1,1 +1,1 @@
-"""Data sets and their cases: layouts, label conventions, NIfTI, the manifest, splits and phantoms."""
+"""Data sets and cases: layouts, labels, NIfTI, the manifest, splits and phantoms."""

@@ -63,7 +63,7 @@ class CaseFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A problem with a case or a file, to report to the owner of the data set; `str` is one line."""
+    """A problem with a case or a file, for the owner of the data set; `str` is one line."""
 
     case_id: str
     file: str
@@ -89,10 +89,10 @@ class File:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012; other ids name the patient.
+    """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012.
 
-    Patients of The Cancer Genome Atlas are written as TCGA-CS-4941 whatever the collection's spelling, so that
-    a patient who is in two collections stays on one side of a split.
+    Other ids name the patient. Patients of The Cancer Genome Atlas are written as TCGA-CS-4941 whatever the
+    collection's spelling, so that a patient who is in two collections stays on one side of a split.
     """
     match = STUDY.fullmatch(case_id)
     if match:

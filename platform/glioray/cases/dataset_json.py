@@ -1,4 +1,4 @@
-"""Data sets with a dataset.json: Task01 of the Medical Segmentation Decathlon, and raw nnU-Net data."""
+"""Data sets with a dataset.json: the Decathlon's Task01 and raw nnU-Net data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 def dataset_cases(
     files: Sequence[File], root: str, meta: Mapping[str, Any], problems: list[Problem]
 ) -> list[CaseFiles]:
-    """The cases of imagesTr and labelsTr: 4-D files, or one file per channel if names end in _0000.
+    """The cases of imagesTr and labelsTr, as 4-D files or as one file per channel (_0000).
 
     Args:
         files: the image files below `root`.
@@ -78,7 +78,7 @@ def dataset_cases(
 def read_dataset_json(
     storage: Storage, root: str, keys: set[str], problems: list[Problem]
 ) -> Mapping[str, Any]:
-    """The contents of a folder's dataset.json; {} if it is missing or, with a problem added, not valid."""
+    """Read a folder's dataset.json; {} if it is missing or, with a problem added, not valid."""
     key = f"{root}/dataset.json".lstrip("/")
     if key not in keys:
         return {}
@@ -117,7 +117,10 @@ def _channel_order(
 
 
 def _declared_convention(meta: Mapping[str, Any]) -> str | None:
-    """The convention stated by `labels` in dataset.json: number -> name, or name -> number or numbers."""
+    """The convention stated by `labels` in dataset.json, or None.
+
+    `labels` maps numbers to names, or names to a number or a list of numbers.
+    """
     labels = meta.get("labels")
     if not isinstance(labels, dict):
         return None

@@ -10,9 +10,10 @@ _GRID_TOLERANCE = 0.05  # as a fraction of the smallest voxel edge, at any corne
 
 
 def describe_grid_difference(a: Volume | Header, b: Volume | Header) -> str | None:
-    """How the grid of `b` differs from that of `a` in RAS+ order, in words; None if they are the same.
+    """Describe how the grid of `b` differs from that of `a`; None if they are the same.
 
-    Affines may differ by a twentieth of a voxel at any corner, which is rounding.
+    Grids are compared in RAS+ order. Affines may differ by a twentieth of a voxel at any corner, which is
+    rounding.
     """
     one, two = (v if isinstance(v, Header) else v.header for v in (a, b))
     if _stored_alike(one, two):
@@ -31,7 +32,7 @@ def describe_grid_difference(a: Volume | Header, b: Volume | Header) -> str | No
 
 
 def ras_view(array: np.ndarray, header: Header, like: Header) -> np.ndarray:
-    """The array in RAS+ order as by `to_canonical`, oriented as `like` if both are stored alike.
+    """The array in RAS+ order, oriented as `like` if both have the same stored grid.
 
     At 45 degrees two axes are equally close, and rounding alone could orient two such files differently.
     """

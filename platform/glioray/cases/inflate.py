@@ -31,7 +31,7 @@ def peek(data: bytes, size: int) -> bytes:
 
 
 def inflate(data: bytes, size: int) -> bytes | bytearray:
-    """Decompress a gzip file of `size` bytes; returns one byte more if the file holds more than that.
+    """Decompress a gzip file of `size` bytes; return one byte more if it holds more.
 
     Never allocates more than the returned size, whatever the stream claims.
 

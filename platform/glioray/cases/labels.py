@@ -141,7 +141,7 @@ def _whole_numbers(mask: np.ndarray, case_id: str, file: str) -> np.ndarray:
 
 
 def _foreground(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(where a mask is not 0, its values there), flat in memory order; most of a mask is background."""
+    """(where a mask is not 0, its values there), flat in memory order."""
     flat = array.ravel(order="K")
     where = flat != 0
     return where, flat[where]

@@ -1,4 +1,4 @@
-"""Discovery of the cases of a data set: layouts are recognised by file names and need no configuration."""
+"""Discovery of cases: layouts are recognised by file names, without configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading of a case into arrays: decoded, in RAS+ order, on one grid, with internal labels."""
+"""Loading of cases: decoded, in RAS+ order, on one grid, with internal labels."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def load_case_from_bytes(
 
 
 def _describe_parts(modalities: Collection[str]) -> str:
-    """The expected files in words: "t1 and flair", or "t1, t1c, t2 and flair, or one 4-D image"."""
+    """The expected files in words, such as "t1 and flair"."""
     *others, last = (m for m in MODALITIES if m in modalities)
     names = f"{', '.join(others)} and {last}" if others else last
     return f"{names}, or one 4-D image" if set(modalities) == set(MODALITIES) else names
@@ -235,7 +235,7 @@ def _segmented_slices(
 
 
 class _Stack:
-    """Fills (M, X, Y, Z) file by file, so that only one decoded file is in memory besides the result."""
+    """Fills (M, X, Y, Z) file by file, holding one decoded file besides the result."""
 
     images: np.ndarray
     reference: Header

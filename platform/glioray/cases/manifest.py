@@ -1,4 +1,4 @@
-"""The manifest of a data set: its validated cases with checksums, grids and labels, and its splits.
+"""The manifest of a data set: its valid cases and its splits.
 
 `check_case` runs in workers, one case at a time; `build_manifest` combines the results.
 """
@@ -72,7 +72,10 @@ class CaseEntry:
 
 
 def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem]]:
-    """The entry of a case, or None and its problem; never raises on bad data. Reads each object once."""
+    """The entry of a case, or None and its problem; never raises on bad data.
+
+    Reads each object once.
+    """
     entry, problems, _ = examine_case(storage, files)
     return entry, problems
 
@@ -133,7 +136,7 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """Sixteen hex digits of a hash over contents, label conventions and splits, but not the URI."""
+        """Sixteen hex digits of a hash over contents, label conventions and splits."""
         contents = {entry.case_id: [entry.checksum, entry.convention] for entry in self.cases}
         text = json.dumps([contents, self.splits], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -222,7 +225,7 @@ class Manifest:
 
 
 def load_manifest(uri: str) -> Manifest:
-    """Load a manifest from its URI (`….json`) or from the URI of the folder of a manifest.json."""
+    """Load a manifest by its URI (`….json`) or the URI of its folder."""
     folder, key = split_uri(uri) if uri.endswith(".json") else (uri, MANIFEST)
     return Manifest.from_json(open_storage(folder).read(key))
 
@@ -236,7 +239,9 @@ def build_manifest(
     num_folds: int = 5,
     shuffle: bool = False,
 ) -> Manifest:
-    """Combine results of `check_case`, in any order, into a manifest; splits never divide a patient.
+    """Combine results of `check_case`, in any order, into a manifest.
+
+    Splits never divide a patient.
 
     Args:
         storage_uri: the URI that the cases' keys are relative to.

@@ -325,7 +325,7 @@ class _HeaderReader:
 
 
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A view of the array with its first three axes in RAS+ order, and the affine of that view."""
+    """A view of the array with its first three axes in RAS+ order, and its affine."""
     orientation = io_orientation(affine)
     return apply_orientation(array, orientation), affine @ inv_ornt_aff(orientation, array.shape[:3])
 
@@ -333,7 +333,7 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.
 def restore_orientation(
     array_ras: np.ndarray, affine_original: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """The inverse of `to_canonical`: a view in the axis order and directions of the original file.
+    """The inverse of `to_canonical`: a view in the axis order of the original file.
 
     Args:
         array_ras: (X, Y, Z) in RAS+ order.
@@ -379,7 +379,7 @@ def _encode_like(array_ras: np.ndarray, like: Volume | Header, compress: bool) -
 
 
 def encode_volume(array: np.ndarray, affine: np.ndarray, *, compress: bool = True) -> bytes:
-    """Encode an array (X, Y, Z) or (X, Y, Z, C) as NIfTI-1 in its own type, with sform and qform set."""
+    """Encode an array (X, Y, Z) or (X, Y, Z, C) as NIfTI-1, in its own data type."""
     return _encode(array, _nifti1_header(array.shape, array.dtype, affine), compress)
 
 
@@ -399,7 +399,7 @@ def make_header(
 
 
 def slice_axis(header: Header) -> int:
-    """The axis, in RAS+ order, along which the file's slices are stacked: its third stored axis."""
+    """The axis in RAS+ order along which slices are stacked: the third stored axis."""
     return int(io_orientation(header.affine)[2, 0])
 
 

@@ -1,4 +1,4 @@
-"""Synthetic brains, as NIfTI files in the layout of BraTS 2021, for demonstrations and tests.
+"""Synthetic brains in the layout of BraTS 2021, for demonstrations and tests.
 
 A phantom has four contrasts, cortex, ventricles, deep nuclei, vessels, white-matter spots, and nested
 tumours of various sizes. It shares the difficulties of real cases: vessels and choroid plexus enhance
@@ -84,7 +84,9 @@ def write_phantoms(
     shape: tuple[int, int, int] = (96, 96, 64),
     spacing_mm: float | None = None,
 ) -> list[str]:
-    """Write cases `BraTS2021_90000/BraTS2021_90000_{t1,t1ce,t2,flair,seg}.nii.gz` etc.; return their ids.
+    """Write synthetic cases in the layout of BraTS 2021 and return their ids.
+
+    Files are `BraTS2021_90000/BraTS2021_90000_{t1,t1ce,t2,flair,seg}.nii.gz` and so on.
 
     Args:
         storage: receives the files.
@@ -149,7 +151,7 @@ class _Scene:
         self.csf, self.grey, self.vessels, self.spots = self._tissues()
 
     def noise(self, smooth_mm: float, *, mirrored: bool = True) -> np.ndarray:
-        """Smooth noise of mean 0 and standard deviation 1; `mirrored` makes left and right similar."""
+        """Smooth noise of mean 0 and deviation 1; `mirrored` makes left and right similar."""
         sigma = smooth_mm / self.edge_mm
         # Very smooth noise is drawn on a coarse grid, which is much faster and looks the same.
         step = max(1, int(sigma / 2))
@@ -164,7 +166,7 @@ class _Scene:
         return (field - field.mean()) / (field.std() + 1e-12)
 
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        """A field that is 1 on the surface of an ellipsoid and less inside; centre and radii in mm."""
+        """A field that is 1 on the surface of an ellipsoid and less inside; arguments in mm."""
         s = self.size_mm
         parts = zip((self.x, self.y, self.z), centre, radii, strict=True)
         return np.sqrt(sum(((axis - c * s) / (r * s)) ** 2 for axis, c, r in parts))

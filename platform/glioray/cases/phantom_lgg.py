@@ -1,4 +1,4 @@
-"""Phantoms in the layouts of two collections of lower-grade gliomas with fewer than four modalities."""
+"""Phantoms in the layouts of two collections of lower-grade gliomas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from glioray.storage import Storage
 def write_tif_phantoms(
     storage: Storage, *, num_cases: int = 3, seed: int = 0, shape: tuple[int, int, int] = (64, 64, 24)
 ) -> list[str]:
-    """Write `TCGA_XX_9000_20000101/TCGA_XX_9000_20000101_{1,1_mask,2,...}.tif` etc.; return the case ids."""
+    """Write phantoms as tif slices and return the case ids.
+
+    Files are `TCGA_XX_9000_20000101/TCGA_XX_9000_20000101_{1,1_mask,2,2_mask,...}.tif` and so on.
+    """
     case_ids = [f"TCGA_XX_{9000 + index}_20000101" for index in range(num_cases)]
     for index, case_id in enumerate(case_ids):
         phantom = make_phantom(index, seed=seed, shape=shape)
@@ -36,9 +39,10 @@ def write_tif_phantoms(
 def write_1p19q_phantoms(
     storage: Storage, *, num_cases: int = 3, seed: int = 0, shape: tuple[int, int, int] = (64, 64, 24)
 ) -> list[str]:
-    """Write `LGG-900/LGG-900_{T1,T2}.nii.gz`, `LGG-900/LGG-900-Segmentation.nii.gz` etc.; return the case ids.
+    """Write phantoms in the layout of LGG-1p19qDeletion and return the case ids.
 
-    The mask, 1 for tumour, covers the axial slice with the most tumour and its two neighbours.
+    Files are `LGG-900/LGG-900_{T1,T2}.nii.gz`, `LGG-900/LGG-900-Segmentation.nii.gz` and so on. The mask, 1
+    for tumour, covers the axial slice with the most tumour and its two neighbours.
     """
     case_ids = [f"LGG-{900 + index}" for index in range(num_cases)]
     for index, case_id in enumerate(case_ids):

@@ -60,7 +60,7 @@ def fold_patients(
 
 
 def _order_by_hash(patient_ids: Iterable[str], seed: int) -> list[str]:
-    """The ids in an order that depends only on each id and the seed, not on a random generator."""
+    """The ids in an order that depends only on each id and the seed."""
     return sorted(set(patient_ids), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 

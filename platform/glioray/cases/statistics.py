@@ -20,7 +20,7 @@ ZSCORE_EDGES = np.linspace(-5, 5, 101)
 
 @dataclass(frozen=True, kw_only=True)
 class CasePicture:
-    """An axial slice in radiological orientation: the front at the top, the patient's right on the left.
+    """An axial slice in radiological orientation: front at the top, right on the left.
 
     Attributes:
         images: (M, H, W) uint8; 1 to 255 from the 0.5th to the 99.5th percentile of the brain, 0 outside it.
@@ -60,7 +60,7 @@ class CaseStatistics:
     picture: CasePicture | None
 
     def with_convention(self, convention: str | None) -> CaseStatistics:
-        """The statistics with the mask read by another convention, such as that of the whole collection."""
+        """The statistics with the mask read by another convention."""
         if convention == self.convention or convention is None or self.convention is None:
             return self
         stored = {label: number for number, label in CONVENTIONS[self.convention].to_internal.items()}

@@ -1,4 +1,4 @@
-"""Cases stored as tif slices with one mask per slice: Buda's collection of lower-grade gliomas.
+"""Cases stored as tif slices: Buda's collection of lower-grade gliomas.
 
 110 patients of The Cancer Genome Atlas. Each slice is an 8-bit RGB picture of 256 x 256 pixels whose channels
 are T1 before contrast, FLAIR and T1 after contrast; its mask is 255 where FLAIR shows tumour and 0 elsewhere.
@@ -45,9 +45,10 @@ class _NumberedFiles:
 
 
 def tif_cases(keys: Iterable[str], problems: list[Problem]) -> list[CaseFiles]:
-    """The cases among these keys: CASE/CASE_1.tif, CASE_1_mask.tif etc., or any folder of TCGA_..._1.tif.
+    """The cases of tif slices among these keys.
 
-    A case with a missing or repeated number, or with masks for only some slices, is reported as a problem.
+    Files are CASE/CASE_1.tif, CASE/CASE_1_mask.tif and so on, or TCGA_..._1.tif in any folder. A case with a
+    missing or repeated number, or with masks for only some slices, is reported as a problem.
     """
     found: dict[tuple[str, str], _NumberedFiles] = defaultdict(_NumberedFiles)
     repeated: dict[tuple[str, str], str] = {}

@@ -45,7 +45,7 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
 
 
 def to_training(optimizer: torch.optim.Optimizer) -> None:
-    """Load the weights at which gradients are taken into the network; call it before each step."""
+    """Load the weights at which gradients are taken; call it before each step."""
     if isinstance(optimizer, AdamWScheduleFree):
         optimizer.train()
 
@@ -98,7 +98,7 @@ def _half_cosine(position: float) -> float:
 
 
 class MovingAverage:
-    """An exponential moving average of a network's weights and buffers; integer buffers are copied.
+    """An exponential moving average of weights and buffers; integer buffers are copied.
 
     The decay is (1 + t) / (10 + t) at step t until it reaches `decay`, so that the random initial weights
     are forgotten. torch's AveragedModel copies the weights at the first update instead, and has one decay

@@ -19,7 +19,10 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """A context for bf16 autocast, or none for "fp32"; "auto" is bf16 if the device supports it natively."""
+    """A context for bf16 autocast; "fp32" gives none.
+
+    "auto" uses bf16 if the device supports it natively.
+    """
     if precision == "fp32" or (precision == "auto" and not gains_by_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

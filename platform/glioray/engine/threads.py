@@ -8,7 +8,7 @@ _TIMED_STEPS = 3
 
 
 class ThreadChoice:
-    """Times 1 thread against `max_threads` on the first steps of each epoch, and keeps the faster.
+    """Times 1 thread against `max_threads` in each epoch and keeps the faster.
 
     On idle cores two threads nearly halve the time of a step. On busy cores each of a step's hundreds of
     parallel sections waits for a thread that is not scheduled, and one thread is up to three times as fast

@@ -1,4 +1,4 @@
-"""The segmentation losses, by name. They depend on torch only; a weight of 0 switches a term off.
+"""The segmentation losses, by name; a weight of 0 switches a term off.
 
 MONAI's losses reduce within one process. These take sums over all ranks before ratios are formed, so that
 several ranks give the loss and the gradients of one rank with the whole batch.
@@ -78,7 +78,9 @@ def build_loss(
     presence_weight: float = 1.0,
     **options: Any,
 ) -> nn.Module:
-    """Build a loss by name: (logits or `TrainingOutputs`, masks (B, H, W) of internal labels) to a scalar.
+    """Build a loss by name: (logits or `TrainingOutputs`, masks) to a scalar.
+
+    Masks are (B, H, W) of internal labels.
 
     Args:
         name: in `SEGMENTATION_LOSSES`.
@@ -105,7 +107,10 @@ def build_loss(
 
 
 def takes_class_weights(name: str) -> bool:
-    """Whether a loss has the option `class_weights`. Raises: ValueError if the name is unknown."""
+    """Whether a loss has the option `class_weights`.
+
+    Raises: ValueError if the name is unknown.
+    """
     return "class_weights" in inspect.signature(_entry(name).build).parameters
 
 

@@ -1,4 +1,4 @@
-"""Adversarial losses, by name: logits of real and generated images to a scalar, for either network.
+"""Adversarial losses, by name: logits of real and generated images to a scalar.
 
 Logits are (B, 1, h', w'), one per patch. Each loss is the mean over a rank's batch and its patches, always in
 float32, so that the gradients of ranks with equal batches average to those of the whole batch.
@@ -55,7 +55,7 @@ class VanillaLoss(GanLoss):
 
 
 class RelativisticLoss(GanLoss):
-    """Binary cross-entropy of an image being more real than the average of the other kind (RaGAN).
+    """Binary cross-entropy of being more real than the average of the other kind (RaGAN).
 
     The average is over the batches of all ranks, of any sizes, and is differentiable. The terms for real and
     generated images are averaged, as in the code of ESRGAN's authors; the paper adds them.
@@ -92,7 +92,7 @@ class LeastSquaresLoss(GanLoss):
 
 
 class HingeLoss(GanLoss):
-    """max(0, 1 - real) + max(0, 1 + fake) for the discriminator, -fake for the generator, as means.
+    """max(0, 1 - real) + max(0, 1 + fake) for the discriminator, -fake for the generator.
 
     Raises:
         ValueError: any smoothing, since there is no target to smooth.
@@ -140,9 +140,9 @@ def build_gan_loss(name: str, *, reduce: Reduce | None = None, label_smoothing: 
 
 
 def r1_penalty(real: Tensor, real_logits: Tensor) -> Tensor:
-    """The mean over samples of the squared norm of d sum(logits) / d real, a differentiable float32 scalar.
+    """The mean over samples of the squared norm of d sum(logits) / d real, in float32.
 
-    The usual penalty is gamma / 2 times this.
+    It can be differentiated again. The usual penalty is gamma / 2 times this.
 
     Args:
         real: (B, C, H, W), which requires gradients.

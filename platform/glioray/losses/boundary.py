@@ -1,7 +1,8 @@
-"""Losses of distances to the boundary of the truth, combined with Dice, which prevents empty predictions.
+"""Losses of distances to the boundary of the truth, combined with Dice.
 
-Distances are in pixels and computed by MONAI on the CPU, which takes milliseconds per slice and channel. A slice
-in which a channel is empty or full has no boundary, and its distance term is 0.
+Dice prevents empty predictions. Distances are in pixels and computed by MONAI on the CPU, which takes
+milliseconds per slice and channel. A slice in which a channel is empty or full has no boundary, and its
+distance term is 0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from glioray.losses.targets import Prediction, Reduce
 
 
 class _DistanceAndDice(nn.Module):
-    """`dice_weight` (1 - mean soft Dice of the tumour channels) + `weight` `distance(probs, targets)`."""
+    """`dice_weight` (1 - mean soft Dice) + `weight` `distance(probs, targets)`."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class _DistanceAndDice(nn.Module):
 
 
 class BoundaryLoss(_DistanceAndDice):
-    """`boundary_weight` mean of p times the signed distance to the truth + `dice_weight` (1 - mean soft Dice).
+    """The mean of p times the signed distance to the truth, plus soft Dice.
 
     The distance is negative inside, so the term may be negative.
 
@@ -76,7 +77,7 @@ class BoundaryLoss(_DistanceAndDice):
 
 
 class HausdorffLoss(_DistanceAndDice):
-    """`hausdorff_weight` mean of squared errors times distance ^ alpha + `dice_weight` (1 - mean soft Dice).
+    """The mean of squared errors times distance ^ alpha, plus soft Dice.
 
     Distances of a pixel are to the boundaries of the truth and of the prediction, thresholded at 0.5.
 

@@ -57,7 +57,9 @@ class DiceCELoss(nn.Module):
 
 
 class ExpLogLoss(DiceCELoss):
-    """Exponential logarithmic loss: `dice_weight` mean (-ln Dice) ^ gamma + `ce_weight` mean (-ln p) ^ gamma.
+    """`dice_weight` mean (-ln Dice) ^ gamma + `ce_weight` mean (-ln p) ^ gamma.
+
+    The exponential logarithmic loss.
 
     Args:
         target: `Classes` or `Regions`.

@@ -19,7 +19,7 @@ TINY = 1e-6
 def overlap_sums(
     probs: Tensor, targets: Tensor, *, batch: bool, reduce: Reduce | None, squared: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The overlap, the predicted mass and the true mass of each channel: (C,) each, or (B, C) per sample.
+    """The overlap, predicted mass and true mass of each channel, (C,), or (B, C) per sample.
 
     Args:
         probs: (B, C, H, W) in [0, 1].
@@ -124,10 +124,11 @@ class TverskyLoss(nn.Module):
 
 
 class GeneralisedDiceLoss(nn.Module):
-    """1 - one Dice over all channels including the background, each weighted by 1 / (its true pixels) squared.
+    """1 - one Dice over all channels, each weighted by 1 / (its true pixels) squared.
 
-    A channel that is absent from the truth has the weight of the smallest channel present (MONAI's rule), since
-    its own would be infinite. If all are absent, all weights are equal.
+    The background is one of the channels. A channel that is absent from the truth has the weight of the
+    smallest channel present (MONAI's rule), since its own would be infinite. If all are absent, all weights
+    are equal.
 
     Args:
         target: `Classes` or `Regions`.

@@ -50,9 +50,10 @@ def default_layers(extractor: str, preset: str = "real_esrgan") -> dict[str, flo
 
 
 class PerceptualLoss(nn.Module):
-    """The weighted sum over layers of mean differences of features: two (B, C, H, W) in [0, 1] to a scalar.
+    """The weighted sum over layers of mean differences of features.
 
-    Computed in float32; gradients flow to the first image only.
+    Compares two (B, C, H, W) in [0, 1] and returns a scalar. Computed in float32; gradients flow to the first
+    image only.
 
     Args:
         features: `nets.features.GreyFeatures` or `EncoderFeatures`.
@@ -87,7 +88,9 @@ class PerceptualLoss(nn.Module):
         self.criterion, self.crop = criterion, crop
 
     def forward(self, sr: Tensor, hr: Tensor, rngs: Sequence[np.random.Generator] | None = None) -> Tensor:
-        """The loss; `rngs` has one generator per image, so that crops do not depend on the number of ranks.
+        """The loss of `sr` against `hr`.
+
+        `rngs` has one generator per image, so that crops do not depend on the number of ranks.
 
         Raises:
             ValueError: shapes that differ.

@@ -54,7 +54,7 @@ class CrossEntropyLoss(nn.Module):
 
 
 class FocalLoss(CrossEntropyLoss):
-    """The cross-entropy of pixels times (1 - probability of the true class) to the power `gamma`.
+    """The cross-entropy of pixels times (1 - true class's probability) ^ `gamma`.
 
     Args:
         target: `Classes` or `Regions`.

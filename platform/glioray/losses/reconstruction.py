@@ -1,4 +1,4 @@
-"""Pixel losses for super-resolution, by name: sr and hr, both (B, C, H, W), to the mean over all values."""
+"""Pixel losses for super-resolution, by name: sr and hr, (B, C, H, W), to a scalar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mse(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
-    """The mean of sqrt(difference^2 + 1e-6), in float32: an absolute difference that is smooth at 0.
+    """The mean of sqrt(difference^2 + 1e-6), in float32; smooth at 0.
 
     Reference: Lai et al. 2017 (arXiv 1704.03915).
     """
@@ -37,7 +37,9 @@ PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def build_pixel_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a pixel loss by name: (sr, hr) to a scalar, which raises ValueError if shapes differ.
+    """Return a pixel loss by name: (sr, hr) to a scalar.
+
+    The loss raises ValueError if shapes differ.
 
     Raises:
         ValueError: an unknown name.

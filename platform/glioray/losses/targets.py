@@ -1,4 +1,4 @@
-"""Logits with their targets, for networks that predict classes and for networks that predict regions.
+"""Logits with their targets, for networks that predict classes or regions.
 
 Masks (B, H, W) hold internal labels: 0 background, 1 NCR, 2 ED, 3 ET, 4 resection cavity.
 """
@@ -66,7 +66,10 @@ class Prediction(ABC):
 
 
 class Classes(Prediction):
-    """A softmax over background and labels, for logits (B, K, H, W); labels >= K count as background."""
+    """A softmax over background and labels, for logits (B, K, H, W).
+
+    Labels from K on count as background.
+    """
 
     num_background = 1
 
@@ -85,7 +88,7 @@ class Classes(Prediction):
         return F.cross_entropy(self.logits, self.labels, reduction="none")
 
     def mean(self, values: Tensor, class_weights: Tensor | None, reduce: Reduce | None) -> Tensor:
-        """The mean over pixels; with weights, divided by their sum over the batch as in torch's cross-entropy."""
+        """The mean over pixels; weights are divided by their sum, as in torch's cross-entropy."""
         if class_weights is None:
             return values.mean()
         weights = self._weights(class_weights)[self.labels, 0, 0]
@@ -120,7 +123,7 @@ class Regions(Prediction):
         return F.binary_cross_entropy_with_logits(self.logits, self.targets, reduction="none")
 
     def mean(self, values: Tensor, class_weights: Tensor | None, reduce: Reduce | None) -> Tensor:
-        """The mean over pixels and regions; weights multiply pixels inside, as torch's `pos_weight`."""
+        """The mean over pixels and regions; weights are as torch's `pos_weight`."""
         if class_weights is None:
             return values.mean()
         return (values * (1 + (self._weights(class_weights) - 1) * self.targets)).mean()

@@ -30,16 +30,20 @@ def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def nrmse(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The root mean squared error relative to the truth's root mean square, (N,); arguments as in `psnr`."""
+    """The root mean squared error over the truth's root mean square, (N,).
+
+    Arguments as in `psnr`.
+    """
     power = _mean(hr.square(), mask).clamp_min(_TINY)
     return (_mean((sr - hr).square(), mask) / power).sqrt()
 
 
 def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Structural similarity, (N,), at most 1: Gaussian window of 11 pixels, sigma 1.5, data range 1.
+    """Structural similarity, (N,), at most 1.
 
-    Without a mask, the mean is over windows inside the image; with one, over windows whose centre is in the
-    mask, with images mirrored at their edges. Arguments as in `psnr`.
+    The window is a Gaussian of 11 pixels with sigma 1.5; the data range is 1. Without a mask, the mean is
+    over windows inside the image; with one, over windows whose centre is in the mask, with images mirrored at
+    their edges. Arguments as in `psnr`.
 
     Raises:
         ValueError: images smaller than the window.
@@ -67,7 +71,7 @@ def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def hfen(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
-    """High-frequency error norm, (N,): the error of edges relative to the edges; 0 for equal images.
+    """High-frequency error norm, (N,): the error of edges relative to the edges.
 
     Edges are found by a Laplacian of Gaussian (15 x 15 pixels, sigma 1.5), with images mirrored at their edges.
     Arguments as in `psnr`.
@@ -87,9 +91,10 @@ def hfen(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def hf_db(sr: Tensor, hr: Tensor, lr_size: tuple[int, int]) -> float:
-    """The energy of fine detail in `sr` relative to the truth, in dB: 0 if equal, far below 0 for bicubic.
+    """The energy of fine detail in `sr` relative to the truth, in dB.
 
-    Fine detail is above the Nyquist frequency of the low resolution, along either axis.
+    0 means equal energy; bicubic interpolation is far below. Fine detail is above the Nyquist frequency of
+    the low resolution, along either axis.
 
     Args:
         sr: (N, H, W).
@@ -102,7 +107,9 @@ def hf_db(sr: Tensor, hr: Tensor, lr_size: tuple[int, int]) -> float:
 
 
 def power_spectrum(images: Tensor) -> Tensor:
-    """The mean power spectrum of images, (H, W), under a Hann window, with the zero frequency first.
+    """The mean power spectrum of images, (H, W), with the zero frequency first.
+
+    Images are multiplied by a Hann window.
 
     Args:
         images: (N, H, W).
@@ -118,7 +125,10 @@ def power_spectrum(images: Tensor) -> Tensor:
 
 
 def above_nyquist(size: tuple[int, int], lr_size: tuple[int, int]) -> Tensor:
-    """(H, W) bool, the frequencies beyond images of `lr_size`, in the order of `power_spectrum`."""
+    """(H, W) bool, the frequencies above those of images of `lr_size`.
+
+    In the order of `power_spectrum`.
+    """
     beyond = [
         (torch.fft.fftfreq(full, 1 / full).abs() > low / 2) for full, low in zip(size, lr_size, strict=True)
     ]
@@ -186,7 +196,7 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _filtered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Filter (..., H, W) by one kernel along each axis, mirrored at the edges (outermost pixels repeated).
+    """Filter (..., H, W) by one kernel along each axis, with mirrored edges.
 
     Products with banded matrices are faster on a CPU than convolutions of a single channel.
     """

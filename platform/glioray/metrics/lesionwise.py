@@ -1,4 +1,4 @@
-"""Lesion-wise scores, in which each lesion and each false positive counts the same, whatever its size."""
+"""Lesion-wise scores: each lesion and each false positive counts the same."""
 
 from __future__ import annotations
 

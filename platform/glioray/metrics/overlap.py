@@ -35,7 +35,7 @@ def confusion(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], num_label
 
 
 def region_counts(counts: Counts, labels: Iterable[int]) -> tuple[int, int, int, int]:
-    """(true positives, false positives, false negatives, true negatives) of the region that some labels make up."""
+    """(true positives, false positives, false negatives, true negatives) of a region."""
     inside = np.zeros(len(counts), bool)
     inside[list(labels)] = True
     tp = int(counts[np.ix_(inside, inside)].sum())

@@ -49,9 +49,9 @@ def surface_metrics(
 
 
 def hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float:
-    """The 95th percentile Hausdorff distance of two regions, (X, Y, Z), the larger of both directions.
+    """The 95th percentile Hausdorff distance of two regions, (X, Y, Z), in mm.
 
-    0 if both are empty, `EMPTY_HD95_MM` if one is.
+    The larger of both directions. 0 if both are empty, `EMPTY_HD95_MM` if one is.
 
     Reference: Baid et al. 2021 (arXiv 2107.02314).
     """
@@ -63,7 +63,7 @@ def hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float
 def surface_distances_mm(
     truth: Mask, prediction: Mask, spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The distance of each surface voxel of the truth to the prediction's surface, and vice versa.
+    """Distances of the truth's surface voxels to the prediction's surface, and vice versa.
 
     Args:
         truth: (X, Y, Z), not empty.
@@ -76,7 +76,10 @@ def surface_distances_mm(
 
 
 def _surface_points_mm(region: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """(N, 3) positions of the voxels that share a face with the outside of the region or of the volume."""
+    """(N, 3) positions of the voxels that share a face with the outside of the region.
+
+    The border of the volume counts as outside.
+    """
     box = ndimage.find_objects(region.astype(np.uint8))[0]
     inside = region[box]
     corner = [span.start for span in box]

@@ -1,4 +1,7 @@
-"""The segmentation networks, by name. They take keyword arguments and depend on torch only, not on configs."""
+"""The segmentation networks, by name.
+
+They take keyword arguments and depend on torch (some on MONAI), not on configs.
+"""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from glioray.nets.blocks import build_norm
 
 
 class AttentionGate(nn.Module):
-    """Multiply a skip (B, C, H, W) by one weight in [0, 1] per pixel, computed with the level below it.
+    """Multiply a skip (B, C, H, W) by one weight in [0, 1] per pixel.
 
-    The additive gate: both inputs are projected to `inner` channels and added, and a 1x1 convolution with a
-    sigmoid gives the weights.
+    Weights are computed from the skip and the level below it. The additive gate: both inputs are projected to
+    `inner` channels and added, and a 1x1 convolution with a sigmoid gives the weights.
 
     Reference: Oktay et al. 2018 (arXiv 1804.03999). Deviations: the level below is upsampled first, so that
     weights need no upsampling; the projections are normalised; leaky ReLU.
@@ -30,7 +30,9 @@ class AttentionGate(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Multiply each channel of (B, C, H, W) by a weight in [0, 1], computed from the means of all channels.
+    """Multiply each channel of (B, C, H, W) by a weight in [0, 1].
+
+    Weights are computed from the means of all channels.
 
     Reference: Hu et al. 2018 (arXiv 1709.01507), without biases as in ResUNet++ (arXiv 1911.07067).
     Deviation: leaky ReLU, since with few channels a ReLU may be dead from the start.

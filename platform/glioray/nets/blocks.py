@@ -34,10 +34,12 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe, Szegedy 2015, arXiv 1502.03167) with statistics over all ranks.
+    """Batch normalisation with statistics over all ranks.
 
     Several ranks normalise as one rank with the whole batch would. torch's SyncBatchNorm supports GPUs only;
     this works with any process group. On a single rank, and in evaluation, it equals torch's layer.
+
+    Reference: Ioffe, Szegedy 2015 (arXiv 1502.03167).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +84,10 @@ def build_norm(name: str, channels: int) -> nn.Module:
 
 
 def pad_to_multiple(x: Tensor, divisor: int, *, at_least: int = 0) -> Tensor:
-    """Pad (B, C, H, W) with zeros at the bottom and right to multiples of `divisor`, at least `at_least`."""
+    """Pad (B, C, H, W) with zeros at the bottom and right to multiples of `divisor`.
+
+    Each side becomes `at_least` or more.
+    """
 
     def padding(length: int) -> int:
         target: int = torch.sym_max(length, at_least)  # keeps H and W dynamic in an export
@@ -123,7 +128,7 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, normalisation and leaky ReLU, `num_convs` times: (B, C, H, W) to (B, out, H, W).
+    """Convolution, norm and leaky ReLU, `num_convs` times: (B, C, H, W) to (B, out, H, W).
 
     With `residual`, the input is added before the last activation (He et al., arXiv 1512.03385), through a
     1x1 convolution if its channels or its size differ.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Averages the probabilities of several networks and returns logits, so that it can replace a network.
+    """Averages the probabilities of several networks and returns logits, as a network does.
 
     Reference: Lakshminarayanan et al. 2017 (arXiv 1612.01474). Checkpoints of one run with a cyclic schedule
     form a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109).

@@ -18,7 +18,7 @@ _VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
 
 class FCN(nn.Module):
-    """FCN-32s, FCN-16s or FCN-8s with a VGG16 backbone (Simonyan, Zisserman 2015, arXiv 1409.1556).
+    """FCN-32s, FCN-16s or FCN-8s with a VGG16 backbone (arXiv 1409.1556).
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W: the input is padded with zeros at the
     bottom and right to a multiple of 32, and the result is cropped. The scores of the deepest features are
@@ -93,7 +93,7 @@ class FCN(nn.Module):
             self._load(Path(weights), in_channels)
 
     def heads(self) -> list[nn.Conv2d]:
-        """The convolutions that give logits; outputs of those without a bias are added to the first's."""
+        """The convolutions that give logits; those without a bias add to the first."""
         return [head for head in (self.head, self.pool4, self.pool3) if head is not None]
 
     def forward(self, x: Tensor) -> Tensor:

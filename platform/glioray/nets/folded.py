@@ -10,7 +10,7 @@ from glioray.nets.outputs import TrainingOutputs
 
 
 class FoldedNet(nn.Module):
-    """Folds `stride` x `stride` squares of pixels into channels before a network and unfolds its output.
+    """Folds squares of pixels into channels before a network and unfolds its output.
 
     The network runs at 1 / stride of the resolution, for about 1 / stride^2 of the cost. It must take
     in_channels * stride^2 channels and give out_channels * stride^2 channels.

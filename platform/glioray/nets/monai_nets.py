@@ -1,4 +1,4 @@
-"""Networks of MONAI, adapted to any H and W, with `TrainingOutputs` and heads; one function builds each.
+"""Networks of MONAI, adapted to any H and W and to `TrainingOutputs`.
 
 MONAI takes seconds to import, so it is imported only when one of these is built.
 """
@@ -24,7 +24,7 @@ NORMS: dict[str, Any] = {
 
 
 class MonaiNet(nn.Module):
-    """A network of MONAI for any H and W: (B, in_channels, H, W) to logits (B, out_channels, H, W).
+    """A network of MONAI for any H and W: (B, in_channels, H, W) to (B, out_channels, H, W).
 
     The input is padded with zeros to a multiple of `divisor`, at least twice that, and the result is cropped.
     In training, several outputs of the network, finest first, become a `TrainingOutputs` with the coarser ones
@@ -110,7 +110,9 @@ def dynunet(
     residual: bool = False,
     dropout: float = 0.0,
 ) -> MonaiNet:
-    """MONAI's DynUNet, the network of nnU-Net: strided convolutions down, transposed convolutions up.
+    """MONAI's DynUNet, the network of nnU-Net.
+
+    Goes down by strided convolutions and up by transposed ones.
 
     Reference: Isensee et al. 2021 (arXiv 1904.08128); Futrega et al. 2021 (arXiv 2110.03352).
 
@@ -164,7 +166,9 @@ def resenc(
     norm: str = "instance",
     deep_supervision: bool = False,
 ) -> MonaiNet:
-    """MONAI's SegResNetDS, sized as nnU-Net's residual encoder U-Net: deep encoder, light decoder.
+    """MONAI's SegResNetDS, sized as nnU-Net's residual encoder U-Net.
+
+    It has a deep encoder and a light decoder.
 
     Reference: Isensee et al. 2024 (arXiv 2404.09556). MONAI's deviations: normalisation before each convolution;
     skips are added instead of concatenated; one residual unit per decoder level instead of one convolution;
@@ -297,7 +301,7 @@ def swin_unetr(
     norm: str = "instance",
     dropout: float = 0.0,
 ) -> MonaiNet:
-    """MONAI's SwinUNETR in 2-D: shifted-window attention in the encoder, convolutions in the decoder.
+    """MONAI's SwinUNETR in 2-D, with shifted-window attention in the encoder.
 
     Reference: Hatamizadeh et al. 2022 (arXiv 2201.01266).
 

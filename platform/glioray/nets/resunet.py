@@ -1,4 +1,4 @@
-"""Res-UNet (Zhang et al. 2018, arXiv 1711.10684) and ResUNet++ (Jha et al. 2019, arXiv 1911.07067)."""
+"""Res-UNet (Zhang 2018, arXiv 1711.10684) and ResUNet++ (Jha 2019, arXiv 1911.07067)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from glioray.nets.blocks import DilatedConv2d, PointwiseConv2d, build_norm, pad_
 
 
 class ResidualUnit(nn.Module):
-    """Normalisation, leaky ReLU and 3x3 convolution, twice, plus the input: (B, C, H, W) to (B, out, H, W).
+    """A residual unit with normalisation first: (B, C, H, W) to (B, out, H, W).
 
-    Pre-activation (He et al. 2016, arXiv 1603.05027), unlike `ConvBlock`. The input is added through a
-    normalised 1x1 convolution.
+    Normalisation, leaky ReLU and a 3x3 convolution, twice, plus the input. Pre-activation (He et al. 2016,
+    arXiv 1603.05027), unlike `ConvBlock`. The input is added through a normalised 1x1 convolution.
 
     Args:
         in_channels: channels of the input.
@@ -115,7 +115,7 @@ class ResUNet(nn.Module):
 
 
 class ResUNetPlusPlus(nn.Module):
-    """A U-Net of residual units with squeeze and excitation, attention and two atrous pyramids.
+    """A U-Net of residual units with squeeze-excitation, attention and atrous pyramids.
 
     (B, in_channels, H, W), any H and W, to logits (B, out_channels, H, W); padded and cropped as in `ResUNet`.
 

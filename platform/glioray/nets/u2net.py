@@ -1,4 +1,4 @@
-"""U²-Net and U²-NetP: a U-Net in which every level is a U-Net (Qin et al. 2020, arXiv 2005.09007)."""
+"""U²-Net and U²-NetP, in which every level is a U-Net (Qin 2020, arXiv 2005.09007)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DOWN_DEPTHS, _UP_DEPTHS = (7, 6, 5, 4, 0, 0), (0, 4, 5, 6, 7)
 
 
 class ResidualUBlock(nn.Module):
-    """A U-Net of `depth` levels, added to its input (the paper's RSU): (B, C, H, W) to (B, out, H, W).
+    """A U-Net of `depth` levels, added to its input: (B, C, H, W) to (B, out, H, W).
 
     A depth of 0 gives the paper's RSU-4F: dilations of 1, 2, 4 and 8 instead of pooling.
     """
@@ -143,7 +143,7 @@ class U2Net(nn.Module):
 
 
 def u2netp(*, width: int = 64, **options: Any) -> U2Net:
-    """U²-NetP, the paper's small network: `width` filters at every level, a quarter of that inside blocks.
+    """U²-NetP, the paper's small network, with `width` filters at every level.
 
     Raises:
         ValueError: an argument out of range.

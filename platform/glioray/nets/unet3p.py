@@ -14,7 +14,7 @@ _ABSENT = -20.0
 
 
 class UNet3P(nn.Module):
-    """A U-Net in which each decoder level reads all encoder levels down to its own and all deeper decoder levels.
+    """A U-Net whose decoder levels read the encoder down to their level and deeper decoders.
 
     (B, in_channels, H, W) to logits (B, out_channels, H, W), any H and W; padded as in `UNet`. Each source is
     resized to the level (by maxima down, bilinearly up) and convolved to `cat_channels`. With `deep_supervision`

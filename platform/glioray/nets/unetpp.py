@@ -103,7 +103,10 @@ class UNetPP(nn.Module):
 
 
 def _drop_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Remove keys of pruned nodes from a whole network's state dict; other unknown keys remain errors."""
+    """Remove keys of pruned nodes from a whole network's state dict.
+
+    Other unknown keys remain errors.
+    """
     for key in [key for key in state if key.startswith(prefix)]:
         kind, _, rest = key.removeprefix(prefix).partition(".")
         place = rest.partition(".")[0]

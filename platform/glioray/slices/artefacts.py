@@ -1,4 +1,4 @@
-"""MRI artefacts for a whole batch on its device, with separate random parameters for each sample.
+"""MRI artefacts for a batch on its device, with separate parameters per sample.
 
 MONAI's k-space transforms take one image and one set of parameters per call and include neither ghosts nor
 motion; TorchIO's transforms take one subject on the CPU.

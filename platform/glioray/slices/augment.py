@@ -35,7 +35,7 @@ class Augment:
         self.config, self.seed = config, seed
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Augmented (images, masks), copies in the batch's shapes; the batch's own if the strength is 0."""
+        """Augmented copies of (images, masks); the batch's own if the strength is 0."""
         if self.config.strength == 0:
             return batch.images, batch.masks
         rngs = self._rngs(batch, epoch)
@@ -86,7 +86,7 @@ class Augment:
         return elastic, displacements * self.config.elastic_px * self.config.strength
 
     def _affine(self, rng: np.random.Generator, aspect: float) -> NDArray[np.float64]:
-        """(2, 3) for `affine_grid`, whose x and y span [-1, 1]; `aspect` (H / W) keeps pixels square."""
+        """A (2, 3) matrix for `affine_grid`; `aspect` is H / W and keeps pixels square."""
         config = self.config
         angle, scale, stretch, *shift = rng.uniform(-1, 1, 5) * config.strength
         cos, sin = (
@@ -102,7 +102,7 @@ class Augment:
         )
 
     def _artefacts(self, images: Tensor, batch: Batch, epoch: int) -> Tensor:
-        """Add artefacts in the order of a scan, each channel on its own; leaves the background undefined."""
+        """Add artefacts in the order of a scan; leaves the background undefined."""
         config, strength = self.config, self.config.strength
         channels = images.shape[1]
 

@@ -50,7 +50,10 @@ class CacheConfig:
 
     @classmethod
     def from_environment(cls) -> CacheConfig:
-        """Read GLIORAY_CACHE, GLIORAY_CACHE_DISK_GB and GLIORAY_CACHE_MEMORY_GB; by default ~/.cache/glioray."""
+        """The settings of the environment, or the defaults.
+
+        Reads GLIORAY_CACHE (by default ~/.cache/glioray), GLIORAY_CACHE_DISK_GB and GLIORAY_CACHE_MEMORY_GB.
+        """
         home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
         return cls(
             folder=os.environ.get("GLIORAY_CACHE") or str(Path(home) / "glioray"),
@@ -134,7 +137,7 @@ class SliceCache:
         return self.folder / f"{name}-{entry.checksum[:12]}-{entry.convention or 'unlabelled'}"
 
     def _evict(self) -> None:
-        """Remove the least recently used entries beyond the budget, and leftovers of crashed writers."""
+        """Remove the least recently used entries beyond the budget, and stale leftovers."""
         entries = []
         for path in self.root.glob("*/*"):
             try:

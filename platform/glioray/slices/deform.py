@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sampling_grid(theta: Tensor, size: tuple[int, int], displacements_px: Tensor | None = None) -> Tensor:
-    """(B, H, W, 2) source positions for `grid_sample`, (x, y) in [-1, 1]: an affine map, then an elastic one.
+    """(B, H, W, 2) source positions for `grid_sample`: an affine map, then an elastic one.
 
     Args:
         theta: (B, 2, 3), for `affine_grid`.
@@ -31,7 +31,7 @@ def sampling_grid(theta: Tensor, size: tuple[int, int], displacements_px: Tensor
 def deform(
     images: Tensor, masks: Tensor, grid: Tensor, is_intensity: NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
-    """Sample (images, masks) at `grid`: intensities linearly, labels by nearest neighbour; 0 outside.
+    """Sample images at `grid` linearly and masks by nearest neighbour; 0 outside.
 
     Args:
         images: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""Skull stripping, bias-field correction and contrast equalisation; needs the extra `prepare`."""
+"""Skull stripping, bias-field correction and CLAHE; needs the extra `prepare`."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def extract_brain(
 def estimate_bias_field(
     image: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: tuple[float, float, float], case_id: str
 ) -> NDArray[np.float32]:
-    """(X, Y, Z) float32, the coil's gain at each voxel: mean 1 in the brain, and 1 outside its bounding box.
+    """(X, Y, Z) float32, the coil's gain at each voxel, with a mean of 1 in the brain.
 
-    Fitted at a quarter of the resolution (less along axes with thick slices), which loses nothing since the
-    field is smooth, and evaluated at full resolution.
+    The gain is 1 outside the brain's bounding box. Fitted at a quarter of the resolution (less along axes
+    with thick slices), which loses nothing since the field is smooth, and evaluated at full resolution.
 
     Args:
         image: (X, Y, Z), not negative in the brain.

@@ -56,7 +56,10 @@ class SliceStack:
         return float(np.prod(self.spacing_mm)) / 1000
 
     def restore(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Insert values of the window, (..., S, H, W), into the case, (..., X, Y, Z), with 0 around it."""
+        """Insert values of the window, (..., S, H, W), into the case, (..., X, Y, Z).
+
+        Values outside the window are 0.
+        """
         order = PLANE_AXES[self.plane]
         permuted = tuple(self.shape[axis] for axis in order)
         volume = np.zeros((*slices.shape[:-3], *permuted), slices.dtype)
@@ -75,7 +78,7 @@ class SliceStack:
 
 
 def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> tuple[SliceStack, ...]:
-    """The slices of a case, one stack per plane: preprocessed, cropped to the brain and cut to a window.
+    """The preprocessed slices of a case through its brain, one stack per plane.
 
     Intensities inside the brain are clipped at percentiles, equalised (CLAHE) and normalised, as configured. A
     case that was cut to its segmented slices is normalised by its full volume, as in prediction.
@@ -147,9 +150,10 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
 def _normalize_then_cut(
     case: Case, full_volume: FullVolume, config: PreprocessConfig
 ) -> tuple[Case, PreprocessConfig]:
-    """Normalise the full volume, cut it to the case's slices, and return the config of the remaining steps.
+    """Normalise the full volume and cut it to the case's slices.
 
-    Resampling remains: on the full volume it would mix segmented slices with others.
+    Returns the cut case and the config of the remaining steps. Resampling remains: on the full volume it
+    would mix segmented slices with others.
     """
     whole = replace(case, images=full_volume.images, mask=None, full_volume=None)
     whole = prepare_volume(whole, config.replace(spacing_mm=None))
@@ -180,7 +184,7 @@ def _no_brain(case_id: str) -> CaseError:
 
 
 def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig) -> None:
-    """Clip at percentiles of the brain, then equalise, in place; leaves the background undefined."""
+    """Clip at percentiles of the brain and equalise in place; background is undefined."""
     if config.percentiles is not None:
         low, high = np.percentile(values[inside], config.percentiles)
         np.clip(values, float(low), float(high), out=values)
@@ -189,7 +193,9 @@ def _enhance(values: NDArray[np.float32], inside: NDArray[np.bool_], config: Pre
 
 
 def unit_range(voxels: NDArray[np.float32]) -> tuple[float, float]:
-    """The intensities that become 0 and 1 under "unit": 0 (or a negative 0.1th percentile), and the 99.9th.
+    """The intensities that become 0 and 1 under "unit".
+
+    They are 0, or the 0.1th percentile if that is negative, and the 99.9th percentile.
 
     Args:
         voxels: of the brain, in one modality.
@@ -201,7 +207,7 @@ def unit_range(voxels: NDArray[np.float32]) -> tuple[float, float]:
 def _normalize(
     values: NDArray[np.float32], inside: NDArray[np.bool_], config: PreprocessConfig, case_id: str
 ) -> None:
-    """Normalise in place, by statistics of the brain: "zscore", "unit" or "none"; the background becomes 0."""
+    """Normalise in place by statistics of the brain; the background becomes 0."""
     if config.normalize == "unit":
         low, high = unit_range(values[inside])
         if high <= low:
@@ -230,7 +236,10 @@ def _normalize(
 
 
 def _windows(origin: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[Any, Any]:
-    """Index the part of a volume inside a window, and that part's position in the window, over the last axes."""
+    """Index the part of a volume inside a window, and that part within the window.
+
+    Both index the last axes of an array.
+    """
     source, target = [], []
     for start, length, limit in zip(origin, size, shape, strict=True):
         low, high = max(start, 0), min(start + length, limit)

@@ -17,7 +17,9 @@ Flags = NDArray[np.bool_]
 def split_slices(
     num_slices: int, shares: tuple[float, float, float], seed: int
 ) -> tuple[Flags, Flags, Flags]:
-    """(train, val, test) flags, each (num_slices,), by a seeded permutation; every slice is in one part.
+    """(train, val, test) flags, each (num_slices,), by a seeded permutation.
+
+    Every slice is in exactly one part.
 
     Args:
         num_slices: slices in all.
@@ -33,7 +35,7 @@ def split_slices(
 
 
 def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -> tuple[Flags, Flags, Flags]:
-    """(train, val, test) flags of all slices of a data set by `config.slice_split`, each (num_slices,).
+    """(train, val, test) flags of all slices of a data set, each (num_slices,).
 
     Slices with tumour and slices without are split separately; slices that `usable_slices` excludes are in no
     part.
@@ -53,7 +55,10 @@ def deal_slices(tumour_px: NDArray[np.int64], config: SampleConfig, seed: int) -
 def usable_slices(
     tumour_px: NDArray[np.int64], config: SampleConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of slices with enough tumour, and of evenly spaced slices without any (`config.empty_share`)."""
+    """Indices of slices with enough tumour, and of the slices without any that are kept.
+
+    The latter are evenly spaced; `config.empty_share` is their fraction.
+    """
     empty = np.flatnonzero(tumour_px == 0)
     places = np.linspace(0, len(empty) - 1, round(len(empty) * config.empty_share)).astype(int)
     return np.flatnonzero(tumour_px >= max(config.min_tumour_px, 1)), empty[np.unique(places)]

@@ -101,7 +101,7 @@ class SliceStore:
     def draw(
         self, indices: Sequence[int] | NDArray[np.int64], positions: NDArray[np.int64] | None = None
     ) -> Batch:
-        """The batch of slices at `indices`; `positions` (B,) seed augmentation, by default 0 to B - 1."""
+        """The batch of slices at `indices`; `positions` are by default 0 to B - 1."""
         _, modalities, height, width = self._images[0].shape
         offsets = self._neighbour_offsets()
         images = torch.empty(len(indices), len(offsets) * modalities, height, width)
@@ -130,7 +130,7 @@ class SliceStore:
             yield self.draw(np.arange(low, min(low + batch_size, stop)))
 
     def warm(self, budget_bytes: int) -> int:
-        """Ask the kernel to read mapped stacks ahead, up to a budget; returns the number of bytes requested."""
+        """Ask the kernel to read stacks ahead, up to a budget; return the bytes requested."""
         requested = 0
         for stack in self.stacks:
             mapping = getattr(stack.images, "_mmap", None)
@@ -151,7 +151,10 @@ class SliceStore:
 
 
 def _map_tensor(array: NDArray[np.generic]) -> torch.Tensor:
-    """A tensor over the array's memory, without torch's warning about read-only memory: it is never written."""
+    """A tensor over the array's memory, which is never written.
+
+    torch would warn about read-only memory.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -227,7 +230,7 @@ class EpochSampler:
         return rng.permuted(np.concatenate(rows, axis=1), axis=1)
 
     def _draw(self, rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Draw `count` slices: by successive permutations or, if balanced, each case with equal probability."""
+        """Draw `count` slices by permutations or, if balanced, each case with equal probability."""
         if self._config.balance_cases:
             cases = self._case_numbers[pool]
             weights = 1 / np.bincount(cases)[cases]

@@ -49,7 +49,7 @@ def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
 
 
 def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Resample (C, X', Y', Z') probabilities of a prepared volume to the case's own grid, (C, X, Y, Z).
+    """Resample probabilities, (C, X', Y', Z'), to the case's own grid, (C, X, Y, Z).
 
     Both grids fill the same box, as in `prepare_volume`: their outer edges coincide, not the centres of their
     first voxels. Linear, so that channels that add up to 1 still do, within rounding.
@@ -60,7 +60,7 @@ def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> ND
 
 
 def resample(volume: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Resample a volume, (X', Y', Z'), linearly to another grid, (X, Y, Z), of the same box; float32.
+    """Resample (X', Y', Z') linearly to another grid, (X, Y, Z), of the same box; float32.
 
     Larger voxels are weighted means (by a tent of their own width) of the old ones around them, which avoids
     aliasing; torch's interpolate does so in 2-D only and scipy's zoom not at all. Single-threaded, so that
@@ -76,7 +76,7 @@ def resample(volume: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32
 
 
 def resample_labels(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Resample labels, (X', Y', Z'), by nearest neighbour to another grid, (X, Y, Z), of the same box."""
+    """Resample labels, (X', Y', Z'), by nearest neighbour to another grid, (X, Y, Z)."""
     nearest = [
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for old, new in zip(labels.shape, shape, strict=True)
@@ -158,7 +158,7 @@ def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
 
 
 def _stack(volumes: list[NDArray[Any]]) -> NDArray[Any]:
-    """(M, X, Y, Z) with x fastest in memory as in `load_case`, so that axial slices are contiguous."""
+    """Stack volumes to (M, X, Y, Z) with x fastest in memory, as in `load_case`."""
     return np.stack([volume.T for volume in volumes]).transpose(0, 3, 2, 1)
 
 

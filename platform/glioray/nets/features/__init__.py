@@ -1,4 +1,4 @@
-"""Feature extractors for perceptual losses and LPIPS, without weights; they depend on torch only.
+"""Feature extractors for perceptual losses and LPIPS, without weights.
 
 Each has `layers`, the names that `forward(x, layers)` accepts, and `levels`, one layer per resolution.
 """

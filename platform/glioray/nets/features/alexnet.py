@@ -8,9 +8,9 @@ from glioray.nets.features.stack import ConvStack
 
 
 class AlexNetFeatures(ConvStack):
-    """(B, 3, H, W) to features of "conv1" to "relu5"; all layers need images of at least 31 pixels per side.
+    """(B, 3, H, W) to features of "conv1" to "relu5".
 
-    Has no weights until `load_weights`.
+    All layers need images of at least 31 pixels per side. Has no weights until `load_weights`.
 
     Reference: Krizhevsky 2014 (arXiv 1404.5997), in torchvision's one-column form.
     """

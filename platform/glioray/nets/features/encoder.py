@@ -19,7 +19,7 @@ _DARKEST = 0.05
 
 
 class EncoderFeatures(nn.Module):
-    """The encoder of a U-Net: images (B, C, H, W) in [0, 1] to features (B, K, h, w), finest level first.
+    """The encoder of a U-Net: images (B, C, H, W) in [0, 1] to features (B, K, h, w).
 
     Levels are named "level1" and so on. C must be the modalities that the network was trained on, in order;
     other extractors take any channels. A network trained on z-scores needs `mean` and `std`, or its features

@@ -15,7 +15,7 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class GreyFeatures(nn.Module):
-    """Features of each channel as a grey image: (B, C, H, W) in [0, 1], any C, to (B * C, K, h, w).
+    """Features of each channel as a grey image: (B, C, H, W) in [0, 1] to (B * C, K, h, w).
 
     A channel is repeated to red, green and blue and normalised by ImageNet's mean and standard deviation, which
     equals LPIPS's own shift and scale for images in [-1, 1]. Computed in float32 even under autocast.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
-    """Validate requested layers. Raises: ValueError if there are none, or one is not in `known`."""
+    """Raise ValueError if no layer is requested, or one that is not in `known`."""
     unknown = [name for name in layers if name not in known]
     if unknown or not layers:
         raise ValueError(
@@ -22,7 +22,7 @@ def check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
 
 
 class ConvStack(nn.Module):
-    """The convolutions of an ImageNet classifier: (B, 3, H, W) to the features of named layers.
+    """The convolutions of an ImageNet classifier: (B, 3, H, W) to features by layer.
 
     `conv…` names a convolution's output, `relu…` the same after its ReLU. Has no weights, on the meta device,
     until `load_weights`, and raises an error before that, so that untrained features are never used.
@@ -80,7 +80,9 @@ class ConvStack(nn.Module):
         return {name: found[name] for name in layers}
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under torchvision's names, `features.N.weight` and `.bias`; other keys are ignored.
+        """Load weights under torchvision's names, `features.N.weight` and `.bias`.
+
+        Other keys are ignored.
 
         Raises:
             ValueError: the weights do not fit this network.

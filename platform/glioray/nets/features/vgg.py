@@ -1,4 +1,4 @@
-"""VGG16 and VGG19 (Simonyan, Zisserman 2015, arXiv 1409.1556) without their fully connected layers."""
+"""VGG16 and VGG19 without fully connected layers (Simonyan 2015, arXiv 1409.1556)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VggFeatures(ConvStack):
-    """(B, 3, H, W) to features; "conv1_2" is the second convolution of block 1, "relu1_2" follows its ReLU.
+    """(B, 3, H, W) to features by layer.
 
+    "conv1_2" is the output of the second convolution of the first block, "relu1_2" the same after its ReLU.
     The fifth block needs images of at least 16 pixels per side. Has no weights until `load_weights`.
 
     Args:

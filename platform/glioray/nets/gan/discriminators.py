@@ -18,7 +18,7 @@ MIN_SIZE = 32
 
 
 class SpectralConv2d(nn.Conv2d):
-    """torch's convolution for spectral normalisation, which is computed in float32 even under autocast.
+    """torch's convolution with a weight that is computed in float32 even under autocast.
 
     On GPUs, autocast would round the power iteration, of which torch runs one step per forward in training.
 
@@ -32,7 +32,9 @@ class SpectralConv2d(nn.Conv2d):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: (B, channels, H, W) to logits (B, 1, h', w'), one per patch (70 x 70 pixels with 3 layers).
+    """PatchGAN: (B, channels, H, W) to logits (B, 1, h', w'), one per patch.
+
+    With 3 layers a patch has 70 x 70 pixels.
 
     Args:
         channels: of the images.

@@ -13,9 +13,10 @@ _activation = partial(nn.LeakyReLU, 0.2, inplace=True)
 
 
 class RRDBNet(nn.Module):
-    """ESRGAN's generator: (B, channels, h, w) in [0, 1] and a size to (B, channels, H, W), not clipped.
+    """ESRGAN's generator: (B, channels, h, w) and a size to (B, channels, H, W).
 
-    Residual blocks of dense blocks at low resolution, without normalisation, followed by upsampling.
+    The input is in [0, 1]; the output is not clipped. Residual blocks of dense blocks at low resolution,
+    without normalisation, followed by upsampling.
 
     Args:
         channels: of the images, in and out.

@@ -9,9 +9,10 @@ from glioray.nets.gan.upsample import Upsampler
 
 
 class SRResNet(nn.Module):
-    """SRGAN's generator: (B, channels, h, w) in [0, 1] and a size to (B, channels, H, W), not clipped.
+    """SRGAN's generator: (B, channels, h, w) and a size to (B, channels, H, W).
 
-    Residual blocks at low resolution with a skip around all of them, followed by upsampling.
+    The input is in [0, 1]; the output is not clipped. Residual blocks at low resolution with a skip around
+    all of them, followed by upsampling.
 
     Args:
         channels: of the images, in and out.

@@ -14,7 +14,10 @@ HEAD_SCALE = 0.1
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, C, h, w) to (B, C, *size): nearest neighbours if both ratios are integers, else bilinear."""
+    """Resize (B, C, h, w) to (B, C, *size).
+
+    By nearest neighbours if both ratios are integers, else bilinearly.
+    """
     height, width = x.shape[-2:]
     if size[0] % height == 0 and size[1] % width == 0:
         return F.interpolate(x, size=size, mode="nearest")
@@ -22,7 +25,7 @@ def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Upsampler(nn.Module):
-    """Features (B, width, h, w) and their low-resolution image (B, channels, h, w) to (B, channels, H, W).
+    """Features (B, width, h, w) and their image (B, channels, h, w) to (B, channels, H, W).
 
     Features are upsampled and then convolved, `num_ups` times: by two, and the last time to the output size,
     in any ratio. Pixel shuffle, used in the papers of SRGAN and ESRGAN, leaves checkerboards (Odena et al.
