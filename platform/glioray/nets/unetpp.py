@@ -102,7 +102,7 @@ class UNetPP(nn.Module):
         )
 
 
-def _drop_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _drop_pruned(net: UNetPP, state: dict[str, Any], prefix: str, *_args: object) -> None:
     """Remove keys of pruned nodes from a whole network's state dict.
 
     Other unknown keys remain errors.
