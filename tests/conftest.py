@@ -45,7 +45,7 @@ Path(os.environ["RAY_TMPDIR"]).mkdir()
 
 # Folder of tests, and its marker -> seconds a test may take: many times what it takes on two quiet cores, so that no
 # slow or busy machine fails one.
-_TIMEOUTS_S = {"unit": 300, "contracts": 900, "integration": 900, "e2e": 900}
+_TIMEOUTS_S = {"unit": 300, "contracts": 900, "integration": 1800, "e2e": 1800}
 _ON_RAY = ("integration", "e2e")
 
 
