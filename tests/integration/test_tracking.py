@@ -173,9 +173,9 @@ def test_names_that_mlflow_cannot_store_are_refused_before_anything_is_sent(
     experiment: str, client: MlflowClient
 ):
     run = RunLogger.open_run(experiment, "one", kind="train")
-    with pytest.raises(UsageError, match="'dice#wt' is no name"):
+    with pytest.raises(UsageError, match="'dice#wt' is not a valid MLflow name"):
         run.log_metrics({"loss": 1.0, "dice#wt": 0.5}, step=0)
-    with pytest.raises(UsageError, match="no path inside a run"):
+    with pytest.raises(UsageError, match="is not a path inside a run"):
         run.log_text("x", "../x.txt")
     assert client.get_run(run.run_id).data.metrics == {}
 
