@@ -34,6 +34,7 @@ def checkout(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     for folder in ("infra", "platform"):
         shutil.copytree(repo / folder, root / folder)
     (root / "jobs").mkdir()
+    shutil.copy(repo / "jobs" / "_path.py", root / "jobs")
     (root / "jobs" / "say.py").write_text(JOB)
     (root / "jobs" / "say.py").chmod(0o755)
     bin_folder = root / ".venv" / "bin"
