@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from glioray.engine.on_ray import connect as cluster
+from glioray.engine.on_ray import train
 from glioray.engine.on_ray.connect import WorkerResources, check_shared, default_concurrency, worker_resources
 from glioray.errors import CaseError, DataError, GliorayError, TrainingError, UsageError
 
@@ -162,26 +163,26 @@ OURS = DataError("nothing to train on; check the split")
     ids=["itself", "cause", "rays cause", "base", "a worker", "deep"],
 )
 def test_the_cause_is_our_own_error(raised: Exception):
-    assert cluster._cause(raised) is OURS
+    assert train._cause(raised) is OURS
 
 
 def test_errors_with_several_arguments_stay_what_they_are():
     error = CaseError("a", "a.nii", "is cut short", "copy it again")
-    found = cluster._cause(_WrapperError(cause=error))
+    found = train._cause(_WrapperError(cause=error))
     assert found is error
     assert str(found) == "case a: a.nii: is cut short; copy it again"
 
 
 def test_what_is_none_of_ours_is_told_by_its_last_line():
     deep = RuntimeError("CUDA error\nout of memory")
-    found = cluster._cause(_chained(_WrapperError("a page of Ray"), deep))
+    found = train._cause(_chained(_WrapperError("a page of Ray"), deep))
     assert type(found) is TrainingError
     assert str(found) == "training failed on a worker (RuntimeError: out of memory); its log is above"
-    assert "(MemoryError: MemoryError)" in str(cluster._cause(MemoryError()))
+    assert "(MemoryError: MemoryError)" in str(train._cause(MemoryError()))
 
 
 def test_a_ring_of_causes_ends():
     first, second = _WrapperError("first"), _WrapperError("second")
     first.__cause__, second.__cause__ = second, first
-    found: GliorayError = cluster._cause(first)
+    found: GliorayError = train._cause(first)
     assert "_WrapperError: second" in str(found)

@@ -184,7 +184,7 @@ def test_weights_in_a_bucket_are_fetched_once(tmp_path, bucket, monkeypatch):
     second = resolve_extractor("alexnet", weights=uri, cache=cache)
     assert second is not None
     assert _same(first.features, second.features)
-    with pytest.raises(StorageError, match=r"none.pth' is not there"):
+    with pytest.raises(StorageError, match=r"none.pth' does not exist"):
         resolve_extractor("alexnet", weights=f"s3://{bucket}/models/none.pth", cache=cache)
 
 

@@ -108,6 +108,7 @@ def test_an_outage_keeps_the_model_and_is_told_once(
     watch.refresh()
     registry.now = StorageError("the MLflow server does not answer")
     logging.getLogger("glioray").propagate = True
+    caplog.clear()
     with caplog.at_level(logging.INFO, "glioray.serve"):
         watch.refresh()
         watch.refresh()

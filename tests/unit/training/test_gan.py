@@ -271,7 +271,7 @@ def test_a_run_begins_with_another_ones_generator(
         ({"generator.options.width": 8}, r"has the generator .*'width': 4.* but this run wants .*'width': 8"),
         (
             {"degrade.name": "kspace"},
-            r"has the degrade .*bicubic_aa.* wants .*kspace.*; begin with a model of",
+            r"has the degrade .*bicubic_aa.* wants .*kspace.*; start from a model of",
         ),
         ({"degrade.lr_size": 10}, r"has the degrade .*lr_size=8.* wants .*lr_size=10"),
         ({"channels": "joint"}, "has the channels each but this run wants joint"),

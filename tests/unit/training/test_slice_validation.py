@@ -50,7 +50,7 @@ def test_the_figures_are_means_over_slices(
     with caplog.at_level(logging.WARNING):
         task, metrics = runs.train(make_plan(**SPLIT, **settings))
     (warning,) = [record.message for record in caplog.records if "slice_split" in record.message]
-    assert "deals slices and not patients" in warning
+    assert "deals slices, not patients" in warning
     assert task.spec.val_cases == {}
     predictor = Predictor(task.spec, task._inference_net())
     tables, store = [], task.val_slices.store
