@@ -138,10 +138,10 @@ class SegmentationLearner:
         if not tables:
             return {}
         tables = dict(sorted(tables.items()))
-        told = [self._known(case_id) for case_id in tables]
-        dice = dice_by_region(list(tables.values()), told)
+        labelled = [self._known(case_id) for case_id in tables]
+        dice = dice_by_region(list(tables.values()), labelled)
         self.spec = dataclasses.replace(self.spec, val_cases=dict(zip(tables, dice, strict=True)))
-        return mean_dice(list(tables.values()), told)
+        return mean_dice(list(tables.values()), labelled)
 
     def _known(self, case_id: str) -> tuple[str, ...]:
         return self.labelled_regions.get(case_id, REGIONS)

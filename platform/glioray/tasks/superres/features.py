@@ -123,7 +123,7 @@ def judge_extractor(config: GanConfig) -> Extractor | None:
             if name == names[-1] and rules.judge_weights is not None:
                 raise
             reason = error
-    _log.warning("no LPIPS: %s; quality is told by HFEN instead", reason)
+    _log.warning("no LPIPS: %s; quality is measured by HFEN instead", reason)
     return None
 
 

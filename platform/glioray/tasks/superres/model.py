@@ -31,12 +31,12 @@ _BATCH_PX = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class StackPair:
-    """A stack's slices brought down by a model's degradation, and brought up again.
+    """A stack's slices, degraded as the model was trained, and upsampled again.
 
     Attributes:
         lr: (S, M, h, w) float32.
         bicubic: (S, M, H, W) float32, interpolated; not clipped.
-        sr: (S, M, H, W) float32, the generator's; not clipped.
+        sr: (S, M, H, W) float32, the generator's output; not clipped.
     """
 
     lr: Tensor
@@ -56,17 +56,17 @@ class SuperResolver:
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> SuperResolver:
-        """The model of a package folder, on the GPU where there is one unless told otherwise."""
+        """Load the model of a package folder; on a GPU by default, if there is one."""
         spec, nets = read_superres(folder)
         return cls(spec, nets, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def generator(self, blend: float | None = None) -> nn.Module:
-        """The generator between the PSNR one (0) and the GAN one (1): `(1 - blend) * PSNR + blend * GAN`, by weights.
+        """Interpolate the weights of the PSNR (0) and the GAN (1) generator: `(1 - blend) * PSNR + blend * GAN`.
 
-        Without `blend` the one that the training ended with.
+        Without `blend`, return the generator that training ended with.
 
         Raises:
-            ModelError: a blend outside [0, 1], or one that asks for a generator which the model does not hold.
+            ModelError: a blend outside [0, 1], or one that needs a generator the model does not contain.
 
         Reference: network interpolation of Wang et al. 2018 (ESRGAN, arXiv 1809.00219).
         """
@@ -78,7 +78,7 @@ class SuperResolver:
         lacking = sorted(needed - set(self.nets))
         if lacking:
             raise ModelError(
-                f"the model holds no {lacking[0]} generator, only {', '.join(self.nets)}; blend {blend:g} needs it, so "
+                f"the model has no {lacking[0]} generator, only {', '.join(self.nets)}; blend {blend:g} needs it, so "
                 f"leave blend out"
             )
         if len(needed) == 1:
@@ -96,17 +96,17 @@ class SuperResolver:
         return self._mixed[1]
 
     def images(self, lr: Tensor, size: Size | None = None, blend: float | None = None) -> Tensor:
-        """(N, C, H, W) float32 on the CPU of low-resolution images (N, C, h, w) in [0, 1]; not clipped.
+        """Super-resolve images (N, C, h, w) in [0, 1] to (N, C, H, W) float32 on the CPU; not clipped.
 
-        A model of one channel makes each of the C channels an image of its own.
+        A one-channel model treats each of the C channels as a separate image.
 
         Args:
             lr: the images.
             size: (H, W) of the result; by default the model's scale times (h, w).
-            blend: of `generator`.
+            blend: as for `generator`.
 
         Raises:
-            ModelError: as `generator`; or C is not what the model takes.
+            ModelError: as for `generator`, or C does not fit the model.
         """
         wanted = self.spec.config.num_channels
         num, channels, height, width = lr.shape
@@ -127,16 +127,16 @@ class SuperResolver:
         return torch.cat(parts).reshape(num, channels, *size)
 
     def stack(self, stack: SliceStack, blend: float | None = None) -> StackPair:
-        """A case's slices in high resolution, degraded in their plane as the model was trained, and what it makes of them.
+        """Degrade high-resolution slices in their plane as in training, and super-resolve them.
 
-        The noise of a degradation that has one is the same each time.
+        The noise of the degradation, if it has any, is the same each time.
 
         Args:
-            stack: in [0, 1], as the model's `preprocess` gives it.
-            blend: of `generator`.
+            stack: in [0, 1], preprocessed with the model's `preprocess`.
+            blend: as for `generator`.
 
         Raises:
-            ModelError: as `images`.
+            ModelError: as for `images`.
         """
         hr = torch.from_numpy(stack.images.astype(np.float32))
         height, width = hr.shape[-2:]
@@ -167,12 +167,12 @@ class SuperResolver:
         Args:
             case: low resolution as acquired. A model of one channel takes any modalities, another one its own.
             plane: of the slices that are super-resolved; by default `plane_of`.
-            blend: of `generator`.
+            blend: as for `generator`.
             size: (H, W) of the new slices; by default the model's scale times the old ones'.
 
         Raises:
-            CaseError: no brain, no contrast, or more voxels than a volume may have.
-            ModelError: as `images`; or the model's preprocessing cannot be undone.
+            CaseError: no brain, no contrast, or too many voxels.
+            ModelError: as for `images`, or the model's preprocessing cannot be undone.
         """
         plane = plane or plane_of(case)
         config = self._preparation(case)
@@ -197,7 +197,7 @@ class SuperResolver:
         lr = np.stack([np.transpose(unit, order)[with_brain] for unit in units], 1)
         sr = self.images(torch.from_numpy(lr), (height, width), blend).clamp(0, 1).numpy()
         inside = resample(brain, shape) >= 0.5
-        # In memory as `load_case` has it: x runs fastest.
+        # The memory order of `load_case`: x varies fastest.
         images = np.zeros((len(units), z, y, x), case.images.dtype).transpose(0, 3, 2, 1)
         volume = np.zeros((len(with_brain), height, width), np.float32)
         for number, (low, high) in enumerate(ranges):
@@ -229,7 +229,7 @@ class SuperResolver:
             force: warn even where it would be refused.
 
         Raises:
-            ModelError: its pixels are nearer to those that the model makes than to those that it takes.
+            ModelError: its pixels are closer to the model's outputs than to its inputs.
         """
         plane, scale = plane or plane_of(case), self.spec.config.degrade.scale
         made = self._pixel_mm()
@@ -251,7 +251,7 @@ class SuperResolver:
         return f"{seen}, but the model was trained to make {makes} mm out of {wants} mm; trust its detail the less"
 
     def _pixel_mm(self) -> tuple[float, float]:
-        """Edges of the pixels that the model makes, along rows' and columns' axes of the plane it was trained in."""
+        """Return the pixel size of the model's outputs in mm, along rows and columns of its training plane."""
         config = self.spec.config
         rows_mm, columns_mm = _in_plane(
             config.preprocess.spacing_mm or self.spec.spacing_mm, config.preprocess.planes[0]
@@ -262,7 +262,7 @@ class SuperResolver:
         return rows_mm * height, columns_mm * width
 
     def _preparation(self, case: Case) -> PreprocessConfig:
-        """What is done to an acquired case: all of the training's but its resampling."""
+        """Return the preprocessing of an acquired case: that of training without its resampling."""
         config = self.spec.config.preprocess
         if config.clahe:
             raise ModelError(
@@ -274,9 +274,9 @@ class SuperResolver:
 
 
 def plane_of(case: Case) -> str:
-    """The plane of a case's slices: the one with the squarest pixels; of several, that with the thickest slices.
+    """Find the plane of a case's slices: the one with the squarest pixels, among those the thickest slices.
 
-    Where all are alike, axial; of a single slice, its own.
+    Axial if all are equal; a single slice defines its own plane.
     """
     single = [plane for plane, axes in PLANE_AXES.items() if case.images.shape[1 + axes[0]] == 1]
     if single:
@@ -298,7 +298,7 @@ def _in_plane(spacing_mm: tuple[float, float, float], plane: str) -> tuple[float
 def _to_unit(
     image: NDArray[np.generic], brain: NDArray[np.bool_], config: PreprocessConfig, case: Case
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """(X, Y, Z) in [0, 1] as `preprocess` makes it under "unit", and what of the image became 0 and 1."""
+    """Scale to (X, Y, Z) in [0, 1] as `preprocess` does with "unit"; also return the values mapped to 0 and 1."""
     values = np.asarray(image, np.float32)
     inside = values[brain]
     if not inside.size:
