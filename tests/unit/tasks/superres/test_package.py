@@ -199,7 +199,7 @@ def test_a_blend_that_cannot_be(make_resolver: Make):
     for stages, blend, lacking in ((("psnr",), 1.0, "gan"), (("gan",), 0.0, "psnr"), (("psnr",), 0.5, "gan")):
         resolver = make_resolver(stages)
         with pytest.raises(
-            ModelError, match=f"holds no {lacking} generator, only {stages[0]}; blend .* needs it"
+            ModelError, match=f"has no {lacking} generator, only {stages[0]}; blend .* needs it"
         ):
             resolver.generator(blend)
         assert resolver.generator() is resolver.nets[stages[0]]
