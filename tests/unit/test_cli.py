@@ -335,10 +335,6 @@ def _spec(*patients: str) -> ModelSpec:
     )
 
 
-def _ids(entries: list[CaseEntry]) -> list[str]:
-    return [entry.case_id for entry in entries]
-
-
 def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
     spec = SuperResSpec(config=mri_tiny(), spacing_mm=(1, 1, 1), manifest_hash="")
     write_superres(tmp_path / "sr", spec, {"psnr": spec.build().state_dict()})

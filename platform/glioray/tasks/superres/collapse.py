@@ -1,7 +1,7 @@
 """The collapse score: whether a super-resolution generator has collapsed, from 0 to 1 over many inputs.
 
 Such a generator has no latent input, so collapse cannot mean "many codes, one image". Instead the score asks: can the
-outputs be told apart as the inputs can, do they vary as much, is their detail specific to each input, and are they
+outputs be distinguished as well as the inputs, do they vary as much, is their detail specific to each input, and are they
 images at all? Interpolation passes all of these: the score is a constraint on a run, never its objective.
 """
 
