@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glioray.api.predict import predict
     from glioray.api.prepare import prepare
     from glioray.api.promote import promote
+    from glioray.api.share import share
     from glioray.api.train import train
     from glioray.api.tune import tune
     from glioray.cases.load import Case
@@ -44,6 +45,7 @@ _MODULES = {
     "predict": "glioray.api.predict",
     "prepare": "glioray.api.prepare",
     "promote": "glioray.api.promote",
+    "share": "glioray.api.share",
     "train": "glioray.api.train",
     "tune": "glioray.api.tune",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "predict",
     "prepare",
     "promote",
+    "share",
     "train",
     "tune",
 ]

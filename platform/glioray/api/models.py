@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glioray.api.places import storage_uri, use_tracking
+from glioray.api.places import model_source, storage_uri, use_tracking
 from glioray.cases.load import Case
 from glioray.engine.checkpoint import kept_folders
 from glioray.engine.on_mlflow.registry import PACKAGE_FILES, register_model, resolve_version
@@ -79,8 +79,9 @@ def load_model(uri: str | Path, *, device: str | None = None, storage: str | Non
     """Load a trained model of any task.
 
     Args:
-        uri: `models:/NAME@alias`, `models:/NAME/VERSION`, `runs:/ID/model`, a run's folder, or a folder that
-            `LoadedModel.save` wrote; a folder may be `s3://bucket/prefix`.
+        uri: `starter` or `starter-superres`, which are part of glioray; `models:/NAME@alias`, `models:/NAME/VERSION`,
+            `runs:/ID/model`, a run's folder, a folder that `LoadedModel.save` wrote, or a folder, zip file or https
+            address of `share`; a folder may be `s3://bucket/prefix`. With `#sha256=HEX` the hash is checked.
         device: of torch, such as "cpu"; by default a GPU where there is one.
         storage: where runs are kept, for a `models:/` or `runs:/` URI without MLFLOW_TRACKING_URI.
 
@@ -126,10 +127,7 @@ def resolve_members(models: Sequence[str], *, checkpoints: bool) -> list[str]:
     if not models:
         raise UsageError("no model given; give --model once for each member, such as a run's folder")
     # One folder has many spellings, and its model would count twice.
-    members = [
-        resolve_version(uri) if uri.startswith(("models:", "runs:")) else open_storage(uri).uri
-        for uri in models
-    ]
+    members = [resolve_version(str(model_source(uri, "--model"))) for uri in models]
     if checkpoints:
         members = [uri for run in members for uri in _kept_checkpoints(run)]
     twice = [uri for uri in members if members.count(uri) > 1]

@@ -65,7 +65,13 @@ def absolute_uri(uri: str, flag: str) -> str:
 
 def model_source(uri: str | None, flag: str) -> str | None:
     """A model's URI with a relative folder made absolute; None stays None."""
-    return uri if uri is None or uri.startswith(("models:", "runs:")) else absolute_uri(uri, flag)
+    if uri is None or uri.startswith(("models:", "runs:", "https:", "http:")):
+        return uri
+    # Imported late: it brings torch.
+    from glioray.engine.portable import shipped_models, split_hash
+
+    place, _ = split_hash(uri)
+    return uri if place in shipped_models() else absolute_uri(place, flag) + uri.removeprefix(place)
 
 
 def choose_run_name(run_name: str | None, recipe: str) -> str:

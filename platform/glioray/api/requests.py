@@ -40,6 +40,11 @@ Settings = Mapping[str, Any]
 
 Points = Annotated[tuple[Settings, ...], Field(strict=False)]
 
+_MODEL_FORMS = (
+    "starter, models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model, a run's folder, or a folder, zip file or https "
+    "address that share.py wrote"
+)
+
 Labels = Literal["brats-et3", "brats-et4", "brats2024", "msd", "wt", "wt-255"]
 """Names of `cases.labels.CONVENTIONS`."""
 
@@ -222,9 +227,7 @@ class CompareRequest(_Configured):
 class EvaluateRequest(_Stored, _Data):
     """Evaluate a model on a data set; means over cases with 95 % intervals by resampling patients."""
 
-    model: Uri | None = as_flag(
-        None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
-    )
+    model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
     split: str = as_flag(
         "unseen", "unseen (cases of patients it was not trained on), train, val, test or labelled", "SPLIT"
@@ -240,9 +243,7 @@ class EvaluateRequest(_Stored, _Data):
 class PredictRequest(_Stored, _Data):
     """Write the model's mask of every case, on the case's own grid and in its own label convention."""
 
-    model: Uri | None = as_flag(
-        None, "models:/NAME@alias, models:/NAME/VERSION, runs:/ID/model or a run's folder", "URI"
-    )
+    model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
     labels: Labels | None = as_flag(
         None, "numbers of the labels in the masks (default: those of the case's own layout or mask)", "NAME"
@@ -299,6 +300,27 @@ class EnsembleRequest(_Tracked):
     )
     name: str = as_flag("glioray-unet", "registered model", "NAME")
     run_name: str | None = as_flag(None, "name of the run", "NAME")
+
+
+class ShareRequest(_Stored):
+    """Write a model's package and its card to a place from which others load it."""
+
+    model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
+    out: Uri | None = as_flag(
+        None, "a folder or s3://bucket/prefix for the model's files, or a file that ends in .zip", "URI"
+    )
+    title: str | None = as_flag(None, "heading of the card (default: the recipe)", "TEXT")
+    licence: str | None = as_flag(
+        None, "licence that the card states, such as cc-by-4.0 (default: none stated)", "NAME"
+    )
+    about: Uri | None = as_flag(
+        None,
+        "Markdown file for the card: the data with the attribution that they ask for, intended use, limits",
+        "URI",
+    )
+    evaluation: Uris = as_flag(
+        (), "Markdown page of evaluate.py or compare.py for the card; may be repeated", "URI"
+    )
 
 
 class CalibrateRequest(_Stored, _Data):

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from glioray.engine.on_mlflow.client import connect, first_line, is_outage, shown, wrap_errors
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.runs import RunLogger
+from glioray.engine.portable import check_hash, check_web, fetch_portable, is_portable, split_hash
 from glioray.errors import ModelError, StorageError, UsageError
 from glioray.storage import Storage, open_storage
 
@@ -40,7 +41,10 @@ _PATH_TAG, _DIGEST_TAG, _AXES_TAG = (
     "glioray.model_digest",
     "glioray.export_dynamic_axes",
 )
-_FORMS = "models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model or a checkpoint's folder"
+_FORMS = (
+    "starter, models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, a checkpoint's folder, a zip file of "
+    "jobs/share.py or its https address"
+)
 
 
 def log_model(logger: RunLogger, package: Path, net: torch.nn.Module, example: torch.Tensor) -> str:
@@ -145,23 +149,29 @@ def fetch_package(uri: str, folder: Path, *, tracking_uri: str | None = None) ->
     """Download a model's package into a local folder and return the folder.
 
     Args:
-        uri: `models:/NAME@alias`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, or a folder or `s3://` URI
-            that holds a package, or a `latest.json` that names the checkpoint with it.
+        uri: `models:/NAME@alias`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, a folder or `s3://` URI that holds a
+            package or a `latest.json` that names the checkpoint with it, or one of `portable.is_portable`; with
+            `#sha256=HEX` its hash is checked.
         folder: created if missing; a package in it is replaced.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
     Raises:
-        ModelError: no such model, or an incomplete package.
+        ModelError: no such model, an incomplete package, or another hash.
         StorageError: the server or the storage cannot be read.
-        UsageError: the URI has another form.
+        UsageError: the URI has another form, or is a web address without a hash.
     """
+    source, digest = split_hash(uri)
+    check_web(source, digest)
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)
-        if uri.startswith(("models:", "runs:")):
-            _download(connect(tracking_uri), uri, fresh)
+        if source.startswith(("models:", "runs:")):
+            _download(connect(tracking_uri), source, fresh)
+        elif is_portable(source):
+            fetch_portable(source, fresh)
         else:
-            _copy_from_storage(uri, fresh)
-        _check_package(fresh, uri)
+            _copy_from_storage(source, fresh)
+        _check_package(fresh, source)
+        check_hash(fresh, digest, source)
         folder.mkdir(parents=True, exist_ok=True)
         for name in PACKAGE_FILES:
             shutil.copyfile(fresh / name, folder / f".{name}.tmp")
