@@ -20,7 +20,18 @@ Generated from the library. `import glioray` offers the jobs as functions, and c
 keywords, named like the flags of the [jobs](jobs.md). A function runs on local Ray, or on the cluster of `RAY_ADDRESS`.
 [First model from Python](../start/first-model.md) shows them in use.
 """
-_VERBS = ("prepare", "train", "tune", "compare", "ensemble", "evaluate", "predict", "promote", "calibrate")
+_VERBS = (
+    "prepare",
+    "train",
+    "tune",
+    "compare",
+    "ensemble",
+    "evaluate",
+    "predict",
+    "promote",
+    "share",
+    "calibrate",
+)
 _OBJECTS = {
     "Cases": ("glioray.api.cases.load_case", "glioray.cases.load.Case"),
     "Models": ("glioray.api.models.load_model", "glioray.api.models.LoadedModel"),
