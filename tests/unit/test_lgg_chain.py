@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glioray.api.data import check_modalities
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import Manifest, build_manifest, check_case

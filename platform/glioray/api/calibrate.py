@@ -83,7 +83,7 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     config, resolver = _resolve(request)
     out = open_storage(out_uri(request.out))
     connect()
-    manifest = open_data(data, storage, seed=request.seed or 0)
+    manifest = open_data(data, storage, seed=request.seed or 0, labels=request.labels)
     check_modalities(manifest, config)
     entries = panel_cases(manifest.select(request.split))
     stacks = list(stream_cases(manifest.data, entries, config.preprocess, CacheConfig.from_environment()))

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from glioray.api.places import absolute_uri
 from glioray.cases.casefiles import CaseFiles
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import LabelConvention, find_convention
 from glioray.cases.layouts import RECOGNISED, discover_cases
-from glioray.cases.load import Case, assemble_case
+from glioray.cases.load import Case, assemble_case, check_tumour_size
 from glioray.cases.load import load_case as load_case_files
 from glioray.cases.nifti import encode_volume
 from glioray.config import MODALITIES
@@ -37,7 +37,8 @@ def load_case(
         source: a case's folder, or a folder or `s3://bucket/prefix` of several cases; or arrays in memory, (X, Y, Z)
             by modality: t1, t1c, t2, flair.
         case_id: which of several cases; for arrays, the case's name.
-        labels: the label convention of the mask, such as "brats-et4"; by default it is detected.
+        labels: the label convention of the mask, such as "brats-et4" or "1=ed,2=et,3=ncr"; by default what names and
+            numbers tell.
         mask: (X, Y, Z), for arrays.
         affine: (4, 4) from voxel index to mm in RAS+, for arrays.
         spacing_mm: voxel edges along X, Y, Z, for arrays in RAS+ order without an affine.
@@ -47,25 +48,25 @@ def load_case(
         case = glioray.load_case({"t1": t1, "flair": flair}, spacing_mm=(1.0, 1.0, 1.0))
 
     Raises:
-        UsageError: several cases and no `case_id`, or arrays without a grid.
+        UsageError: several cases and no `case_id`, arrays without a grid, or an unknown label convention.
         DataError: there is no such case.
-        CaseError: the case cannot be used: it is damaged, empty or on several grids.
+        CaseError: the case cannot be used: it is damaged, empty or on several grids, several label conventions fit its
+            mask, or the mask is too large for a tumour and no convention is stated.
         StorageError: the folder or the bucket cannot be read.
     """
-    if labels is not None and labels not in CONVENTIONS:
-        raise UsageError(f"labels is '{labels}'; expected one of {', '.join(CONVENTIONS)}")
+    convention = None if labels is None else find_convention(labels)
     if isinstance(source, Mapping):
-        return _from_arrays(source, case_id or "case", labels, mask, affine, spacing_mm)
+        return _from_arrays(source, case_id or "case", convention, mask, affine, spacing_mm)
     if mask is not None or affine is not None or spacing_mm is not None:
         raise UsageError(
             "mask, affine and spacing_mm belong to arrays; files bring their own, so leave them out"
         )
-    return _from_files(str(source), case_id, labels)
+    return _from_files(str(source), case_id, convention)
 
 
-def _from_files(source: str, case_id: str | None, labels: str | None) -> Case:
+def _from_files(source: str, case_id: str | None, convention: LabelConvention | None) -> Case:
     storage = open_storage(absolute_uri(source, "source"))
-    cases, problems = discover_cases(storage)
+    cases, problems = discover_cases(storage, labels=None if convention is None else convention.name)
     if not cases:
         raise DataError(f"'{source}' holds no case; {problems[0] if problems else RECOGNISED}")
     if case_id is not None:
@@ -80,13 +81,13 @@ def _from_files(source: str, case_id: str | None, labels: str | None) -> Case:
         raise UsageError(
             f"'{source}' holds {len(cases)} cases, {cases[0].case_id} the first; give case_id to choose one"
         )
-    return load_case_files(storage, cases[0], convention=None if labels is None else CONVENTIONS[labels])
+    return _checked(load_case_files(storage, cases[0], convention=convention), cases[0], convention)
 
 
 def _from_arrays(
     images: Mapping[str, ArrayLike],
     case_id: str,
-    labels: str | None,
+    convention: LabelConvention | None,
     mask: ArrayLike | None,
     affine: ArrayLike | None,
     spacing_mm: tuple[float, float, float] | None,
@@ -115,7 +116,15 @@ def _from_arrays(
         images={name: name for name in MODALITIES if name in images},
         mask=None if mask is None else "mask",
     )
-    return assemble_case(files, parts.__getitem__, convention=None if labels is None else CONVENTIONS[labels])
+    case = assemble_case(files, parts.__getitem__, convention=convention)
+    return _checked(case, files, convention)
+
+
+def _checked(case: Case, files: CaseFiles, convention: LabelConvention | None) -> Case:
+    """The case. Raises: CaseError for a mask of no stated convention that is too large for a tumour."""
+    if case.mask is not None and convention is None:
+        check_tumour_size(case, files.mask or "")
+    return case
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

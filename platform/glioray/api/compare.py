@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glioray.api.configs import resolve_recipe, short_settings
+from glioray.api.data import check_labelled_regions
 from glioray.api.places import out_uri
 from glioray.api.requests import CompareRequest
 from glioray.api.train import open_plan
@@ -81,6 +82,9 @@ def compare(request: CompareRequest) -> CompareResult:
     with open_plan(request, task, config, "comparison") as plan:
         if cross_validates:
             folds = plan.manifest.with_folds(_NUM_FOLDS if request.folds is None else request.folds)
+            if task.output == "labels":
+                for fold in range(len(folds.folds)):
+                    check_labelled_regions(folds.with_fold(fold))
             plan = dataclasses.replace(plan, manifest=folds)
         answer = run_comparison(
             ComparisonPlan(

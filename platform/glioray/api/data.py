@@ -9,7 +9,7 @@ from typing import Any
 
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
-from glioray.cases.manifest import MANIFEST, Manifest, load_manifest
+from glioray.cases.manifest import MANIFEST, Manifest, check_conventions, load_manifest
 from glioray.cases.notes import collection_notes
 from glioray.config import MODALITIES
 from glioray.engine.on_ray.data import index_data
@@ -19,7 +19,9 @@ from glioray.storage import join_uri, open_storage
 _log = logging.getLogger(__name__)
 
 
-def open_data(uri: str, storage: str, *, seed: int = 0, fold: int | str | None = None) -> Manifest:
+def open_data(
+    uri: str, storage: str, *, seed: int = 0, fold: int | str | None = None, labels: str | None = None
+) -> Manifest:
     """The manifest of a data set: one that `prepare` wrote, or one made now (Ray must be up).
 
     Problems are logged and the good cases are used.
@@ -29,15 +31,17 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: int | str | None =
         storage: manifests that are made now are kept below it.
         seed: of their folds.
         fold: to validate on; "all" trains on every labelled case.
+        labels: the label convention of all masks, if the user states it.
 
     Raises:
         DataError: no case can be used.
-        UsageError: no such fold.
+        UsageError: no such fold, masks that several label conventions fit, or a manifest that reads them otherwise.
     """
     if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
         manifest = load_manifest(uri)
+        check_conventions(manifest, labels)
     else:
-        manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed)
+        manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed, labels=labels)
     for problem in manifest.problems:
         _log.warning("left out: %s", problem)
     if not manifest.cases:
@@ -54,18 +58,23 @@ def open_data(uri: str, storage: str, *, seed: int = 0, fold: int | str | None =
     return manifest.with_fold(int(fold))
 
 
-def find_cases(uri: str) -> tuple[str, list[CaseFiles], list[Problem]]:
+def find_cases(uri: str, *, labels: str | None = None) -> tuple[str, list[CaseFiles], list[Problem]]:
     """The cases of a data set, with or without masks: the URI that they lie below, their files, and problems.
 
     The cases of a manifest where one is given, or where one lies in a folder without cases; their masks are then
     read by the conventions that it states.
 
+    Args:
+        uri: of a folder of cases, or of a manifest.
+        labels: the label convention of all masks, if the user states it.
+
     Raises:
         DataError: there is no case.
+        UsageError: a dataset.json or a manifest that does not tell what the labels mark, and no convention stated.
     """
     if not uri.endswith(".json"):
         storage = open_storage(uri)
-        cases, problems = discover_cases(storage)
+        cases, problems = discover_cases(storage, labels=labels)
         if cases:
             return uri, cases, problems
         if not storage.exists(MANIFEST):
@@ -75,6 +84,8 @@ def find_cases(uri: str) -> tuple[str, list[CaseFiles], list[Problem]]:
         raise DataError(
             f"the manifest '{uri}' names no case that can be used; see its problems, or give the data instead"
         )
+    if labels is None:
+        check_conventions(manifest, None)
     files = [
         dataclasses.replace(entry.files, declared=entry.files.declared or entry.convention)
         for entry in manifest.cases
@@ -95,4 +106,19 @@ def check_modalities(manifest: Manifest, config: Any) -> None:
     raise UsageError(
         f"{len(lacking)} of {len(entries)} labelled cases, {lacking[0].case_id} the first, have only "
         f"{', '.join(lacking[0].modalities)}; the recipe wants {', '.join(wanted)}; {advice}"
+    )
+
+
+def check_labelled_regions(manifest: Manifest) -> None:
+    """Raises: UsageError where training masks define different regions: a model would learn some as empty."""
+    train = manifest.select("train")
+    known = {entry.labelled_regions for entry in train}
+    if len(known) < 2:
+        return
+    most = max(known, key=len)
+    partial = [entry for entry in train if entry.labelled_regions != most]
+    raise UsageError(
+        f"{len(partial)} of {len(train)} training masks, that of {partial[0].case_id} the first, define only "
+        f"{', '.join(partial[0].labelled_regions)}, the others {', '.join(most)}, which a model would learn as absent "
+        "there; leave those cases out, or train on them alone"
     )

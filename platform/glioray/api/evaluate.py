@@ -76,7 +76,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         segmenter = open_segmenter(package, request.segmenter, folder / "segmenter")
         out = out_uri(request.out) if request.out else None
         connect()
-        manifest = open_data(data, storage)
+        manifest = open_data(data, storage, labels=request.labels)
         answer = package.task.evaluate(package, manifest, split=request.split, segmenter=segmenter, out=out)
     answer.pop("exit_code", None)
     return EvaluateResult(

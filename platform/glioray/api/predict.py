@@ -15,9 +15,11 @@ from glioray.api.models import resolve_model
 from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
 from glioray.api.requests import PredictRequest
 from glioray.api.verbs import as_verb
+from glioray.cases.manifest import declare_conventions
 from glioray.engine.on_ray.connect import check_shared, connect
 from glioray.engine.task import ModelPackage
 from glioray.serialization import to_dict
+from glioray.storage import open_storage
 from glioray.tasks import open_labelling
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def preview(request: PredictRequest) -> dict[str, Any]:
         UsageError, DataError, ModelError: as `predict`.
     """
     data, _, _ = _places(request)
-    cases = find_cases(data)[1]
+    cases = find_cases(data, labels=request.labels)[1]
     with _opened(request) as package:
         return {"config": to_dict(package.spec.config), "model": package.uri, "num_cases": len(cases)}
 
@@ -70,12 +72,14 @@ def predict(request: PredictRequest) -> PredictResult:
         PredictResult: the URIs of the masks, and why the other cases have none.
 
     Raises:
-        UsageError: a request that is not valid.
+        UsageError: a request that is not valid, or masks that several label conventions fit.
         ModelError: there is no such model, or it makes no masks.
         DataError: there is no case.
     """
     data, out, _ = _places(request)
-    data, cases, problems = find_cases(data)
+    data, cases, problems = find_cases(data, labels=request.labels)
+    if request.labels is None:
+        cases = declare_conventions(open_storage(data), cases)
     with _opened(request) as package:
         for problem in problems:
             _log.warning("left out: %s", problem)

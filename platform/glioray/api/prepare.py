@@ -69,7 +69,7 @@ def prepare(request: PrepareRequest) -> PrepareResult:
         PrepareResult: the manifest and its URI.
 
     Raises:
-        UsageError: a request that is not valid.
+        UsageError: a request that is not valid, or masks that several label conventions fit.
         DataError: there is no case.
         StorageError: the data or the place for results cannot be reached.
     """
@@ -85,7 +85,7 @@ def prepare(request: PrepareRequest) -> PrepareResult:
 def _find(request: PrepareRequest) -> tuple[str, list[CaseFiles], list[Problem], PreprocessConfig | None]:
     shown = shown_preprocessing(request)
     data = data_uri(request.data)
-    cases, problems = discover_cases(open_storage(data))
+    cases, problems = discover_cases(open_storage(data), labels=request.labels)
     if not cases and not problems:
         raise DataError(f"'{data}' holds no case; {RECOGNISED}")
     return data, cases, problems, shown
@@ -117,7 +117,7 @@ def _prepare(
 ) -> PrepareResult:
     connect()
     pictured = choose_pictured([files.case_id for files in cases]) if request.report else None
-    examined = list(describe_cases(data, cases, pictured))
+    examined = list(describe_cases(data, cases, pictured, is_stated=request.labels is not None))
     manifest = build_manifest(
         open_storage(data).uri,
         [(None, problems), *((entry, found) for entry, found, _ in examined)],

@@ -82,7 +82,7 @@ def _promote(request: PromoteRequest, *, decide_only: bool) -> PromoteResult:
             manifest = None
             if request.data:
                 connect()
-                manifest = open_data(data_uri(request.data), storage)
+                manifest = open_data(data_uri(request.data), storage, labels=request.labels)
             outcome = compare_to_champion(packages, manifest)
         answer |= {**outcome.answer, "reason": outcome.reason}
         if outcome.wins and not decide_only:

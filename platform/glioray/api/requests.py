@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from glioray.cases.conventions import CONVENTIONS, EXPECTED_LABELS, find_convention
 from glioray.errors import UsageError
 from glioray.serialization import explain
 
@@ -45,8 +46,16 @@ _MODEL_FORMS = (
     "address that share.py wrote"
 )
 
-Labels = Literal["brats-et3", "brats-et4", "brats2024", "msd", "wt", "wt-255"]
-"""Names of `cases.labels.CONVENTIONS`."""
+
+def _as_convention(name: str) -> str:
+    try:
+        return find_convention(name).name
+    except UsageError:
+        raise ValueError(EXPECTED_LABELS) from None
+
+
+Labels = Annotated[str, AfterValidator(_as_convention)]
+"""A name of `cases.labels.CONVENTIONS`, or what each number marks, such as 1=ed,2=et,3=ncr."""
 
 
 def as_flag(default: Any, description: str, metavar: str = "", only: str = "", **limits: Any) -> Any:
@@ -97,7 +106,16 @@ class _Data(Request):
     )
 
 
-class _Configured(_Tracked, _Data):
+class _Labelled(_Data):
+    labels: Labels | None = as_flag(
+        None,
+        f"what the numbers in the masks mark: {', '.join(CONVENTIONS)}, or such as 1=ed,2=et,3=ncr (default: what names "
+        "and numbers tell; asked for where several fit)",
+        "NAME",
+    )
+
+
+class _Configured(_Tracked, _Labelled):
     """What all requests that train have in common."""
 
     recipe: str | None = as_flag(
@@ -224,7 +242,7 @@ class CompareRequest(_Configured):
     concurrent: Count | None = as_flag(None, "runs at once (default: as many as there are CPUs or GPUs)", "N")
 
 
-class EvaluateRequest(_Stored, _Data):
+class EvaluateRequest(_Stored, _Labelled):
     """Evaluate a model on a data set; means over cases with 95 % intervals by resampling patients."""
 
     model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
@@ -246,14 +264,17 @@ class PredictRequest(_Stored, _Data):
     model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
     labels: Labels | None = as_flag(
-        None, "numbers of the labels in the masks (default: those of the case's own layout or mask)", "NAME"
+        None,
+        f"numbers of the labels in the masks: {', '.join(CONVENTIONS)}, or such as 1=ed,2=et,3=ncr (default: those of "
+        "the case's own mask or collection)",
+        "NAME",
     )
     uncertainty: bool = as_flag(
         False, "write CASE_uncertainty.nii.gz too: 0 (sure) to 1, the entropy of the prediction"
     )
 
 
-class PrepareRequest(_Tracked, _Data):
+class PrepareRequest(_Tracked, _Labelled):
     """Check every case and write a manifest: checksums, patient-level splits, label statistics."""
 
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
@@ -274,7 +295,7 @@ class PrepareRequest(_Tracked, _Data):
     )
 
 
-class PromoteRequest(_Stored, _Data):
+class PromoteRequest(_Stored, _Labelled):
     """Make a model the champion if it beats the present one on the same cases."""
 
     model: Uri | None = as_flag(
@@ -323,7 +344,7 @@ class ShareRequest(_Stored):
     )
 
 
-class CalibrateRequest(_Stored, _Data):
+class CalibrateRequest(_Stored, _Labelled):
     """Check the bounds of the collapse score on your own data: planted collapses are found, healthy images are not."""
 
     model: Uri | None = as_flag(

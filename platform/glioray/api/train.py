@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from glioray.api.configs import resolve_config
-from glioray.api.data import check_modalities, open_data
+from glioray.api.data import check_labelled_regions, check_modalities, open_data
 from glioray.api.models import LoadedModel, load_model
 from glioray.api.places import choose_run_name, data_uri, storage_uri, use_tracking
 from glioray.api.requests import TrainRequest
@@ -112,8 +112,10 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
     with use_tracking(storage) as tracking_uri:
         connect()
         check_shared(storage, "--storage")
-        manifest = open_data(data, storage, seed=config.train.seed, fold=request.fold)
+        manifest = open_data(data, storage, seed=config.train.seed, fold=request.fold, labels=request.labels)
         check_modalities(manifest, config)
+        if task.output == "labels":
+            check_labelled_regions(manifest)
         yield RunPlan(
             task=task,
             config=config,

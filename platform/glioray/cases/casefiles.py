@@ -13,10 +13,12 @@ _ROLES = {
     "t1c": ("t1c", "t1ce", "t1gd"),
     "t2": ("t2", "t2w"),
     "flair": ("flair", "fla", "t2f"),
-    "mask": ("seg", "segm", "segmentation", "mask", "label", "glistrboost"),
+    "mask": ("seg", "segm", "segmentation", "mask", "label", "glistrboost", "gtv"),
 }
 ROLE_OF = {token: role for role, tokens in _ROLES.items() for token in tokens}
-STUDY = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+", re.IGNORECASE)
+STUDY = re.compile(r"(BraTS(?:-[A-Za-z]+)+-\d+)-\d+", re.IGNORECASE)
+"""Matches the name of one visit of a patient of BraTS 2023 and later; the group names the patient."""
+
 TCGA = re.compile(r"TCGA[-_]([A-Z0-9]{2})[-_]([A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 """Matches a name that begins with a patient of The Cancer Genome Atlas."""
 
@@ -101,11 +103,20 @@ def patient_of(case_id: str) -> str:
     return f"TCGA-{tcga[1]}-{tcga[2]}".upper() if tcga else case_id
 
 
+_MODALITY_NAMES = {
+    "flair": r".*flair|fla|t2f",
+    "t1c": r"t1w?(?:c|ce|cw|gd|gad\w*|km|post\w*|contrast\w*|enhanced)|(?:ce|gd|gad\w*|post\w*|contrast\w*)t1w?",
+    "t1": r"t1[wn]?|t1w?(?:native|pre\w*|plain)|(?:native|pre\w*)t1w?",
+    "t2": r"t2w?|t2w?tse",
+}
+
+
 def modality_of(name: str) -> str | None:
-    """The modality named by a channel or a file (`T1Gd`, `t1ce`, `T2-FLAIR`), or None."""
-    token = re.sub(r"[^a-z0-9]", "", name.lower())
-    role = "flair" if token.endswith("flair") else ROLE_OF.get(token)
-    return role if role in MODALITIES else None
+    """The modality named by a channel (`T1Gd`, `t1ce`, `T2-FLAIR`, `T1-weighted post contrast`), or None."""
+    token = (
+        re.sub(r"[^a-z0-9]", "", name.lower()).replace("weighted", "w").removeprefix("mri").removeprefix("mr")
+    )
+    return next((m for m, pattern in _MODALITY_NAMES.items() if re.fullmatch(pattern, token)), None)
 
 
 def build_case(

@@ -9,9 +9,10 @@ import numpy as np
 
 from glioray.cases import labels
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.collections import Reading, read_numbers
+from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
 from glioray.cases.dataset_json import MSD_CHANNELS
 from glioray.cases.grid import describe_grid_difference, ras_view
-from glioray.cases.labels import CONVENTIONS, LabelConvention
 from glioray.cases.nifti import (
     DEFAULT_LIMITS,
     Header,
@@ -94,13 +95,14 @@ def load_case(
     Args:
         storage: holds the objects of the case.
         files: its objects.
-        convention: of the mask; by default the one that the data set declares, or else detected in the mask.
+        convention: of the mask; by default the one that the data set declares, or else the one that names, layout
+            and numbers tell.
         with_mask: False skips the mask.
         limits: for each file, or for all tif slices of the case together.
 
     Raises:
-        CaseError: a file cannot be decoded, a value is not finite, an image is constant, grids differ, or
-            a label is not in the convention.
+        CaseError: a file cannot be decoded, a value is not finite, an image is constant, grids differ, a label is not
+            in the convention, or several conventions fit.
         StorageError: an object cannot be read.
     """
     return assemble_case(files, storage.read, convention=convention, with_mask=with_mask, limits=limits)
@@ -159,17 +161,22 @@ def assemble_case(
     convention: LabelConvention | None = None,
     with_mask: bool = True,
     limits: Limits = DEFAULT_LIMITS,
+    is_provisional: bool = False,
 ) -> Case:
-    """`load_case` with a function that returns an object's bytes in place of a storage."""
+    """`load_case` with a function that returns an object's bytes in place of a storage.
+
+    `is_provisional` reads a mask that several conventions fit by the first of them, for a caller who decides with
+    more masks.
+    """
     stack = _Stack(files)
     for modality, volume, array in _read_images(files, read, limits):
         stack.put(modality, volume, array)
     images, reference = stack.images, stack.reference
-    mask, full_volume = None, None
+    mask, full_volume, reading = None, None, None
     if with_mask and (files.mask is not None or files.mask_slices):
         volume = _read_mask(files, read, limits)
         _check_grid(reference, volume, files.case_id)
-        internal, convention = _internal_mask(volume, files, convention)
+        internal, reading = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
         if files.layout == "lgg-1p19q":
             full_volume, mask, reference = _segmented_slices(
@@ -178,17 +185,22 @@ def assemble_case(
             images = full_volume.cut(images)
     affine = to_canonical(np.broadcast_to(np.uint8(0), reference.shape[:3]), reference.affine)[1]
     x, y, z = (float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
-    return Case(
+    case = Case(
         case_id=files.case_id,
         images=images,
         mask=mask,
         affine=affine,
         spacing_mm=(x, y, z),
         reference=reference,
-        convention=convention if mask is not None else None,
+        convention=reading.candidates[0] if reading is not None else None,
         modalities=files.modalities,
         full_volume=full_volume,
     )
+    if reading is not None and not reading.is_decided and not is_provisional:
+        # A mask of the brain is said to be one before its numbers are asked for.
+        check_tumour_size(case, volume.name)
+        raise reading.as_error(files)
+    return case
 
 
 def _read_images(
@@ -302,13 +314,15 @@ def _check_grid(reference: Header, volume: Volume, case_id: str) -> None:
 
 def _internal_mask(
     volume: Volume, files: CaseFiles, convention: LabelConvention | None
-) -> tuple[np.ndarray, LabelConvention]:
+) -> tuple[np.ndarray, Reading]:
     where = {"case_id": files.case_id, "file": volume.name}
     if convention is None and files.declared is not None:
-        convention = CONVENTIONS[files.declared]
-    if convention is None:
-        convention = labels.detect_convention(labels.labels_in(volume.array, **where), files.layout)
-    return labels.to_internal(volume.array, convention, **where), convention
+        convention = find_convention(files.declared)
+    if convention is not None:
+        reading = Reading((), (convention,), is_decided=True)
+    else:
+        reading = read_numbers(labels.labels_in(volume.array, **where), files)
+    return labels.to_internal(volume.array, reading.candidates[0], **where), reading
 
 
 def brain_mask(images: np.ndarray) -> np.ndarray:
@@ -327,3 +341,33 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
         values, counts = np.unique(corners, return_counts=True)
         brain |= image != values[counts.argmax()] if counts.max() * 2 > corners.size else True
     return brain
+
+
+MAX_TUMOUR_SHARE, MAX_TUMOUR_ML = 0.5, 700.0
+"""Of the brain, and in ml: beyond either, a mask is more likely one of the brain. The tumours of BraTS take up 7 % of the
+brain in the median and rarely more than 25 % or 350 ml; a brain has 900 ml and more."""
+
+
+def check_tumour_size(case: Case, file: str, brain_voxels: int | None = None) -> None:
+    """Refuse a mask that marks more than a tumour can be.
+
+    Args:
+        case: with a mask.
+        file: the mask's name, for the message.
+        brain_voxels: of `brain_mask`, if known.
+
+    Raises:
+        CaseError: the tumour, without a cavity, is larger than `MAX_TUMOUR_SHARE` or `MAX_TUMOUR_ML`.
+    """
+    assert case.mask is not None
+    # Cut to its segmented slices, a case does not show how large its tumour is beside the brain.
+    num_brain = brain_voxels or np.count_nonzero(brain_mask(case.images))
+    num_tumour = np.count_nonzero(np.isin(case.mask, labels.REGION_LABELS["wt"]))
+    share, tumour_ml = num_tumour / max(num_brain, 1), num_tumour * float(np.prod(case.spacing_mm)) / 1000
+    if (share > MAX_TUMOUR_SHARE and case.full_volume is None) or tumour_ml > MAX_TUMOUR_ML:
+        found = (
+            f"marks {tumour_ml:.0f} ml as tumour, {100 * share:.0f} % of the brain; expected at most "
+            f"{100 * MAX_TUMOUR_SHARE:.0f} % and {MAX_TUMOUR_ML:.0f} ml"
+        )
+        advice = f"remove the file if it is a mask of the brain, or, if it is right, {STATE_LABELS}"
+        raise CaseError(case.case_id, file, found, advice)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from glioray.cases.casefiles import CaseFiles, Problem
-from glioray.cases.labels import CONVENTIONS, LABELS, detect_convention
-from glioray.cases.load import Case, assemble_case, brain_mask
+from glioray.cases.collections import decide_conventions, group_of, read_numbers
+from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
+from glioray.cases.labels import LABELS, labels_in
+from glioray.cases.load import Case, assemble_case, brain_mask, check_tumour_size
+from glioray.cases.nifti import read_volume
 from glioray.cases.splits import SPLITS, fold_patients, split_patients
-from glioray.errors import CaseError, DataError, StorageError, UsageError
+from glioray.errors import CaseError, DataError, GliorayError, StorageError, UsageError
 from glioray.serialization import from_dict, to_dict
 from glioray.storage import Storage, open_storage, split_uri
 
@@ -66,21 +70,35 @@ class CaseEntry:
         return self.files.modalities
 
     @property
+    def tumour_voxels(self) -> int:
+        """The number of voxels of the whole tumour."""
+        return sum(count for name, count in self.label_voxels.items() if name != "rc")
+
+    @property
     def labelled_regions(self) -> tuple[str, ...]:
         """The regions of WT, TC and ET that the mask defines; () without a mask."""
-        return CONVENTIONS[self.convention].regions if self.convention is not None else ()
+        return find_convention(self.convention).regions if self.convention is not None else ()
 
 
-def check_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem]]:
+def check_case(
+    storage: Storage, files: CaseFiles, *, is_stated: bool = False
+) -> tuple[CaseEntry | None, list[Problem]]:
     """The entry of a case, or None and its problem; never raises on bad data.
 
-    Reads each object once.
+    Reads each object once. The entry's convention is provisional until `build_manifest` has seen all cases.
+
+    Args:
+        storage: holds the objects of the case.
+        files: its objects.
+        is_stated: whether the user stated the convention of the masks, which then may be of any size.
     """
-    entry, problems, _ = examine_case(storage, files)
+    entry, problems, _ = examine_case(storage, files, is_stated=is_stated)
     return entry, problems
 
 
-def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, list[Problem], Case | None]:
+def examine_case(
+    storage: Storage, files: CaseFiles, *, is_stated: bool = False
+) -> tuple[CaseEntry | None, list[Problem], Case | None]:
     """As `check_case`, with the decoded case, or None if it is not valid."""
     checksums: dict[str, str] = {}
 
@@ -90,7 +108,10 @@ def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, 
         return data
 
     try:
-        case = assemble_case(files, read)
+        case = assemble_case(files, read, is_provisional=True)
+        brain_voxels = int(np.count_nonzero(brain_mask(case.images)))
+        if case.mask is not None and not is_stated:
+            check_tumour_size(case, files.mask or "", brain_voxels)
     except CaseError as error:
         return None, [Problem.from_error(error)], None
     except StorageError as error:
@@ -109,7 +130,7 @@ def examine_case(storage: Storage, files: CaseFiles) -> tuple[CaseEntry | None, 
         spacing_mm=case.spacing_mm,
         convention=case.convention.name if case.convention is not None else None,
         label_voxels=counts,
-        brain_voxels=int(np.count_nonzero(brain_mask(case.images))),
+        brain_voxels=brain_voxels,
     )
     return entry, [], case
 
@@ -252,7 +273,7 @@ def build_manifest(
         shuffle: as in `split_patients`.
 
     Raises:
-        UsageError: invalid ratios or number of folds.
+        UsageError: invalid ratios or number of folds, or masks that several label conventions fit.
     """
     answers = list(checked)
     problems = sorted({p for _, found in answers for p in found}, key=lambda p: (p.case_id, p.file, p.found))
@@ -277,31 +298,104 @@ def build_manifest(
     )
 
 
+def check_conventions(manifest: Manifest, labels: str | None) -> None:
+    """Check the conventions of a manifest that was made before against what is stated and known now.
+
+    Raises:
+        UsageError: they are not those that `labels` states or, where nothing is stated, not those that its names and
+            numbers tell now.
+    """
+    advice = f"prepare {manifest.data} again"
+    for entry in manifest.cases:
+        if labels is not None and entry.convention not in (None, labels):
+            raise UsageError(
+                f"the manifest reads the masks of {manifest.data} as {entry.convention}, but labels is {labels}; "
+                f"{advice} with --labels {labels}, or leave the flag out"
+            )
+    if labels is not None:
+        return
+    try:
+        again = _unify_conventions(list(manifest.cases))
+    except UsageError as error:
+        raise UsageError(
+            f"the manifest was made without a stated convention: {error}, and {advice}"
+        ) from None
+    for entry, now in zip(manifest.cases, again, strict=True):
+        if now.convention != entry.convention:
+            raise UsageError(
+                f"the manifest reads the mask of {entry.case_id} as {entry.convention}, but masks of its collection are "
+                f"{now.convention}; {advice}, with --labels {entry.convention} if that is right"
+            )
+
+
 def _unify_conventions(entries: list[CaseEntry]) -> list[CaseEntry]:
-    """The entries with conventions detected from all masks of the same layout.
+    """The entries with the conventions that all masks of a collection tell together.
 
     A case of BraTS 2024 with a resection cavity (4) but no enhancing tumour (3) looks like one of BraTS 2017
     to 2021; a case with neither could be from any year.
+
+    Raises:
+        UsageError: several conventions fit.
     """
-    numbers: dict[str, set[int]] = {}
-    for entry in entries:
-        numbers.setdefault(entry.files.layout, set()).update(_stored_counts(entry))
-    return [_redetect(entry, numbers[entry.files.layout]) for entry in entries]
+    asked = [entry for entry in entries if entry.convention is not None and entry.files.declared is None]
+    decided = decide_conventions([(entry.files, set(_stored_counts(entry))) for entry in asked])
+    return [
+        _reread(entry, decided[entry.case_id]) if entry.case_id in decided else entry for entry in entries
+    ]
+
+
+def declare_conventions(storage: Storage, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """The cases with the conventions that their masks have or, without one, should have; reads masks only.
+
+    A case whose mask cannot be read stays as it is.
+
+    Raises:
+        UsageError: several conventions fit.
+    """
+
+    def read_labels(files: CaseFiles) -> set[int] | None:
+        try:
+            return labels_in(read_volume(storage.read(str(files.mask)), name=str(files.mask)).array)
+        except GliorayError:
+            return None
+
+    asked = [files for files in cases if files.declared is None]
+    labelled = [files for files in asked if files.mask is not None]
+    with ThreadPoolExecutor() as threads:
+        numbers = list(threads.map(read_labels, labelled))
+    read = [(files, found) for files, found in zip(labelled, numbers, strict=True) if found is not None]
+    decided = decide_conventions(read)
+    for files in asked:
+        if files.mask is None:
+            seen = set().union(*(found for other, found in read if group_of(other) == group_of(files)))
+            reading = read_numbers(set(), files, seen)
+            if not reading.is_decided:
+                raise UsageError(
+                    f"nothing tells which numbers the mask of {files.case_id} should have; {STATE_LABELS}"
+                )
+            decided[files.case_id] = reading.candidates[0]
+    return [
+        dataclasses.replace(files, declared=decided[files.case_id].name)
+        if files.case_id in decided
+        else files
+        for files in cases
+    ]
 
 
 def _stored_counts(entry: CaseEntry) -> dict[int, int]:
     """Number in the file -> count of voxels, for the numbers that occur."""
     if entry.convention is None:
         return {}
-    stored = {LABELS[label]: number for number, label in CONVENTIONS[entry.convention].to_internal.items()}
+    internal = find_convention(entry.convention).to_internal
+    stored = {LABELS[label]: number for number, label in internal.items()}
     return {stored[name]: count for name, count in entry.label_voxels.items() if count}
 
 
-def _redetect(entry: CaseEntry, collection: set[int]) -> CaseEntry:
-    if entry.convention is None or entry.files.declared is not None:
+def _reread(entry: CaseEntry, convention: LabelConvention) -> CaseEntry:
+    """The entry with its mask read by another convention."""
+    if entry.convention == convention.name:
         return entry
-    stored = _stored_counts(entry)
-    convention = detect_convention(set(stored), entry.files.layout, collection)
     counts = dict.fromkeys(LABELS[1:], 0)
-    counts.update({LABELS[convention.to_internal[number]]: count for number, count in stored.items()})
+    for number, count in _stored_counts(entry).items():
+        counts[LABELS[convention.to_internal[number]]] += count
     return dataclasses.replace(entry, convention=convention.name, label_voxels=counts)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-from glioray.cases.labels import CONVENTIONS, from_internal
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import from_internal
 from glioray.cases.nifti import encode_volume
 from glioray.config import MODALITIES
 from glioray.errors import UsageError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glioray.cases.labels import CONVENTIONS, LABELS
+from glioray.cases.conventions import find_convention
+from glioray.cases.labels import LABELS
 from glioray.cases.load import Case, brain_mask
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -63,10 +64,10 @@ class CaseStatistics:
         """The statistics with the mask read by another convention."""
         if convention == self.convention or convention is None or self.convention is None:
             return self
-        stored = {label: number for number, label in CONVENTIONS[self.convention].to_internal.items()}
+        stored = {label: number for number, label in find_convention(self.convention).to_internal.items()}
         table = np.zeros(len(LABELS), np.uint8)  # label in this convention -> label in the other one
         for label, number in stored.items():
-            table[label] = CONVENTIONS[convention].to_internal.get(number, 0)
+            table[label] = find_convention(convention).to_internal.get(number, 0)
         voxels = np.zeros_like(self.label_voxels)
         for label in stored:
             voxels[:, table[label]] += self.label_voxels[:, label]

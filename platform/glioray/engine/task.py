@@ -313,7 +313,7 @@ class Task(Protocol):
             data: the URI below which the cases lie.
             cases: their files.
             out: a folder or `s3://` URI.
-            labels: a name of `cases.labels.CONVENTIONS`; by default that of the case's own mask or layout.
+            labels: a label convention (`cases.labels.find_convention`); by default that of the case's own mask or layout.
             with_uncertainty: write each case's uncertainty too.
 
         Returns:

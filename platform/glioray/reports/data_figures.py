@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glioray.cases.labels import CONVENTIONS, LABELS
+from glioray.cases.conventions import find_convention
+from glioray.cases.labels import LABELS
 from glioray.cases.manifest import Manifest
 from glioray.cases.statistics import PERCENTILES, ZSCORE_EDGES, CaseStatistics
 from glioray.config import MODALITIES
@@ -216,8 +217,11 @@ def _label_figures(labelled: Sequence[CaseStatistics]) -> CaptionedFigures:
         for label in seen
     }
     notes = "".join(f" No {name.upper()} at all: {_list_some(ids)}." for name, ids in without.items() if ids)
-    if any(CONVENTIONS[case.convention].regions == ("wt",) for case in labelled if case.convention):
+    regions = {find_convention(case.convention).regions for case in labelled if case.convention}
+    if ("wt",) in regions:
         notes += " Masks that hold only the whole tumour count as ED."
+    if any("et" not in known and "tc" in known for known in regions):
+        notes += " Masks that do not divide the core count it as NCR."
     no_tumour = float(np.mean(slices[:, 1:].sum(1) == 0))
     return {
         "label_volumes": (

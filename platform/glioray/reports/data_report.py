@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from glioray.cases.labels import CONVENTIONS, LABELS
+from glioray.cases.conventions import find_convention
+from glioray.cases.labels import LABELS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig
@@ -58,7 +59,7 @@ def preparation_figures(manifest: Manifest, config: PreprocessConfig) -> Caption
         CaseError, UsageError: as `preprocess`.
     """
     entry = (manifest.select("labelled") or manifest.select("all"))[0]
-    convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+    convention = None if entry.convention is None else find_convention(entry.convention)
     case = load_case(open_storage(manifest.data), entry.files, convention=convention)
     default = PreprocessConfig()
     changed = [f"{name} = {value}" for name, value in config if value != getattr(default, name)]

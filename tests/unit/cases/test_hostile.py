@@ -164,7 +164,7 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")
 @pytest.fixture
 def three_cases(tmp_path: Path) -> FileStorage:
     storage = FileStorage(str(tmp_path))
-    image, mask = encode_volume(volume(), AFFINE), encode_volume((volume() > 700).astype(np.uint8), AFFINE)
+    image, mask = encode_volume(volume(), AFFINE), encode_volume((volume() > 700) * np.uint8(2), AFFINE)
     for case_id in ("BraTS2021_00001", "BraTS2021_00002", "BraTS2021_00003"):
         for name in MODALITIES:
             storage.write(f"{case_id}/{case_id}_{name}.nii.gz", image)

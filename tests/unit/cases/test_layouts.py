@@ -1,6 +1,7 @@
 """Layouts are recognised by file names; missing and repeated files are reported."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from glioray.cases.casefiles import CaseFiles, Problem, modality_of, patient_of
 from glioray.cases.dataset_json import MSD_CHANNELS
 from glioray.cases.layouts import RECOGNISED, discover_cases
+from glioray.errors import UsageError
 from glioray.storage import FileStorage
 
 
@@ -203,7 +205,9 @@ def test_decathlon_channels_are_read_from_dataset_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (None, "does not name the modality"),
+        (None, "dataset.json: is missing or not valid, so that nothing names the modality of each channel"),
+        ({}, "is missing or not valid, so that nothing names the modality"),
+        ({"labels": {}}, "does not name the modality of each channel"),
         ({"modality": {"0": "MRI"}}, "names the channels MRI"),
         ({"modality": {"0": "FLAIR", "1": "T1", "2": "T1", "3": "T2"}}, "expected T1, T1c, T2 and FLAIR"),
     ],
@@ -223,10 +227,16 @@ def test_a_broken_dataset_json_is_reported(tmp_path: Path) -> None:
     assert any("is not a valid dataset.json" in str(problem) for problem in problems)
 
 
+NNUNET = {
+    "channel_names": {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"},
+    "labels": {"background": 0, "NCR": 1, "ED": 2, "ET": 3},
+}
+
+
 def test_nnunet_raw(tmp_path: Path) -> None:
     keys = [f"imagesTr/BRATS_7_{channel:04}.nii.gz" for channel in range(4)]
     keys += [f"imagesTs/BRATS_8_{channel:04}.nii.gz" for channel in range(4)]
-    cases, problems = discover(tmp_path, *keys, "labelsTr/BRATS_7.nii.gz")
+    cases, problems = discover(tmp_path, *keys, "labelsTr/BRATS_7.nii.gz", dataset=NNUNET)
     assert not problems
     assert [(case.case_id, case.layout, case.mask) for case in cases] == [
         ("BRATS_7", "nnunet", "labelsTr/BRATS_7.nii.gz"),
@@ -252,7 +262,7 @@ def test_nnunet_channels_and_labels_are_read_from_dataset_json(tmp_path: Path) -
 
 def test_nnunet_problems(tmp_path: Path) -> None:
     keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in (0, 1, 3)]
-    cases, problems = discover(tmp_path, *keys, "labelsTr/A.nii.gz", "labelsTr/B.nii.gz")
+    cases, problems = discover(tmp_path, *keys, "labelsTr/A.nii.gz", "labelsTr/B.nii.gz", dataset=NNUNET)
     assert not cases
     assert [problem.case_id for problem in problems] == ["A", "B"]
     assert "has no t2 (only t1, t1c, flair)" in str(problems[0])
@@ -261,24 +271,228 @@ def test_nnunet_problems(tmp_path: Path) -> None:
 
 def test_a_file_without_a_channel_number_is_reported(tmp_path: Path) -> None:
     keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)]
-    (case,), (problem,) = discover(tmp_path, *keys, "imagesTr/B.nii.gz")
+    (case,), (problem,) = discover(tmp_path, *keys, "imagesTr/B.nii.gz", dataset=NNUNET)
     assert case.case_id == "A"
     assert str(problem).startswith("file: imagesTr/B.nii.gz: has no channel number in its name")
 
 
-@pytest.mark.parametrize(
-    ("labels", "declared"),
-    [
-        ({"0": "background", "1": "NCR", "2": "ED", "3": "ET"}, "brats-et3"),
-        ({"background": 0, "NCR": 1, "ED": 2, "ET": 4}, "brats-et4"),
-        ({"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4}, "brats2024"),
-        ({"background": 0, "tumour": 1}, None),
-    ],
-)
-def test_conventions_declared_by_dataset_json(tmp_path: Path, labels: dict, declared: str | None) -> None:
+def test_conventions_declared_by_dataset_json(tmp_path: Path) -> None:
+    """As collections and converters write them: nnU-Net 1 and 2, the Decathlon, regions, and users' own words."""
+    declared: dict[str, list[dict]] = {
+        "brats-et3": [
+            {"0": "background", "1": "NCR", "2": "ED", "3": "ET"},
+            {"background": 0, "necrotic tumor core": 1, "peritumoral edematous/invaded tissue": 2, "GD-enhancing tumor": 3},
+            {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": [3]},
+            {"background": 0, "Whole_Tumour": [1, 2, 3], "oedema": 2, "ET": 3},
+        ],
+        "brats-et4": [{"background": 0, "NCR/NET": 1, "ED": 2, "ET": 4}, {"wt": [1, 2, 4], "tc": [1, 4], "et": 4}],
+        "brats2024": [
+            {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4},
+            {"0": "unlabelled", "1": "non-enhancing tumour core", "2": "surrounding non-enhancing FLAIR hyperintensity",
+             "3": "enhancing tissue", "4": "resection cavity"},
+        ],
+        "brats-ped": [
+            {"ET": 1, "NonEnh": 2, "Cystic": 3, "Edema": 4},
+            {"background": 0, "ET": 1, "NET": 2, "CC": 3, "ED": 4},
+            {"background": 0, "ET": 1, "non-enhancing (solid and cyst)": [2, 3], "ED": 4},
+        ],
+        "msd": [
+            {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+            {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3},
+            {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3], "ignore": 4},
+        ],
+        "1=ed,2=et,3=ncr": [{"edema": 1, "ET": 2, "necrosis": 3}],
+        "1=ncr,2=et,3=ed": [{"1": "Necrosis", "2": "Active tumor", "3": "Perifocal oedema"}],
+        "wt": [{"background": 0, "tumor": 1}, {"0": "background", "1": "whole tumour"}, {"background": 0, "glioma": 1}],
+        "wt-255": [{"tumour": 255}],
+        "brats-gtv": [{"background": 0, "GTV": 1}, {"background": 0, "tumor core": 1}],
+        "1=tc,2=ed": [{"tumor core": 1, "edema": 2}, {"whole tumor": [1, 2], "tumor core": 1}, {"tumor": 1, "edema": 2}],
+        "1=wt,2=et": [{"tumor": 1, "enhancing": 2}],
+        "1=background,2=wt": [{"background": 0, "healthy brain": 1, "tumor": 2}],
+    }  # fmt: skip
+    keys = [*(f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)), "labelsTr/A.nii.gz"]
+    for name, listed in declared.items():
+        for labels in listed:
+            (case,), problems = discover(tmp_path, *keys, dataset={**NNUNET, "labels": labels})
+            assert (case.declared, problems) == (name, []), labels
+
+
+def test_labels_that_cannot_be_read_are_asked_for(tmp_path: Path) -> None:
+    sentences: dict[str, dict] = {
+        "names the label 'class 1', which is none of the words known, such as necrosis, oedema": {
+            "class 1": 1
+        },
+        "names the label 'brain', which is none": {"background": 0, "brain": 1},
+        "names the label 'lesion', which is none": {"0": "background", "1": "edema", "2": "lesion"},
+        "names the label 1 as ed and et at once": {"edema": 1, "enhancing": 1},
+        "names no label that makes up a tumour": {"background": 0, "edema": 1},
+        "has the label 'edema': 'one', which is not a name and its numbers": {"edema": "one"},
+        "names no labels": {},
+    }
+    keys = [*(f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)), "labelsTr/A.nii.gz"]
+    for sentence, labels in sentences.items():
+        with pytest.raises(UsageError, match=re.escape(f"dataset.json {sentence}")) as error:
+            discover(tmp_path, *keys, dataset={**NNUNET, "labels": labels})
+        assert str(error.value).endswith(
+            """so the numbers in the masks could mark anything; correct its "labels", or state the convention with """
+            "--labels NAME (labels= in the library)"
+        )
+        (case,), _ = discover_cases(FileStorage(str(tmp_path)), labels="msd")
+        assert case.declared == "msd"
+    # Without a mask there is nothing to ask.
+    (tmp_path / "labelsTr/A.nii.gz").unlink()
+    (case,), problems = discover_cases(FileStorage(str(tmp_path)))
+    assert (case.declared, problems) == (None, [])
+
+
+def test_4d_files_of_another_task_do_not_take_its_labels(tmp_path: Path) -> None:
+    only_channels = {"modality": MSD["modality"]}
+    names = ("imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    (case,), _ = discover(tmp_path / "1", *names, dataset=only_channels)
+    assert case.declared == "msd"
+    with pytest.raises(UsageError, match=r"dataset\.json names no labels, so"):
+        discover(tmp_path / "2", "imagesTr/X.nii.gz", "labelsTr/X.nii.gz", dataset=only_channels)
+
+
+def test_channels_in_every_spelling(tmp_path: Path) -> None:
+    spellings: dict[str, list[str]] = {
+        "t1": ["T1", "t1", "T1w", "t1n", "T1-weighted", "T1 native", "MRI T1", "T1_pre"],
+        "t1c": [
+            "T1ce",
+            "T1c",
+            "T1Gd",
+            "T1gd",
+            "t1wce",
+            "T1-Gd",
+            "T1 post",
+            "T1 (post-contrast)",
+            "ceT1w",
+            "T1+C",
+        ],
+        "t2": ["T2", "t2w", "T2-weighted", "MR_T2"],
+        "flair": ["FLAIR", "flair", "T2-FLAIR", "t2f", "T2w FLAIR", "fla"],
+    }
+    for modality, names in spellings.items():
+        for name in names:
+            assert modality_of(name) == modality, name
     keys = [f"imagesTr/A_{channel:04}.nii.gz" for channel in range(4)]
-    (case,), _ = discover(tmp_path, *keys, dataset={"labels": labels})
-    assert case.declared == declared
+    order = {"flair": 0, "t1": 1, "t1c": 2, "t2": 3}
+    names = ["FLAIR", "T1", "T1ce", "T2"]
+    numbered = {str(number): name for number, name in enumerate(names)}
+    for field in ("channel_names", "modality"):
+        for form in (names, numbered, {name: int(number) for number, name in numbered.items()}):
+            (case,), problems = discover(tmp_path, *keys, dataset={field: form})
+            assert not problems
+            assert {m: keys.index(key) for m, key in case.images.items()} == order, form
+    for wrong in (names[:3], [*names, "ADC"], ["FLAIR", "T1", "T1", "T2"], ["noNorm"] * 4):
+        cases, (problem,) = discover(tmp_path, *keys, dataset={"channel_names": wrong})
+        assert not cases
+        assert f"names the channels {', '.join(wrong)}; expected T1, T1c, T2 and FLAIR" in problem.found
+    # Without them nothing is assumed.
+    (tmp_path / "dataset.json").unlink()
+    cases, (problem,) = discover(tmp_path, *keys)
+    assert not cases
+    assert problem.found == "is missing or not valid, so that nothing names the modality of each channel"
+
+
+def test_nnunet_cases_that_dataset_json_links(tmp_path: Path) -> None:
+    files = [f"raw/p1/scan{n}.nii.gz" for n in range(4)]
+    dataset = {
+        "channel_names": ["FLAIR", "T1", "T1Gd", "T2"],
+        "labels": {"background": 0, "edema": 1, "ET": 2, "necrosis": 3},
+        "dataset": {
+            "BraTS-GLI-00001-000": {
+                "images": [f"../raw/p1/scan{n}.nii.gz" for n in range(4)],
+                "label": "../raw/p1/truth.nii.gz",
+            },
+            "P2": {"images": ["../raw/p2/A_t1.nii.gz"] * 4, "label": "../gone.nii.gz"},
+            "P3": {"images": ["../raw/p3/four.nii.gz"]},
+        },
+    }
+    cases, problems = discover(
+        tmp_path, *files, "raw/p1/truth.nii.gz", "raw/p3/four.nii.gz", dataset=dataset, at="Dataset001"
+    )
+    first, third = cases
+    assert first.images == {"t1": files[1], "t1c": files[2], "t2": files[3], "flair": files[0]}
+    assert (first.mask, first.declared, first.patient_id) == (
+        "raw/p1/truth.nii.gz",
+        "1=ed,2=et,3=ncr",
+        "BraTS-GLI-00001",
+    )
+    assert (third.image, third.channels, third.mask) == (
+        "raw/p3/four.nii.gz",
+        ("flair", "t1", "t1c", "t2"),
+        None,
+    )
+    assert [str(problem).partition(";")[0] for problem in problems] == [
+        "case P2: Dataset001/dataset.json: lists ../raw/p2/A_t1.nii.gz, which is not below the data"
+    ]
+
+
+def test_masks_that_are_not_of_the_tumour(tmp_path: Path) -> None:
+    """Files that BET, HD-BET, FAST, SynthSeg and others leave beside images, and names of real collections."""
+    derived = [
+        "A_001_t1_bet_mask",
+        "A_001_brain_mask",
+        "A_001_brainmask",
+        "A_001-brain-mask",
+        "A_001_t1_mask",
+        "A_001_flair-mask",
+        "A_001_t1ce_bet_mask",
+        "A_001_T1_BrainMask",
+        "A_001_t1_brain_seg",
+        "A_001_t1_brain_pveseg",
+        "A_001_synthseg",
+        "brain_mask",
+        "A_001_aparc+aseg",
+        "A_001_hdbet_mask",
+        "A_001_skull_mask",
+        "A_001_brain_segmentation",
+        "A_001_mask_t1",
+        "A_001_seg_csf",
+        "A_001_brain_parenchyma_segmentation",
+        "A_001_brain_mask_2",
+        "mask_brain",
+    ]
+    tumours = [
+        "A_001_seg",
+        "A_001_mask",
+        "A_001_tumor_mask",
+        "A_001_brain_tumor_seg",
+        "A_001_flair_seg",
+        "A_001-segmentation",
+        "W39_Segm",
+    ]
+    images = brats("A_001", "A_001", "t1 t1ce t2 flair")
+    for number, name in enumerate(derived):
+        beside = discover(tmp_path / f"a{number}", *images, f"A_001/{name}.nii.gz", "A_001/A_001_seg.nii.gz")
+        (case,), problems = beside
+        assert (case.mask, problems) == ("A_001/A_001_seg.nii.gz", []), name
+        (case,), (problem,) = discover(tmp_path / f"b{number}", *images, f"A_001/{name}.nii.gz")
+        assert case.mask is None, name
+        assert str(problem) == (
+            f"case A_001: A_001/{name}.nii.gz: is not taken for the tumour's mask: its name says that it is derived from "
+            "the images; name the tumour's mask CASE_seg.nii.gz, if it is one"
+        )
+    for number, name in enumerate(tumours):
+        (case,), problems = discover(tmp_path / f"c{number}", *images, f"A_001/{name}.nii.gz")
+        assert (case.mask, problems) == (f"A_001/{name}.nii.gz", []), name
+    # A case whose own name holds such a word.
+    (case,), problems = discover(tmp_path / "d", *brats("brain_001", "brain_001"))
+    assert (case.mask, problems) == ("brain_001/brain_001_seg.nii.gz", [])
+    # Several cases in one folder.
+    flat = [*brats("", "A_01"), *brats("", "B_02"), "A_01_t1_bet_mask.nii.gz", "B_02_brainmask.nii.gz"]
+    cases, problems = discover(tmp_path / "e", *flat)
+    assert [case.mask for case in cases] == ["A_01_seg.nii.gz", "B_02_seg.nii.gz"]
+    assert not problems
+
+
+def test_meningiomas_before_radiotherapy_have_one_image(tmp_path: Path) -> None:
+    name = "BraTS-MEN-RT-0001-1"
+    (case,), problems = discover(tmp_path, *brats(name, name, "t1c gtv"))
+    assert not problems
+    assert (case.images, case.mask) == ({"t1c": f"{name}/{name}_t1c.nii.gz"}, f"{name}/{name}_gtv.nii.gz")
+    assert case.patient_id == "BraTS-MEN-RT-0001"
 
 
 def test_names_of_modalities_and_patients() -> None:

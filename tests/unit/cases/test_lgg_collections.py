@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from glioray.cases.casefiles import CaseFiles, Problem
-from glioray.cases.labels import CONVENTIONS, from_internal
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import from_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case, load_case_from_bytes
 from glioray.cases.manifest import check_case

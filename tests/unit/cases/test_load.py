@@ -9,8 +9,8 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.dataset_json import MSD_CHANNELS
-from glioray.cases.labels import CONVENTIONS
 from glioray.cases.load import assemble_case, brain_mask, load_case_from_bytes
 from glioray.cases.nifti import encode_mask, encode_volume, read_volume, to_canonical
 from glioray.config import MODALITIES

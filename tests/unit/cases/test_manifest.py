@@ -199,30 +199,30 @@ def test_unknown_names_are_rejected() -> None:
 
 
 class TestCollectionConvention:
-    def test_a_cavity_without_enhancement_is_detected_from_other_cases(self) -> None:
-        names = {"layout": "brats2023"}
-        alone = entry("G-1", **names, ncr=0, ed=5, et=7)
-        both = entry("G-2", **names, convention="brats2024", ncr=1, ed=2, et=3, rc=4)
-        old = manifest_of(alone).entry("G-1")
-        assert (old.convention, old.label_voxels["et"], old.label_voxels["rc"]) == ("brats-et4", 7, 0)
-        new = manifest_of(alone, both).entry("G-1")
+    def test_a_cavity_without_enhancement_is_detected_by_its_name(self) -> None:
+        names = {"layout": "brats2023", "ncr": 0, "ed": 5, "et": 7}
+        new = manifest_of(entry("BraTS-GLI-00001-100", **names)).entry("BraTS-GLI-00001-100")
         assert (new.convention, new.label_voxels) == ("brats2024", {"ncr": 0, "ed": 5, "et": 0, "rc": 7})
 
-    def test_3_in_one_and_4_in_another_mean_brats_2024(self) -> None:
-        manifest = manifest_of(
-            entry("G-1", layout="brats2023"), entry("G-2", layout="brats2023", convention="brats-et3")
-        )
-        assert [e.convention for e in manifest.cases] == ["brats2024", "brats2024"]
-        assert manifest.entry("G-1").label_voxels["rc"] == 3
+    def test_without_a_name_it_is_asked_for(self) -> None:
+        for others in ([], [entry("G-2", layout="brats2023", convention="brats2024", rc=4)]):
+            with pytest.raises(
+                UsageError,
+                match=rf"^{1 + len(others)} of {1 + len(others)} masks, that of G-1 the first, hold the labels .*4, which "
+                r"fit .*brats2024 \(1 NCR, 2 ED, 3 ET, 4 RC\).*; state the convention with --labels NAME",
+            ):
+                manifest_of(entry("G-1", layout="brats2023", ncr=0, ed=5, et=7), *others)
 
     def test_old_years_may_mix_3_and_4(self) -> None:
-        manifest = manifest_of(entry("A"), entry("B", convention="brats-et3"))
+        manifest = manifest_of(entry("BraTS2021_1"), entry("BraTS2021_2", convention="brats-et3"))
         assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et3"]
+        with pytest.raises(UsageError, match=r"1, 2, 3, 4, which fit brats2024 .* and brats-ped"):
+            manifest_of(entry("A"), entry("B", convention="brats-et3"))
 
     def test_a_case_with_neither_gets_the_convention_of_the_others(self) -> None:
-        neither = entry("G-1", layout="brats2023", convention="brats-et3", et=0)
-        manifest = manifest_of(neither, entry("G-2", layout="brats2023"))
-        assert [e.convention for e in manifest.cases] == ["brats-et4", "brats-et4"]
+        neither = entry("G-1", et=0)
+        manifest = manifest_of(neither, entry("G-2", convention="brats-et3"))
+        assert [e.convention for e in manifest.cases] == ["brats-et3", "brats-et3"]
 
     def test_a_declared_convention_is_kept(self) -> None:
         declared = entry("M-1", layout="msd", convention="msd", declared="msd")

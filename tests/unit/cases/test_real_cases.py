@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from glioray.cases.labels import CONVENTIONS, detect_convention, from_internal, labels_in, to_internal
+from glioray.cases.collections import detect_convention
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import from_internal, labels_in, to_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case, load_case_from_bytes
 from glioray.cases.manifest import build_manifest, check_case
@@ -73,7 +75,7 @@ def test_et_as_3_is_the_same_case(real_data: Path, brats: FileStorage) -> None:
     masks = []
     for data, expected in ((original, "brats-et4"), (remapped, "brats-et3")):
         array = read_volume(data, name="seg").array
-        convention = detect_convention(labels_in(array), "brats2021")
+        convention = detect_convention(labels_in(array), discover_cases(brats)[0][1])
         assert convention.name == expected
         masks.append(to_internal(array, convention))
     np.testing.assert_array_equal(*masks)

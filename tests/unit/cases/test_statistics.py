@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import Case, load_case
 from glioray.cases.nifti import encode_volume, read_volume

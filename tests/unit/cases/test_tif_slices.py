@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from glioray.cases.casefiles import CaseFiles, Problem, patient_of
-from glioray.cases.labels import CONVENTIONS, from_internal
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import from_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import Case, load_case
 from glioray.cases.manifest import Manifest, build_manifest, check_case

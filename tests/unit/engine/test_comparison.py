@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case

@@ -16,7 +16,8 @@ import torch
 from fastapi.testclient import TestClient
 from serve.watch import ModelWatch
 
-from glioray.cases.labels import CONVENTIONS, to_internal
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import to_internal
 from glioray.cases.load import load_case_from_bytes
 from glioray.cases.nifti import encode_volume, read_volume, to_canonical
 from glioray.cases.phantom import make_phantom

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig

@@ -14,7 +14,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import find_convention
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
@@ -35,14 +35,16 @@ TASK_CPUS = 0.25
 _STRIP_BYTES = 5 << 28
 
 
-def check_cases(data: str, cases: Sequence[CaseFiles]) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
+def check_cases(
+    data: str, cases: Sequence[CaseFiles], *, is_stated: bool = False
+) -> Iterator[tuple[CaseEntry | None, list[Problem]]]:
     """Run `check_case` on every case across the cluster, in order of completion."""
-    for entry, problems, _ in describe_cases(data, cases, None):
+    for entry, problems, _ in describe_cases(data, cases, None, is_stated=is_stated):
         yield entry, problems
 
 
 def describe_cases(
-    data: str, cases: Sequence[CaseFiles], pictured: Collection[str] | None
+    data: str, cases: Sequence[CaseFiles], pictured: Collection[str] | None, *, is_stated: bool = False
 ) -> Iterator[tuple[CaseEntry | None, list[Problem], CaseStatistics | None]]:
     """Run `check_cases` and compute the statistics of each good case; each case is read once.
 
@@ -50,13 +52,14 @@ def describe_cases(
         data: the URI that contains the cases.
         cases: their files.
         pictured: ids of the cases to draw too; None to skip all statistics.
+        is_stated: as of `check_case`.
     """
     if not cases:
         return
 
     def examine(row: dict[str, Any]) -> dict[str, Any]:
         files = from_dict(CaseFiles, json.loads(row["item"]))
-        entry, problems, case = examine_case(open_storage(data), files)
+        entry, problems, case = examine_case(open_storage(data), files, is_stated=is_stated)
         found = [to_dict(problem) for problem in problems]
         statistics = None
         if case is not None and pictured is not None:
@@ -78,27 +81,30 @@ def describe_cases(
         )
 
 
-def index_data(data: str, manifests: str, *, seed: int = 0) -> Manifest:
+def index_data(data: str, manifests: str, *, seed: int = 0, labels: str | None = None) -> Manifest:
     """Build the manifest of a data set without one: find, check and count every case.
 
     Args:
         data: the URI that contains the cases.
         manifests: URI of earlier manifests; one is reused while object names and sizes are unchanged.
         seed: of the folds.
+        labels: the label convention of all masks, if the user states it.
 
     Raises:
         DataError: no object is named like a case.
+        UsageError: several label conventions fit the masks.
     """
     storage = open_storage(data)
     listing = [(item.key, item.size_bytes) for item in storage.list()]
-    kept, key = open_storage(manifests), f"{fingerprint([storage.uri, listing, seed])}.json"
+    kept, key = open_storage(manifests), f"{fingerprint([storage.uri, listing, seed, labels])}.json"
     if kept.exists(key):
         _log.info("the manifest of %s is known: %s", data, join_uri(kept.uri, key))
         return load_manifest(join_uri(kept.uri, key))
-    cases, problems = discover_cases(storage)
+    cases, problems = discover_cases(storage, labels=labels)
     if not cases and not problems:
         raise DataError(f"'{data}' holds {len(listing)} objects but no case; {RECOGNISED}")
-    manifest = build_manifest(storage.uri, [(None, problems), *check_cases(data, cases)], seed=seed)
+    checked = check_cases(data, cases, is_stated=labels is not None)
+    manifest = build_manifest(storage.uri, [(None, problems), *checked], seed=seed)
     manifest.save(kept, key)
     return manifest
 
@@ -173,7 +179,7 @@ def quiet_data() -> None:
 
 def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
     """Load and preprocess one case in this process."""
-    convention = None if entry.convention is None else CONVENTIONS[entry.convention]
+    convention = None if entry.convention is None else find_convention(entry.convention)
     return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
 
 

@@ -68,18 +68,19 @@ def case_metrics(case: Case, prediction: NDArray[np.uint8]) -> CaseMetrics:
 def case_slice_sums(case: Case, prediction: NDArray[np.uint8]) -> SliceSums:
     """The sums over the case's axial slices through the brain, for `slicewise_table`.
 
-    Of a mask that labels the whole tumour alone, those of background and "wt".
+    Of a mask that does not define all regions, those of background and of the largest that it does, such as "wt".
 
     Raises:
         CaseError: the case has no mask.
     """
     mask = _mask_of(case)
     through_brain = brain_mask(case.images).any(axis=(0, 1))
+    region = _known(case)[0]
     if set(REGIONS) <= set(_known(case)):
         return slice_sums(mask.T[through_brain], prediction.T[through_brain])
-    truth, found = (np.isin(m, REGION_LABELS["wt"]).astype(np.uint8) for m in (mask, prediction))
-    background, whole = list(slice_sums(truth.T[through_brain], found.T[through_brain]).values())[:2]
-    return {"background": background, "wt": whole}
+    truth, found = (np.isin(m, REGION_LABELS[region]).astype(np.uint8) for m in (mask, prediction))
+    background, inside = list(slice_sums(truth.T[through_brain], found.T[through_brain]).values())[:2]
+    return {"background": background, region: inside}
 
 
 def _known(case: Case) -> tuple[str, ...]:

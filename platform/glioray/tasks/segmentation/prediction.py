@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from glioray.cases.casefiles import CaseFiles
-from glioray.cases.labels import CONVENTIONS, detect_convention, from_internal
+from glioray.cases.collections import detect_convention
+from glioray.cases.conventions import find_convention
+from glioray.cases.labels import from_internal
 from glioray.cases.load import load_case
 from glioray.cases.nifti import encode_map, encode_mask
 from glioray.engine.on_ray.batch import map_cases, split_failed
@@ -57,7 +59,7 @@ def predict_case(
     # the mask is not read, and a case that would be cut to its segmented slices is predicted whole.
     stated = labels or files.declared
     case = load_case(storage, files, with_mask=stated is None)
-    convention = CONVENTIONS[stated] if stated else case.convention or detect_convention(set(), files.layout)
+    convention = find_convention(stated) if stated else case.convention or detect_convention(set(), files)
     probs = predictor.probs(case)
     mask = from_internal(predictor.decode(probs, float(np.prod(case.spacing_mm)) / 1000), convention)
     target = open_storage(out)

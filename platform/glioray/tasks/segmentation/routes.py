@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from glioray.cases.labels import CONVENTIONS, LABELS, REGION_LABELS, LabelConvention, from_internal
+from glioray.cases.conventions import CONVENTIONS, LabelConvention, find_convention
+from glioray.cases.labels import LABELS, REGION_LABELS, from_internal
 from glioray.cases.load import Case, load_case_from_bytes
 from glioray.cases.nifti import encode_mask
+from glioray.config import REGIONS
 from glioray.engine.serving import (
     BINARY,
     LIMITS,
@@ -33,8 +35,6 @@ from glioray.serialization import to_dict
 from glioray.slices.volumes import resample_labels
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.predictor import Predictor
-
-DEFAULT_LABELS = "brats-et4"
 
 Upload = UploadFile | SkipJsonSchema[None]
 """A file that need not be sent."""
@@ -104,8 +104,13 @@ def make_routes(endpoint: Endpoint) -> Routes:
             ),
         ] = None,
         labels: Annotated[
-            str, Form(description="numbers of the mask", json_schema_extra={"enum": list(CONVENTIONS)})
-        ] = DEFAULT_LABELS,
+            str | SkipJsonSchema[None],
+            Form(
+                description="numbers of the mask: a convention, or what each number marks, such as 1=ed,2=et,3=ncr "
+                "(default: brats-et4, or brats2024 where the model labels a resection cavity)",
+                json_schema_extra={"examples": list(CONVENTIONS)},
+            ),
+        ] = None,
         superresolve: Annotated[
             Literal["true", "false"],
             Form(description="super-resolve the case first; the further fields say how"),
@@ -126,8 +131,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
         files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
         parts = {name: await file.read() for name, file in files.items() if file is not None}
         check_uploads(parts, served.model.spec.config.preprocess.modalities)
-        if labels not in CONVENTIONS:
-            raise UsageError(f"labels is '{labels[:40]}'; expected one of {', '.join(CONVENTIONS)}")
+        convention = _choose_convention(labels, served.model.spec)
         enhance = None
         if superresolve == "true" and enhancement is not None:
             enhance = enhancement.begin(options)
@@ -141,11 +145,23 @@ def make_routes(endpoint: Endpoint) -> Routes:
         as_json = accepts_json(request.headers.get("accept", ""))
 
         def work() -> Response:
-            return _segment(served, parts, enhance, CONVENTIONS[labels], grid == "input", as_json)
+            return _segment(served, parts, enhance, convention, grid == "input", as_json)
 
         return await endpoint.run(work, done="segmented")
 
     return Routes(router, ModelAnswer, _describe)
+
+
+def _choose_convention(labels: str | None, spec: ModelSpec) -> LabelConvention:
+    """The convention of the mask. Raises: UsageError where it is unknown or lacks a label of the model."""
+    has_cavity = spec.out_channels == len(LABELS)
+    convention = find_convention(labels or ("brats2024" if has_cavity else "brats-et4"))
+    if has_cavity and convention.regions == REGIONS and "rc" not in convention.parts.values():
+        raise UsageError(
+            f"labels is '{convention.name}', which has no number for the resection cavity that the model labels; send "
+            "labels=brats2024"
+        )
+    return convention
 
 
 class _NoOptions:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glioray.cases.labels import CONVENTIONS
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.load import Case
 from glioray.errors import CaseError
 from glioray.metrics.lesionwise import lesionwise_scores
