@@ -13,7 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, MutableSequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,32 @@ _DOWNLOAD_ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object's key, relative to the storage's root, and its size."""
+    """An object in a listing.
+
+    Attributes:
+        key: relative to the storage's root.
+        size_bytes: of its content.
+        stamp: differs after every change that the store notices: a file's times, an object's ETag.
+    """
 
     key: str
     size_bytes: int
+    stamp: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlisted:
+    """A file or a folder that a listing cannot give.
+
+    Attributes:
+        key: of the file or folder, printable.
+        found: why, continuing a sentence that begins with the name.
+        advice: what to do about it.
+    """
+
+    key: str
+    found: str
+    advice: str
 
 
 class Storage(Protocol):
@@ -40,10 +63,17 @@ class Storage(Protocol):
 
     uri: str
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, unlisted: MutableSequence[Unlisted] | None = None
+    ) -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, sorted by key, without directory markers.
 
-        Raises: StorageError if the folder or the bucket does not exist.
+        Args:
+            prefix: of the keys.
+            unlisted: collects what cannot be listed: unreadable folders and files, links to nothing, names that are
+                not UTF-8. By default the first one is raised.
+
+        Raises: StorageError if the folder or the bucket does not exist, or a part of it cannot be listed.
         """
 
     def exists(self, key: str) -> bool:
@@ -79,6 +109,8 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
+    if (readable := printable(text)) != text:
+        raise UsageError(f"'{readable}' is not a name in UTF-8; rename the folder")
     if scheme == "s3":
         return S3Storage(text)
     if scheme in ("", "file"):
@@ -106,6 +138,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     if not parent:
         parent = "/" if slash else "."
     return f"{scheme}{separator}{parent}", name
+
+
+def printable(name: str) -> str:
+    """The name of a file as text; bytes that are not UTF-8 as escapes such as `\\xe9`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def is_local(uri: str) -> bool:
@@ -163,17 +200,25 @@ class FileStorage:
         self.root = Path(path).expanduser().absolute()
         self.uri = str(self.root)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        if not self.root.is_dir():
+    def list(
+        self, prefix: str = "", *, unlisted: MutableSequence[Unlisted] | None = None
+    ) -> Iterator[ObjectInfo]:
+        with _wrap_os_errors(self.root, "listed"):
+            is_folder = self.root.is_dir()
+        if not is_folder:
             raise StorageError(f"'{self.root}' is not a folder; check the path")
-        start = self.root / _validate_prefix(prefix).rpartition("/")[0]
-        paths = (folder / name for folder, names in _walk(start) for name in names)
-        found = (
-            (path.relative_to(self.root).as_posix(), path) for path in paths if not _is_temporary(path.name)
-        )
-        for key, path in sorted(found):
-            if key.startswith(prefix) and path.is_file():
-                yield ObjectInfo(key=key, size_bytes=path.stat().st_size)
+        failed: list[Unlisted] = []
+        start = _validate_prefix(prefix).rpartition("/")[0]
+        found = [info for info in _walk(self.root, start, failed) if info.key.startswith(prefix)]
+        failed = [item for item in failed if item.key.startswith(prefix) or prefix.startswith(f"{item.key}/")]
+        if unlisted is None:
+            # Links to nothing are only of interest to those who look for files that should be there.
+            for item in failed:
+                if item.found != _LINK_TO_NOTHING:
+                    raise StorageError(f"'{self.root}/{item.key}' {item.found}; {item.advice}")
+        else:
+            unlisted.extend(sorted(failed, key=lambda item: item.key))
+        yield from sorted(found, key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
         with self._wrap_errors(key, "looked up"):
@@ -211,16 +256,58 @@ class FileStorage:
         return _wrap_os_errors(f"{self.uri}/{key}", action)
 
 
-def _walk(start: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `start` with their files, following links."""
+_LINK_TO_NOTHING = "is a link to a file that does not exist"
+_ACCESS = "check the permissions, or move it elsewhere"
+
+
+def _walk(root: Path, start: str, failed: list[Unlisted]) -> Iterator[ObjectInfo]:
+    """The files below `root`/`start`, following links; `failed` collects what cannot be listed."""
     seen: set[str] = set()
-    for folder, below, names in os.walk(start, followlinks=True):
-        real = os.path.realpath(folder)
+    folders = [start]
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(root / folder)
         if real in seen:  # a link back to a parent
-            below.clear()
             continue
         seen.add(real)
-        yield Path(folder), names
+        try:
+            with os.scandir(root / folder) as scan:
+                items = sorted(scan, key=lambda item: item.name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted meanwhile, or a prefix of no key
+        except OSError as error:
+            if not folder:
+                raise StorageError(
+                    f"'{root}' cannot be listed ({error.strerror or error}); {_ACCESS}"
+                ) from error
+            failed.append(_unlisted(folder, error))
+            continue
+        for item in items:
+            key = f"{folder}/{item.name}".lstrip("/")
+            if (name := printable(key)) != key:
+                advice = "rename it, with convmv for instance"
+                failed.append(Unlisted(key=name, found="has a name that is not UTF-8", advice=advice))
+                continue
+            try:
+                status = item.stat()
+            except FileNotFoundError:
+                if item.is_symlink():
+                    advice = "fetch what it points to (git annex get, datalad get), or delete it"
+                    failed.append(Unlisted(key=key, found=_LINK_TO_NOTHING, advice=advice))
+                continue
+            except OSError as error:
+                failed.append(_unlisted(key, error))
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                folders.append(key)
+            elif stat.S_ISREG(status.st_mode) and not _is_temporary(item.name):
+                # The time of the last change of state too: a copy may keep the time of modification.
+                stamp = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+                yield ObjectInfo(key=key, size_bytes=status.st_size, stamp=stamp)
+
+
+def _unlisted(key: str, error: OSError) -> Unlisted:
+    return Unlisted(key=key, found=f"cannot be read ({error.strerror or error})", advice=_ACCESS)
 
 
 def _is_temporary(name: str) -> bool:
@@ -241,13 +328,15 @@ class S3Storage:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, unlisted: MutableSequence[Unlisted] | None = None
+    ) -> Iterator[ObjectInfo]:
         full = f"{self.prefix}/{_validate_prefix(prefix)}" if self.prefix else _validate_prefix(prefix)
         skip = len(self.prefix) + 1 if self.prefix else 0
         with self._wrap_errors(prefix, "listed"):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
             found = [
-                ObjectInfo(key=item["Key"][skip:], size_bytes=item["Size"])
+                ObjectInfo(key=item["Key"][skip:], size_bytes=item["Size"], stamp=item.get("ETag", ""))
                 for page in pages
                 for item in page.get("Contents", ())
                 if not item["Key"].endswith("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -12,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from glioray.errors import StorageError, UsageError
-from glioray.storage import FileStorage, S3Storage, Storage, is_local, join_uri, open_storage, split_uri
+from glioray.storage import (
+    FileStorage,
+    S3Storage,
+    Storage,
+    Unlisted,
+    is_local,
+    join_uri,
+    open_storage,
+    split_uri,
+)
 
 ODD_KEYS = ["with space/a b.txt", "größe/Ψ.nii.gz", "plus+sign/100%.bin", "a'quote\".txt", "tilde~/.hidden"]
 
@@ -134,6 +144,19 @@ class StorageContract:
 
     def test_a_reader_sees_the_old_object_or_the_new_one(self, storage: Storage) -> None:
         _check_atomic(storage, [bytes([number]) * 300_000 for number in range(1, 4)], num_rounds=10)
+
+    def test_a_stamp_changes_with_the_content(self, storage: Storage) -> None:
+        def stamps() -> dict[str, str]:
+            return {info.key: info.stamp for info in storage.list()}
+
+        storage.write("a", b"1234")
+        storage.write("b", b"1234")
+        before = stamps()
+        assert all(before.values())
+        assert stamps() == before
+        storage.write("a", b"4321")
+        assert stamps()["a"] != before["a"]
+        assert stamps()["b"] == before["b"]
 
     def test_can_be_pickled_without_secrets(self, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SESSION_TOKEN", "")
@@ -373,3 +396,66 @@ def test_follows_links_but_not_in_circles(tmp_path: Path):
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "linked" / "back").symlink_to(root)
     assert [item.key for item in open_storage(root).list()] == ["linked/a.bin"]
+
+
+def test_a_file_changed_in_place_has_another_stamp(tmp_path: Path) -> None:
+    """Also where a tool restores the time of modification."""
+    path = tmp_path / "mask.nii"
+    path.write_bytes(b"1234")
+    times = path.stat()
+    (before,) = open_storage(tmp_path).list()
+    with path.open("r+b") as stream:
+        stream.write(b"4321")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (after,) = open_storage(tmp_path).list()
+    assert (after.size_bytes, path.stat().st_mtime_ns) == (before.size_bytes, times.st_mtime_ns)
+    assert after.stamp != before.stamp
+
+
+def _deny(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """Refuse to list these folders, as to a user without the right; the tests may run as root."""
+    scandir = os.scandir
+
+    def refuse(path: os.PathLike[str]) -> object:
+        if Path(path) in paths:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_what_cannot_be_listed_is_collected_or_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open/a", "shut/b", "shut/below/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b".")
+    (tmp_path / "open" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "open" / "circle").symlink_to("circle")
+    Path(os.fsdecode(os.fsencode(tmp_path / "open") + b"/caf\xe9.nii")).write_bytes(b".")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9")).mkdir()
+    _deny(monkeypatch, tmp_path / "shut")
+    storage = open_storage(tmp_path)
+    unlisted: list[Unlisted] = []
+    assert [info.key for info in storage.list(unlisted=unlisted)] == ["open/a"]
+    assert {item.key: item.found for item in unlisted} == {
+        r"\xe9t\xe9": "has a name that is not UTF-8",
+        r"open/caf\xe9.nii": "has a name that is not UTF-8",
+        "open/circle": "cannot be read (Too many levels of symbolic links)",
+        "open/gone": "is a link to a file that does not exist",
+        "shut": "cannot be read (Permission denied)",
+    }
+    assert [info.key for info in storage.list("open/a")] == ["open/a"]
+    for prefix in ("", "sh", "shut/below/"):
+        if prefix == "shut/below/":
+            _deny(monkeypatch, tmp_path / "shut" / "below")
+        with pytest.raises(StorageError, match=r"cannot be read|not UTF-8"):
+            list(storage.list(prefix))
+    _deny(monkeypatch, tmp_path)
+    with pytest.raises(StorageError, match=r"cannot be listed \(Permission denied\); check the permissions"):
+        list(storage.list(unlisted=[]))
+
+
+def test_a_root_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"/caf\\xe9' is not a name in UTF-8; rename the folder"):
+        open_storage(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))

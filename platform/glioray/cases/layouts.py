@@ -11,7 +11,7 @@ from glioray.cases.casefiles import ROLE_OF, STUDY, TCGA, CaseFiles, File, Probl
 from glioray.cases.dataset_json import DATA_FOLDERS, Dataset, dataset_cases, linked_cases, read_dataset_json
 from glioray.cases.tif_slices import tif_cases
 from glioray.config import MODALITIES
-from glioray.storage import Storage
+from glioray.storage import Storage, Unlisted
 
 RECOGNISED = """\
 BraTS 2017 to 2021      CASE/CASE_{t1,t1ce,t2,flair,seg}.nii.gz
@@ -53,8 +53,13 @@ def discover_cases(storage: Storage, *, labels: str | None = None) -> tuple[list
     Raises:
         UsageError: a dataset.json does not say what the labels of its masks mark, and no convention is stated.
     """
-    keys = [info.key for info in storage.list() if not _is_junk(info.key)]
-    problems: list[Problem] = []
+    unlisted: list[Unlisted] = []
+    keys = [info.key for info in storage.list(unlisted=unlisted) if not _is_junk(info.key)]
+    problems = [
+        Problem(case_id="", file=item.key, found=item.found, advice=item.advice)
+        for item in unlisted
+        if not _is_junk(item.key)
+    ]
     files = _image_files(keys, problems)
     roots = {key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] == "dataset.json"}
     roots |= {f.folder.rpartition("/")[0] for f in files if f.folder.rpartition("/")[2] in DATA_FOLDERS}

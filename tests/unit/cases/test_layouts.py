@@ -1,6 +1,8 @@
 """Layouts are recognised by file names; missing and repeated files are reported."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +53,37 @@ def test_brats_2017_to_2021(tmp_path: Path, folder: str, case_id: str, ext: str)
     assert case.images["t1c"] == f"{folder}/{case_id}_t1ce{ext}"
     assert case.mask == f"{folder}/{case_id}_seg{ext}"
     assert case.keys() == (*case.images.values(), case.mask)
+
+
+def test_what_cannot_be_listed_is_a_problem_beside_the_other_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"BraTS2021_0000{n}" for n in range(4)]
+    keys = [key for name in names for key in brats(name, name)]
+    discover(tmp_path, *keys)
+    scandir = os.scandir
+
+    def refuse(path: os.PathLike[str]) -> object:
+        if Path(path).name == names[1]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    os.rename(tmp_path / keys[10], os.fsencode(tmp_path / keys[10]) + b"\xe9")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "annex").symlink_to("nowhere")
+    (tmp_path / "BraTS2021_00009").symlink_to("unmounted")
+    cases, problems = discover_cases(FileStorage(str(tmp_path)))
+    assert [case.case_id for case in cases] == [names[0], names[3]]
+    assert [(p.case_id, p.file) for p in problems] == [
+        ("", "BraTS2021_00001"),
+        ("", rf"{keys[10]}\xe9"),
+        ("", "BraTS2021_00009"),
+        (names[2], names[2]),
+    ]
+    assert str(problems[0]) == (
+        "file: BraTS2021_00001: cannot be read (Permission denied); check the permissions, or move it elsewhere"
+    )
 
 
 def test_brats_2023_studies_of_one_patient(tmp_path: Path) -> None:
