@@ -6,11 +6,13 @@ not 1, and True is not 1. Only an int may stand for a float, and a list for a tu
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -45,6 +47,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         return _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         raise UsageError(explain(error, cls)) from None
+
+
+def parse_value(text: str) -> Any:
+    """The value of a text: JSON, or a number or word as Python writes it (.001, True); else the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, TypeError, SyntaxError):
+            return json.loads(json.dumps(parse(text)))
+    return text
 
 
 def fingerprint(config: Any) -> str:

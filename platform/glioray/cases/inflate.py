@@ -16,6 +16,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 _MAX_RATIO = 1032  # the largest compression ratio of a deflate stream
 
 
+class TrailingBytesError(ValueError):
+    """A whole gzip stream with other bytes after it."""
+
+
 def peek(data: bytes, size: int) -> bytes:
     """At most `size` bytes from the start of a file, after decompression if it is gzip.
 
@@ -36,8 +40,8 @@ def inflate(data: bytes, size: int) -> bytes | bytearray:
     Never allocates more than the returned size, whatever the stream claims.
 
     Raises:
-        ValueError: the stream is truncated, damaged or followed by other data; the message continues a
-            sentence that begins with the file's name.
+        TrailingBytesError: the stream is followed by other data.
+        ValueError: it is truncated or damaged; the message continues a sentence that begins with the file's name.
 
     Reference: RFC 1952.
     """
@@ -62,7 +66,7 @@ def _inflate_members(data: bytes, size: int) -> bytes:
     room, rest = size + 1, data
     while room and rest.strip(b"\0"):
         if rest[:2] != GZIP_MAGIC:
-            raise ValueError(f"has {len(rest)} bytes after its gzip stream that are not gzip")
+            raise TrailingBytesError(f"has {len(rest)} bytes after its gzip stream that are not gzip")
         member = isal_zlib.decompressobj(31)
         while room and not member.eof:
             try:

@@ -20,7 +20,8 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
-from glioray.cases.inflate import GZIP_MAGIC, inflate, peek
+from glioray.cases.formats import identify
+from glioray.cases.inflate import GZIP_MAGIC, TrailingBytesError, inflate, peek
 from glioray.errors import CaseError
 
 HEADER_BYTES = 544
@@ -157,13 +158,7 @@ def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = D
     header = read_header(data, name=name, case_id=case_id, limits=limits)
     raw = _expand(data, header, case_id)
     if len(raw) != header.size_bytes:
-        fault = "truncated" if len(raw) < header.size_bytes else "longer than its header claims"
-        raise CaseError(
-            case_id,
-            name,
-            f"is {fault}: {len(raw)} bytes, expected {header.size_bytes}",
-            "copy or export it again",
-        )
+        raise CaseError(case_id, name, *_describe_length(len(raw), header, compressed=raw is not data))
     flat = np.frombuffer(raw, dtype=header.dtype, offset=header.offset)
     if not header.dtype.isnative:
         flat = flat.astype(header.dtype.newbyteorder("="))
@@ -173,11 +168,25 @@ def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = D
     return Volume(array=array, header=header)
 
 
+def _describe_length(size: int, header: Header, *, compressed: bool) -> tuple[str, str]:
+    """What is wrong with a file of another length than its header claims, and advice."""
+    if size < header.size_bytes:
+        return f"is truncated: {size} bytes, expected {header.size_bytes}", "copy or export it again"
+    # Decompression ends after one byte too many.
+    more = "has bytes" if compressed else f"has {size - header.size_bytes} bytes"
+    found = f"is longer than its header claims: it {more} after the {header.size_bytes} that a header of {header.shape}"
+    found += f" voxels of {header.dtype.name} accounts for"
+    return found, "if shape and type are right, cut the rest off by saving it again; else correct the header"
+
+
 def _expand(data: bytes, header: Header, case_id: str) -> bytes | bytearray:
     if data[:2] != GZIP_MAGIC:
         return data
     try:
         return inflate(data, header.size_bytes)
+    except TrailingBytesError as error:
+        advice = "decompress it with gunzip, which leaves them out, and compress it again"
+        raise CaseError(case_id, header.name, str(error), advice) from error
     except ValueError as error:
         raise CaseError(case_id, header.name, str(error), "copy or export it again") from error
 
@@ -227,6 +236,9 @@ class _HeaderReader:
             (n for n in (348, 540) if first[:4] in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
         )
         if size is None:
+            kind = identify(first)
+            if kind is not None:
+                self.fail(f"is not NIfTI: it is {kind.name}", kind.advice)
             self.fail("is not NIfTI: it does not start with a NIfTI header")
         two = size == 540
         if len(first) < size:
@@ -269,10 +281,15 @@ class _HeaderReader:
 
     def _check_size(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         voxels, channels = math.prod(shape[:3]), math.prod(shape[3:])
-        if voxels > self.limits.max_voxels or channels > self.limits.max_channels:
-            limit = f"{self.limits.max_voxels} voxels and {self.limits.max_channels} channels"
+        limit = f"{self.limits.max_voxels} voxels and {self.limits.max_channels} channels"
+        if voxels > self.limits.max_voxels:
             self.fail(
                 f"claims {shape} voxels; expected at most {limit}", "resample or crop it, or check the header"
+            )
+        if channels > self.limits.max_channels:
+            self.fail(
+                f"claims {shape} voxels; expected at most {limit}",
+                "store one volume in a file, and a mask as one volume of label numbers",
             )
         size = voxels * channels * dtype.itemsize
         if size > self.limits.max_bytes:
@@ -322,6 +339,18 @@ class _HeaderReader:
         if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
             self.fail("has a singular affine: two of its axes coincide", "set its sform or qform again")
         return affine
+
+
+def qform_of(header: Header) -> np.ndarray | None:
+    """(4, 4), the affine of the qform that a file states beside its sform; NaN if unusable, None without both."""
+    found = header.nibabel_header
+    if not (found["sform_code"] > 0 and found["qform_code"] > 0):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(found.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError, ArithmeticError):
+        return np.full((4, 4), np.nan)
 
 
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

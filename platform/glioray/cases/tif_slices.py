@@ -26,6 +26,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from glioray.cases.casefiles import TCGA, CaseFiles, Problem, patient_of
+from glioray.cases.formats import TIFF, identify
 from glioray.cases.nifti import Header, Limits, Volume, make_header
 from glioray.errors import CaseError
 
@@ -165,6 +166,11 @@ def _open(data: bytes, key: str, case_id: str, mode: str) -> Image.Image:
             picture = TiffImageFile(io.BytesIO(data))
             bits = picture.tag_v2.get(BITSPERSAMPLE, (1,))
     except Exception as error:  # Pillow's parsers raise exceptions of almost any type.
+        other = identify(data)
+        if other is not None and other is not TIFF:
+            advice = "export it again as tif" if other.is_picture else other.advice
+            found = f"is not a readable tif: it is {other.name}; expected 8-bit {kind}"
+            raise CaseError(case_id, key, found, advice) from error
         found = f"is not a readable tif ({type(error).__name__}: {error}); expected 8-bit {kind}"
         raise CaseError(case_id, key, " ".join(found.split()), "copy or export it again") from error
     if picture.mode != mode or set(bits) != {8}:

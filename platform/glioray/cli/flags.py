@@ -7,7 +7,6 @@ repeated, as may lists; of any other flag that is repeated the last one counts.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import types
 import typing
@@ -21,7 +20,7 @@ from pydantic.fields import FieldInfo
 from glioray.api.requests import SEPARATED_BY_COMMAS, Request, Settings
 from glioray.engine.entrants import split_names
 from glioray.errors import UsageError
-from glioray.serialization import explain
+from glioray.serialization import explain, parse_value
 
 
 def parse_flags(
@@ -105,7 +104,7 @@ def build_request(request_type: type[Request], fields: Mapping[str, Any]) -> Any
 
 
 def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
-    """Settings by dotted name from texts such as "optim.lr=0.001"; values are JSON or plain words.
+    """Settings by dotted name from texts such as "optim.lr=0.001"; values as `parse_value` reads them.
 
     Raises:
         UsageError: a text without '='.
@@ -115,10 +114,7 @@ def parse_settings(items: Sequence[str], flag: str) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals:
             raise UsageError(f"{flag} {item} has no '='; write it as optim.lr=0.001")
-        try:
-            settings[key] = json.loads(text)
-        except ValueError:
-            settings[key] = text
+        settings[key] = parse_value(text)
     return settings
 
 

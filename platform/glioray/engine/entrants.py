@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from glioray.config import TaskConfig
 from glioray.errors import UsageError
+from glioray.serialization import parse_value
 
 _UNLIMITED = 1_000_000
 _COMMA = re.compile(r",(?![^\[]*\])")
@@ -26,7 +26,7 @@ def split_names(text: str | None) -> list[str]:
 
 
 def parse_entrant(text: str) -> tuple[str, dict[str, Any]]:
-    """Parse NAME or NAME:KEY=VALUE,KEY=VALUE into the name and its settings; values are JSON or plain words.
+    """Parse NAME or NAME:KEY=VALUE,KEY=VALUE into the name and its settings; values as `parse_value` reads them.
 
     Raises:
         UsageError: a setting without '=' or without a name.
@@ -37,10 +37,7 @@ def parse_entrant(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"'{text}' is not an entrant; write NAME or NAME:OPTION=VALUE,OPTION=VALUE")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except ValueError:
-            settings[key.strip()] = value
+        settings[key.strip()] = parse_value(value)
     return name.strip(), settings
 
 

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from glioray.cases.formats import POINTERS, identify
 from glioray.errors import ModelError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -61,8 +62,8 @@ def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict
         ModelError: a file is missing or damaged.
     """
     try:
-        spec = parse((folder / SPEC_FILE).read_bytes())
-        return spec, safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+        spec = parse(_read(folder / SPEC_FILE))
+        return spec, safetensors.torch.load(_read(folder / WEIGHTS_FILE))
     except OSError as error:
         raise ModelError(
             f"'{folder}' holds no {WEIGHTS_FILE} and {SPEC_FILE} ({error.strerror}); check the URI"
@@ -71,3 +72,10 @@ def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict
         raise ModelError(
             f"'{folder / WEIGHTS_FILE}' is damaged ({error}); fetch or export the model again"
         ) from error
+
+
+def _read(path: Path) -> bytes:
+    data = path.read_bytes()
+    if (kind := identify(data)) is not None and kind in POINTERS:
+        raise ModelError(f"'{path}' is {kind.name}; {kind.advice}")
+    return data

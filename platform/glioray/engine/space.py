@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 
 from glioray.errors import UsageError
-from glioray.serialization import to_dict
+from glioray.serialization import parse_value, to_dict
 
 Space = dict[str, BaseDistribution]
 """Dotted settings of a config, or names that only `Search.apply` knows, and the values to search."""
@@ -169,10 +169,8 @@ def _parse_values(name: str, values: Any) -> BaseDistribution:
 
 
 def _parse_choices(text: str) -> list[Any]:
-    try:
-        return list(json.loads(f"[{text}]"))
-    except ValueError:
-        return [_parse_word(word) for word in text.split(",")]
+    choices = parse_value(f"[{text}]")
+    return choices if isinstance(choices, list) else [parse_value(word) for word in text.split(",")]
 
 
 def _range(name: str, text: str, kind: str | None, low: str, high: str) -> BaseDistribution:
@@ -202,13 +200,6 @@ def _choices(name: str, choices: list[Any]) -> CategoricalDistribution:
         # Tuples, such as image sizes, only matter to Optuna's databases, which we do not use.
         warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
         return CategoricalDistribution(freeze_value(choices))
-
-
-def _parse_word(word: str) -> Any:
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word
 
 
 def _is_number(text: str) -> bool:

@@ -83,6 +83,16 @@ def load_only(storage: FileStorage) -> Case:
     return load_case(storage, only_case(storage))
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_orientation_tag_turns_a_slice(storage: FileStorage, orientation: int) -> None:
+    """Stored turned and tagged so, a slice is the same; Pillow turns it back."""
+    expected = load_only(storage).images
+    turns = {3: 2, 6: 1, 8: -1}[orientation]  # of the stored pixels, counterclockwise
+    for number, picture in enumerate(pictures(), 1):
+        storage.write(name(number), tif(np.rot90(picture, turns), tiffinfo={274: orientation}))
+    np.testing.assert_array_equal(load_only(storage).images, expected)
+
+
 def test_slices_are_sorted_by_number(storage: FileStorage) -> None:
     files = only_case(storage)
     assert (files.case_id, files.patient_id, files.layout) == (CASE, "TCGA-CS-4941", "lgg-tif")

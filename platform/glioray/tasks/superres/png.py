@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from glioray.errors import CaseError
 
@@ -21,7 +21,7 @@ _KINDS = {2: "RGB", 3: "a palette", 4: "grey with transparency", 6: "RGB with tr
 
 
 def read_png(data: bytes, *, name: str, max_pixels: int) -> NDArray[Any]:
-    """(H, W) grey values of a PNG, uint8 or uint16 as it holds them.
+    """(H, W) grey values of a PNG, uint8 or uint16 as it holds them, turned as its EXIF orientation says.
 
     Args:
         data: the file.
@@ -38,7 +38,7 @@ def read_png(data: bytes, *, name: str, max_pixels: int) -> NDArray[Any]:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 if getattr(image, "is_animated", False):
                     _refuse(name, "is animated", "send one picture")
-                pixels = np.asarray(image)
+                pixels = np.asarray(ImageOps.exif_transpose(image))
     # Whatever Pillow raises over a file that lies.
     except (
         OSError,
