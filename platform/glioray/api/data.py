@@ -10,7 +10,6 @@ from typing import Any
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, Manifest, check_conventions, load_manifest
-from glioray.cases.notes import collection_notes
 from glioray.config import MODALITIES
 from glioray.engine.on_ray.data import index_data
 from glioray.errors import DataError, UsageError
@@ -46,7 +45,7 @@ def open_data(
         _log.warning("left out: %s", problem)
     if not manifest.cases:
         raise DataError(f"none of the cases in '{uri}' can be used; the problems are listed above")
-    for note in collection_notes(manifest.cases):
+    for note in manifest.notes:
         _log.warning("note: %s", note)
     if fold is None:
         return manifest
@@ -78,7 +77,7 @@ def find_cases(uri: str, *, labels: str | None = None) -> tuple[str, list[CaseFi
         if cases:
             return uri, cases, problems
         if not storage.exists(MANIFEST):
-            raise DataError(f"'{uri}' holds no case; {RECOGNISED}")
+            raise DataError(f"'{uri}' holds no case; {problems[0] if problems else RECOGNISED}")
     manifest = load_manifest(uri)
     if not manifest.cases:
         raise DataError(
@@ -86,11 +85,7 @@ def find_cases(uri: str, *, labels: str | None = None) -> tuple[str, list[CaseFi
         )
     if labels is None:
         check_conventions(manifest, None)
-    files = [
-        dataclasses.replace(entry.files, declared=entry.files.declared or entry.convention)
-        for entry in manifest.cases
-    ]
-    return manifest.data, files, list(manifest.problems)
+    return manifest.data, [entry.described_files for entry in manifest.cases], list(manifest.problems)
 
 
 def check_modalities(manifest: Manifest, config: Any) -> None:

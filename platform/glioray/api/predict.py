@@ -88,7 +88,7 @@ def predict(request: PredictRequest) -> PredictResult:
         masks, failed = package.task.predict(
             package, data, cases, out, labels=request.labels, with_uncertainty=request.uncertainty
         )
-    failed |= {problem.case_id: str(problem) for problem in problems if problem.case_id not in masks}
+    failed |= {p.case_id or p.file: str(p) for p in problems if p.case_id not in masks}
     return PredictResult(package.uri, masks, failed)
 
 

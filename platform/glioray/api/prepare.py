@@ -12,7 +12,6 @@ from glioray.api.verbs import as_verb
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, Manifest, build_manifest
-from glioray.cases.notes import collection_notes
 from glioray.config import PreprocessConfig, with_settings
 from glioray.engine.on_mlflow.client import connect as connect_tracking
 from glioray.engine.on_mlflow.data_report import publish_report
@@ -132,6 +131,7 @@ def _prepare(
         "manifest": join_uri(out, MANIFEST),
         "num_cases": len(manifest.cases),
         "problems": [str(problem) for problem in manifest.problems],
+        "notes": manifest.notes,
         "hash": manifest.hash,
         "splits": {name: len(ids) for name, ids in manifest.splits.items()},
     }
@@ -154,5 +154,5 @@ def _log_manifest(manifest: Manifest) -> None:
         )
     for name, ids in manifest.splits.items():
         _log.info("%s: %d cases", name, len(ids))
-    for note in collection_notes(manifest.cases):
+    for note in manifest.notes:
         _log.warning("note: %s", note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glioray.config import MODALITIES
 from glioray.errors import CaseError
@@ -38,6 +38,7 @@ class CaseFiles:
         declared: the label convention stated by dataset.json or implied by the layout, or None.
         slices: the keys of 2-D files, ordered from the lowest slice to the highest; () otherwise.
         mask_slices: the keys of the masks of `slices`, or ().
+        checksums: key -> sha256 of the objects that a manifest describes; `load_case` refuses others.
     """
 
     case_id: str
@@ -50,6 +51,7 @@ class CaseFiles:
     declared: str | None = None
     slices: tuple[str, ...] = ()
     mask_slices: tuple[str, ...] = ()
+    checksums: dict[str, str] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:

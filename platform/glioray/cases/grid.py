@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glioray.cases.nifti import Header, Volume, format_mm, to_canonical
+from glioray.cases.nifti import Header, Volume, format_mm, qform_of, to_canonical
 
 _GRID_TOLERANCE = 0.05  # as a fraction of the smallest voxel edge, at any corner of the volume
 
@@ -37,6 +37,17 @@ def ras_view(array: np.ndarray, header: Header, like: Header) -> np.ndarray:
     At 45 degrees two axes are equally close, and rounding alone could orient two such files differently.
     """
     return to_canonical(array, like.affine if _stored_alike(header, like) else header.affine)[0]
+
+
+def describe_qform(header: Header) -> list[str]:
+    """One note if a file's qform is not its sform, which is used; else none."""
+    qform = qform_of(header)
+    if qform is None or (shift := _largest_shift(header.shape[:3], header.affine, qform)) <= _tolerance_mm(
+        header
+    ):
+        return []
+    where = f"lies up to {shift:.3g} mm away from" if np.isfinite(shift) else "is unusable, unlike"
+    return [f"the qform of {header.name} {where} its sform, which is used"]
 
 
 def _stored_alike(a: Header, b: Header) -> bool:

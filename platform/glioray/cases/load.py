@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from glioray.cases.casefiles import CaseFiles
 from glioray.cases.collections import Reading, read_numbers
 from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
 from glioray.cases.dataset_json import MSD_CHANNELS
-from glioray.cases.grid import describe_grid_difference, ras_view
+from glioray.cases.grid import describe_grid_difference, describe_qform, ras_view
 from glioray.cases.nifti import (
     DEFAULT_LIMITS,
     Header,
@@ -64,6 +65,7 @@ class Case:
         convention: of the mask, or None without a mask.
         modalities: of the images, in order.
         full_volume: the volume before cutting, if the case was cut to its segmented slices.
+        notes: what is odd about the files but no fault, each as the rest of a sentence about the case.
     """
 
     case_id: str
@@ -75,6 +77,7 @@ class Case:
     convention: LabelConvention | None
     modalities: tuple[str, ...] = MODALITIES
     full_volume: FullVolume | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_case(
@@ -101,11 +104,24 @@ def load_case(
         limits: for each file, or for all tif slices of the case together.
 
     Raises:
-        CaseError: a file cannot be decoded, a value is not finite, an image is constant, grids differ, a label is not
-            in the convention, or several conventions fit.
+        CaseError: a file cannot be decoded or is not the one that its manifest describes, a value is not finite, an
+            image is constant, grids differ, a label is not in the convention, or several conventions fit.
         StorageError: an object cannot be read.
     """
-    return assemble_case(files, storage.read, convention=convention, with_mask=with_mask, limits=limits)
+
+    def read(key: str) -> bytes:
+        data = storage.read(key)
+        _check_checksum(files, key, data)
+        return data
+
+    return assemble_case(files, read, convention=convention, with_mask=with_mask, limits=limits)
+
+
+def _check_checksum(files: CaseFiles, key: str, data: bytes) -> None:
+    if key in files.checksums and hashlib.sha256(data).hexdigest() != files.checksums[key]:
+        found = "has changed since the manifest of its data set was made"
+        advice = "run jobs/prepare.py again, or restore the file"
+        raise CaseError(files.case_id, key, found, advice)
 
 
 def load_case_from_bytes(
@@ -173,9 +189,11 @@ def assemble_case(
         stack.put(modality, volume, array)
     images, reference = stack.images, stack.reference
     mask, full_volume, reading = None, None, None
+    notes = stack.notes
     if with_mask and (files.mask is not None or files.mask_slices):
         volume = _read_mask(files, read, limits)
         _check_grid(reference, volume, files.case_id)
+        notes += describe_qform(volume.header)
         internal, reading = _internal_mask(volume, files, convention)
         mask = np.asfortranarray(ras_view(internal, volume.header, reference))
         if files.layout == "lgg-1p19q":
@@ -195,6 +213,7 @@ def assemble_case(
         convention=reading.candidates[0] if reading is not None else None,
         modalities=files.modalities,
         full_volume=full_volume,
+        notes=tuple(dict.fromkeys(notes)),
     )
     if reading is not None and not reading.is_decided and not is_provisional:
         # A mask of the brain is said to be one before its numbers are asked for.
@@ -219,7 +238,7 @@ def _read_images(
         for modality in files.modalities:
             key = files.images[modality]
             volume = read_volume(read(key), name=key, case_id=files.case_id, limits=limits)
-            _check_three_dimensions(volume, files.case_id)
+            _check_three_dimensions(volume, files.case_id, "store each modality in its own file")
             yield modality, volume, volume.array
 
 
@@ -227,7 +246,8 @@ def _read_mask(files: CaseFiles, read: Callable[[str], bytes], limits: Limits) -
     if files.mask is None:
         return read_mask_slices(files, read, limits)
     volume = read_volume(read(files.mask), name=files.mask, case_id=files.case_id, limits=limits)
-    _check_three_dimensions(volume, files.case_id)
+    advice = "join one-hot channels into one volume of label numbers, 0 outside the tumour"
+    _check_three_dimensions(volume, files.case_id, advice)
     return volume
 
 
@@ -255,6 +275,7 @@ class _Stack:
     def __init__(self, files: CaseFiles) -> None:
         self.case_id, self.modalities = files.case_id, files.modalities
         self.num_filled = 0
+        self.notes: list[str] = []
 
     def put(self, modality: str, volume: Volume, array: np.ndarray) -> None:
         _check_values(array, volume.name, modality, self.case_id)
@@ -272,6 +293,7 @@ class _Stack:
             if not small and self.images.dtype == np.int16:
                 self.images = self.images.astype(np.float32)
         self.images[self.modalities.index(modality)] = view
+        self.notes += describe_qform(volume.header)
         self.num_filled += 1
 
 
@@ -300,10 +322,10 @@ def _check_channels(volume: Volume, files: CaseFiles) -> None:
         raise CaseError(files.case_id, volume.name, found, f"store the channels {', '.join(files.channels)}")
 
 
-def _check_three_dimensions(volume: Volume, case_id: str) -> None:
+def _check_three_dimensions(volume: Volume, case_id: str, advice: str) -> None:
     if volume.array.ndim != 3:
         found = f"has the shape {volume.array.shape}; expected one volume (X, Y, Z)"
-        raise CaseError(case_id, volume.name, found, "store each modality in its own file")
+        raise CaseError(case_id, volume.name, found, advice)
 
 
 def _check_grid(reference: Header, volume: Volume, case_id: str) -> None:
@@ -326,21 +348,26 @@ def _internal_mask(
 
 
 def brain_mask(images: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) bool, True where any modality differs from its background.
-
-    The background of a modality is the value that most of the volume's eight corners share: 0 after skull
-    stripping, another number if the file was z-scored including its background. If no value is shared, as in
-    a head with its skull, the whole volume counts as brain.
+    """(X, Y, Z) bool, True where any modality differs from its background; everywhere where one has none.
 
     Args:
         images: (M, X, Y, Z).
     """
     brain = np.zeros(images.shape[1:], dtype=bool, order="F")
     for image in images:
-        corners = image[:: image.shape[0] - 1 or 1, :: image.shape[1] - 1 or 1, :: image.shape[2] - 1 or 1]
-        values, counts = np.unique(corners, return_counts=True)
-        brain |= image != values[counts.argmax()] if counts.max() * 2 > corners.size else True
+        background = background_of(image)
+        brain |= True if background is None else image != background
     return brain
+
+
+def background_of(image: np.ndarray) -> float | None:
+    """The value that most of a volume's eight corners share: 0 after skull stripping.
+
+    Another number if the file was z-scored including its background; None in a head with its skull.
+    """
+    corners = image[:: image.shape[0] - 1 or 1, :: image.shape[1] - 1 or 1, :: image.shape[2] - 1 or 1]
+    values, counts = np.unique(corners, return_counts=True)
+    return values[counts.argmax()] if counts.max() * 2 > corners.size else None
 
 
 MAX_TUMOUR_SHARE, MAX_TUMOUR_ML = 0.5, 700.0

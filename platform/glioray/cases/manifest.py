@@ -10,20 +10,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.collections import decide_conventions, group_of, read_numbers
+from glioray.cases.content import content_digests
 from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
 from glioray.cases.labels import LABELS, labels_in
 from glioray.cases.load import Case, assemble_case, brain_mask, check_tumour_size
 from glioray.cases.nifti import read_volume
+from glioray.cases.notes import collection_notes
 from glioray.cases.splits import SPLITS, fold_patients, split_patients
 from glioray.errors import CaseError, DataError, GliorayError, StorageError, UsageError
 from glioray.serialization import from_dict, to_dict
-from glioray.storage import Storage, open_storage, split_uri
+from glioray.storage import Storage, join_uri, open_storage, split_uri
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -42,6 +44,9 @@ class CaseEntry:
         convention: the name of the mask's label convention, or None without a mask.
         label_voxels: the number of voxels of ncr, ed, et and rc; empty without a mask.
         brain_voxels: the number of voxels that are not background in at least one modality.
+        digests: modality, or "mask" -> digest of its content (`content_digests`).
+        same_patient: the patient that the case belongs to by its images, if its name says another; or "".
+        notes: `Case.notes`.
     """
 
     files: CaseFiles
@@ -52,6 +57,9 @@ class CaseEntry:
     convention: str | None
     label_voxels: dict[str, int]
     brain_voxels: int
+    digests: dict[str, str] = field(default_factory=dict)
+    same_patient: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def case_id(self) -> str:
@@ -59,7 +67,23 @@ class CaseEntry:
 
     @property
     def patient_id(self) -> str:
-        return self.files.patient_id
+        return self.same_patient or self.files.patient_id
+
+    @property
+    def patient_names(self) -> set[str]:
+        """The patient's names: by the images, and by the case's own name."""
+        return {self.patient_id, self.files.patient_id}
+
+    @property
+    def image_digests(self) -> set[str]:
+        """The digests of the images alone."""
+        return {digest for name, digest in self.digests.items() if name != "mask"}
+
+    @property
+    def described_files(self) -> CaseFiles:
+        """The files with what the manifest states of them: the convention, and the checksums to compare."""
+        convention = self.convention or self.files.declared
+        return dataclasses.replace(self.files, declared=convention, checksums=self.checksums)
 
     @property
     def has_mask(self) -> bool:
@@ -131,8 +155,21 @@ def examine_case(
         convention=case.convention.name if case.convention is not None else None,
         label_voxels=counts,
         brain_voxels=brain_voxels,
+        digests=content_digests(*_whole(case)),
+        notes=case.notes,
     )
     return entry, [], case
+
+
+def _whole(case: Case) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
+    """The images, their modalities and the mask of a case, all uncut."""
+    full, mask = case.full_volume, case.mask
+    if full is None:
+        return case.images, case.modalities, mask
+    if mask is not None:
+        cut, mask = mask, np.zeros(full.images.shape[1:], np.uint8)
+        mask[(slice(None),) * full.axis + (full.kept,)] = cut
+    return full.images, case.modalities, mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +198,11 @@ class Manifest:
         contents = {entry.case_id: [entry.checksum, entry.convention] for entry in self.cases}
         text = json.dumps([contents, self.splits], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def notes(self) -> list[str]:
+        """Caveats that a reader of the metrics should know (`collection_notes`)."""
+        return collection_notes(self.cases)
 
     def entry(self, case_id: str) -> CaseEntry:
         """The case with that id. Raises: UsageError if there is none, with some of the valid ids."""
@@ -213,8 +255,9 @@ class Manifest:
         return dataclasses.replace(self, folds=tuple(tuple(ids) for ids in dealt))
 
     def to_json(self) -> str:
-        """The manifest as JSON, for `from_json`."""
-        return json.dumps({"format": _FORMAT, "hash": self.hash, **to_dict(self)}, indent=1)
+        """The manifest as JSON, for `from_json`; its notes are for readers."""
+        values = {"format": _FORMAT, "hash": self.hash, "notes": self.notes, **to_dict(self)}
+        return json.dumps(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -225,13 +268,17 @@ class Manifest:
         """
         try:
             values = json.loads(text)
+            if not isinstance(values, dict) or not {"format", "hash"} <= set(values):
+                raise UsageError("it states no format and no hash")
             form, stated = values.pop("format"), values.pop("hash")
+            values.pop("notes", None)  # follow from the cases
             if form != _FORMAT:
                 raise UsageError(f"its format is {form}; expected {_FORMAT}")
             manifest = from_dict(cls, values)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except ValueError as error:
             raise DataError(
-                f"the manifest is not valid ({error}); create it again with jobs/prepare.py"
+                f"the manifest is not valid ({error}); create it again with jobs/prepare.py, or rename the file if "
+                "another program wrote it"
             ) from error
         if manifest.hash != stated:
             raise DataError(
@@ -246,9 +293,18 @@ class Manifest:
 
 
 def load_manifest(uri: str) -> Manifest:
-    """Load a manifest by its URI (`….json`) or the URI of its folder."""
+    """Load a manifest by its URI (`….json`) or the URI of its folder.
+
+    Raises:
+        StorageError: it cannot be read.
+        DataError: it is not a manifest, or was changed; names the file.
+    """
     folder, key = split_uri(uri) if uri.endswith(".json") else (uri, MANIFEST)
-    return Manifest.from_json(open_storage(folder).read(key))
+    storage = open_storage(folder)
+    try:
+        return Manifest.from_json(storage.read(key))
+    except DataError as error:
+        raise DataError(f"{join_uri(storage.uri, key)}: {error}") from error
 
 
 def build_manifest(
@@ -262,7 +318,7 @@ def build_manifest(
 ) -> Manifest:
     """Combine results of `check_case`, in any order, into a manifest.
 
-    Splits never divide a patient.
+    Splits never divide a patient. Cases that share an image belong to one patient, whatever their names.
 
     Args:
         storage_uri: the URI that the cases' keys are relative to.
@@ -278,6 +334,7 @@ def build_manifest(
     answers = list(checked)
     problems = sorted({p for _, found in answers for p in found}, key=lambda p: (p.case_id, p.file, p.found))
     cases = _unify_conventions(sorted((e for e, _ in answers if e is not None), key=lambda e: e.case_id))
+    cases = _join_patients(cases)
     cases_of: dict[str, list[str]] = {}
     for entry in cases:
         if entry.has_mask:
@@ -326,6 +383,23 @@ def check_conventions(manifest: Manifest, labels: str | None) -> None:
                 f"the manifest reads the mask of {entry.case_id} as {entry.convention}, but masks of its collection are "
                 f"{now.convention}; {advice}, with --labels {entry.convention} if that is right"
             )
+
+
+def _join_patients(entries: list[CaseEntry]) -> list[CaseEntry]:
+    """The entries, those of patients who share an image under the first of these patients' names."""
+    joined: dict[str, set[str]] = {}  # patient -> all patients who are the same one
+    owners: dict[str, str] = {}
+    for entry in entries:
+        name = entry.files.patient_id
+        same = joined.setdefault(name, {name})
+        for digest in entry.image_digests:
+            same |= joined[owners.setdefault(digest, name)]
+        joined.update(dict.fromkeys(same, same))
+    return [
+        dataclasses.replace(entry, same_patient="" if first == entry.files.patient_id else first)
+        for entry in entries
+        for first in [min(joined[entry.files.patient_id])]
+    ]
 
 
 def _unify_conventions(entries: list[CaseEntry]) -> list[CaseEntry]:

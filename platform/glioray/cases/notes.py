@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from glioray.cases.load import MAX_TUMOUR_SHARE
-from glioray.cases.manifest import CaseEntry
 from glioray.config import MODALITIES, REGIONS
+
+if TYPE_CHECKING:
+    from glioray.cases.manifest import CaseEntry
 
 _UNCORRECTED = re.compile(r"_GlistrBoost\.nii", re.IGNORECASE)
 
@@ -52,7 +55,41 @@ def collection_notes(entries: Sequence[CaseEntry]) -> list[str]:
             f"{_count(automatic, entries)} a mask made by the program GlistrBoost and corrected by nobody: models "
             "learn, and are measured against, that program's output"
         )
+    noted = [entry for entry in entries if entry.notes]
+    if noted:
+        notes.append(f"{_count(noted, entries)} files to look at: {_listed([e.notes[0] for e in noted])}")
+    same = _same_images(entries)
+    if same:
+        verb = "shows" if len(same) == 1 else "show"
+        notes.append(
+            f"{len(same)} of {len(entries)} cases {verb} the images of another case, and the two are one patient in "
+            f"splits and intervals: {_listed(same)}"
+        )
     return notes
+
+
+def _same_images(entries: Sequence[CaseEntry]) -> list[str]:
+    """Each case that shares an image with an earlier one of its patient: what is the same, and if the masks differ."""
+    owners: dict[tuple[str, str], CaseEntry] = {}
+    found = []
+    for entry in entries:
+        keys = [(entry.patient_id, digest) for digest in sorted(entry.image_digests)]
+        twin = next((owners[key] for key in keys if key in owners), None)
+        for key in keys:
+            owners.setdefault(key, entry)
+        if twin is None:
+            continue
+        shared = [m for m in entry.modalities if entry.digests[m] in twin.image_digests]
+        alone = "" if len(shared) == len(entry.modalities) else f" in {', '.join(shared)}"
+        masks = [one.digests.get("mask") for one in (twin, entry)]
+        differ = "; their masks differ" if not alone and None not in masks and len(set(masks)) == 2 else ""
+        found.append(f"{entry.case_id} is {twin.case_id}{alone}{differ}")
+    return found
+
+
+def _listed(texts: Sequence[str], most: int = 5) -> str:
+    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{'; '.join(texts[:most])}{more}"
 
 
 def _count(some: Sequence[CaseEntry], entries: Sequence[CaseEntry]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.engine.task import Spec
 from glioray.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 def select_cases(
@@ -20,6 +22,8 @@ def select_cases(
     used: str = "trained",
 ) -> list[CaseEntry]:
     """Select the cases of a split; of "unseen", those of patients that no model was trained on.
+
+    Patients are recognised by their names, and by their images.
 
     Args:
         manifest: the data.
@@ -41,7 +45,20 @@ def select_cases(
     if split != "unseen":
         return entries
     patients = {entry.patient_id for entry in entries}
-    seen = {name: patients & set(spec.train_patients) for name, spec in specs.items()}
+    seen = {name: patients & seen_patients(spec, manifest.cases) for name, spec in specs.items()}
+    renamed = [
+        entry.case_id
+        for entry in entries
+        if any(
+            entry.patient_id in seen[name] and not entry.patient_names & set(spec.train_patients)
+            for name, spec in specs.items()
+        )
+    ]
+    if renamed:
+        _log.warning(
+            "%d of %d cases are of patients of the training under other names, by their images, and are left out: %s",
+            len(renamed), len(entries), ", ".join(renamed[:5]) + (" …" if len(renamed) > 5 else ""),
+        )  # fmt: skip
     unseen = [entry for entry in entries if not any(entry.patient_id in known for known in seen.values())]
     if not unseen:
         counts = ", ".join(f"the {name} on {len(known)}" for name, known in seen.items())
@@ -53,9 +70,26 @@ def select_cases(
     return unseen
 
 
+def seen_patients(spec: Spec, entries: Sequence[CaseEntry]) -> set[str]:
+    """Those patients of a data set that a model was trained on.
+
+    Models of older versions and of other tasks state no `train_images`; theirs are recognised by name alone.
+    """
+    names, images = set(spec.train_patients), set(getattr(spec, "train_images", ()))
+    return {e.patient_id for e in entries if e.patient_names & names or e.image_digests & images}
+
+
+def describe_training(entries: Sequence[CaseEntry]) -> dict[str, tuple[str, ...]]:
+    """`train_patients` and `train_images` of a model that is trained on these cases."""
+    return {
+        "train_patients": tuple(sorted({name for entry in entries for name in entry.patient_names})),
+        "train_images": tuple(sorted({digest for entry in entries for digest in entry.image_digests})),
+    }
+
+
 def files_of(entries: Sequence[CaseEntry]) -> list[CaseFiles]:
-    """The cases' files, each with the label convention that the manifest states."""
-    return [replace(entry.files, declared=entry.convention or entry.files.declared) for entry in entries]
+    """The cases' files, each with what the manifest states of them."""
+    return [entry.described_files for entry in entries]
 
 
 def patients_of(entries: Sequence[CaseEntry]) -> dict[str, str]:

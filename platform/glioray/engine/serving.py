@@ -6,7 +6,7 @@ them on Ray Serve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -31,10 +31,15 @@ million voxels."""
 UPLOADS = (*MODALITIES, "image")
 """The files of a case in a form: one for each modality, or one for all."""
 
+JSON = "application/json"
+FILES = ("application/gzip", "application/zip", "image/png")
+"""Media types of the files that routes answer with."""
+
 BINARY = {"type": "string", "format": "binary"}
 """The OpenAPI schema of a file."""
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,10 @@ class Enhancement(Protocol):
     def fields(self) -> Callable[..., Any]:
         """A FastAPI dependency: form fields to options, an object whose attributes are None unless sent."""
 
-    def begin(self, options: Any) -> Callable[[Case], Enhanced]:
-        """Take the model that is served now; the function that is returned runs in `Endpoint.run`.
+    def begin(self, options: Any) -> Callable[[Case], Callable[[], Enhanced]]:
+        """Take the model that is served now.
+
+        The function that is returned checks a case, in `Endpoint.read`; the one that it returns runs in `Endpoint.run`.
 
         Raises:
             HTTPException: 503, no model is served.
@@ -109,6 +116,13 @@ class Endpoint(Protocol):
         """A router whose routes are refused without a model (503), without a free place in the queue (429), and where
         a form breaks the limits (408, 413), is damaged (400), is no form (415) or has other fields than the route's
         parameters (422)."""
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Run `work`, which reads and checks a request's input, without waiting for the work on other cases.
+
+        Raises:
+            HTTPException: as `run`.
+        """
 
     async def run(self, work: Callable[[], Response], *, done: str) -> Response:
         """Run `work` on the replica's one worker thread, in the request's place of the queue.
@@ -142,8 +156,39 @@ class Routes:
 
 
 def accepts_json(accept: str) -> bool:
-    """Whether an `Accept` header names JSON."""
-    return "application/json" in [part.partition(";")[0].strip() for part in accept.split(",")]
+    """Whether an `Accept` header names JSON, and prefers no file to it."""
+    return prefers(accept, JSON, FILES)
+
+
+def prefers(accept: str, kind: str, others: Sequence[str]) -> bool:
+    """Whether an `Accept` header names a media type, and gives none of the others that could be sent a larger weight."""
+    weights = _parse_accept(accept)
+    own = weights.get(kind, 0.0)
+    return own > 0 and own >= max(_weight(other, weights) for other in others)
+
+
+def _parse_accept(accept: str) -> dict[str, float]:
+    """Media range -> its weight, from 0 (not acceptable) to 1."""
+    weights = {}
+    for item in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        values = dict(parameter.partition("=")[::2] for parameter in parameters)
+        try:
+            weights[kind] = min(max(float(values.get("q", 1)), 0.0), 1.0)
+        except ValueError:
+            weights[kind] = 1.0
+    return weights
+
+
+def _weight(kind: str, weights: Mapping[str, float]) -> float:
+    """The weight of a media type: that of the range which names it most closely."""
+    ranges = (kind, f"{kind.partition('/')[0]}/*", "*/*")
+    return next((weights[name] for name in ranges if name in weights), 0.0)
+
+
+def warning_header(warning: str | None) -> dict[str, str]:
+    """The header with a warning; none where there is nothing to warn of."""
+    return {WARNING_HEADER: warning.encode("ascii", "replace").decode()} if warning else {}
 
 
 def describe_uploads(modalities: Collection[str]) -> str:

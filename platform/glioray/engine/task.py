@@ -38,6 +38,9 @@ History = Sequence[Mapping[str, float]]
 class Spec(Protocol):
     """What `model.json` says of a model, beside its weights.
 
+    A spec may state `train_images` too: the digests of the images it was trained on (`CaseEntry.image_digests`), so
+    that they do not evaluate it under other names.
+
     Attributes:
         config: the whole config of the run that trained it.
         train_patients: patients whose cases it was trained on; they must not evaluate it.

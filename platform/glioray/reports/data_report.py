@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from glioray.cases.conventions import find_convention
 from glioray.cases.labels import LABELS
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
@@ -42,6 +41,7 @@ def report_page(manifest: Manifest, figures: CaptionedFigures) -> str:
         data=manifest.data,
         num_cases=len(manifest.cases),
         facts=_facts(manifest),
+        notes=manifest.notes,
         problems=manifest.problems[:_MAX_LISTED],
         num_unlisted=max(len(manifest.problems) - _MAX_LISTED, 0),
         figures=[
@@ -59,8 +59,7 @@ def preparation_figures(manifest: Manifest, config: PreprocessConfig) -> Caption
         CaseError, UsageError: as `preprocess`.
     """
     entry = (manifest.select("labelled") or manifest.select("all"))[0]
-    convention = None if entry.convention is None else find_convention(entry.convention)
-    case = load_case(open_storage(manifest.data), entry.files, convention=convention)
+    case = load_case(open_storage(manifest.data), entry.described_files)
     default = PreprocessConfig()
     changed = [f"{name} = {value}" for name, value in config if value != getattr(default, name)]
     caption = f"Case {case.case_id} as stored in its files, and as the network's input, preprocessed"

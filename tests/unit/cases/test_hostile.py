@@ -88,6 +88,8 @@ def second_member_damaged() -> bytes:
     return gzip.compress(whole[:4000]) + bytes(second)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
 UNREADABLE = {
     "zero bytes": Hostile(lambda: b"", "is empty (0 bytes)"),
     "text": Hostile(lambda: b"<html>404 not found</html>" * 40, "is not NIfTI"),
@@ -104,12 +106,17 @@ UNREADABLE = {
     "bad CRC": Hostile(damaged_crc, "is a damaged gzip stream"),
     "bad second member": Hostile(second_member_damaged, "gzip"),
     "damaged middle": Hostile(damaged_middle, "is "),
-    "more than claimed": Hostile(lambda: raw() + b"tail", "is longer than its header claims"),
+    "more than claimed": Hostile(
+        lambda: raw() + b"tail",
+        "it has 4 bytes after the 15712 that a header of (24, 20, 16) voxels of int16",
+    ),
     "more than claimed, gzip": Hostile(
-        lambda: gzip.compress(raw() + b"tail"), "is longer than its header claims"
+        lambda: gzip.compress(raw() + b"tail"),
+        "is longer than its header claims: it has bytes after the 15712",
     ),
     "garbage after gzip": Hostile(
-        lambda: gzip.compress(raw()) + b"garbage", "has 7 bytes after its gzip stream that are not gzip"
+        lambda: gzip.compress(raw()) + b"garbage",
+        "has 7 bytes after its gzip stream that are not gzip; decompress it with gunzip",
     ),
     "bomb": Hostile(lambda: bomb(raw()), "is longer than its header claims"),
     "bomb with a false size": Hostile(
@@ -125,7 +132,29 @@ UNREADABLE = {
     "9 dimensions": Hostile(lambda: patched(40, "<h", 9), "claims 9 dimensions"),
     "one dimension": Hostile(lambda: dims(7680), "expected (X, Y, Z)"),
     "five dimensions": Hostile(lambda: dims(24, 20, 4, 2, 2), "expected (X, Y, Z)"),
-    "too many channels": Hostile(lambda: dims(24, 20, 2, 8), "and 4 channels"),
+    "too many channels": Hostile(
+        lambda: dims(24, 20, 2, 8), "and 4 channels; store one volume in a file, and a mask as one volume"
+    ),
+    "gzip in gzip": Hostile(
+        lambda: gzip.compress(gzip.compress(raw())), "compressed twice, gzip within gzip; decompress it once"
+    ),
+    "git-lfs pointer": Hostile(
+        lambda: LFS_POINTER, "is a git-lfs pointer, not the file itself; fetch the file"
+    ),
+    "git-annex pointer": Hostile(
+        lambda: b"/annex/objects/SHA256E-s9--01.nii.gz\n",
+        "is a git-annex pointer, not the file itself; fetch",
+    ),
+    "web page": Hostile(
+        lambda: b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page or a server's error"
+    ),
+    "JPEG": Hostile(lambda: b"\xff\xd8\xff\xe0" + bytes(900), "is a JPEG picture; use the NIfTI file"),
+    "PNG": Hostile(lambda: b"\x89PNG\r\n\x1a\n" + bytes(900), "is a PNG picture; use the NIfTI file"),
+    "DICOM": Hostile(lambda: bytes(128) + b"DICM" + bytes(900), "is a DICOM file; convert it to NIfTI"),
+    "zip": Hostile(lambda: b"PK\x03\x04" + bytes(900), "is a ZIP archive; unpack it"),
+    "tar.gz": Hostile(
+        lambda: gzip.compress(b"case/t1.nii".ljust(257, b"\0") + b"ustar\0" + bytes(900)), "tar archive"
+    ),
     "RGB": Hostile(lambda: patched(70, "<h", 128), "holds voxels of RGB"),
     "complex": Hostile(lambda: patched(70, "<h", 32), "holds voxels of complex numbers"),
     "unknown type": Hostile(lambda: patched(70, "<h", 77), "datatype 77"),
@@ -214,6 +243,17 @@ def test_one_bad_file_is_one_problem_and_leaves_the_other_cases_alone(
         assert problem.file == key
     if not (file == "seg" and kind in ("NaN", "infinity")) and not (file == "t1" and kind in UNUSABLE):
         assert bad.message in str(problem)
+
+
+def test_a_one_hot_mask_is_to_be_joined(three_cases: FileStorage) -> None:
+    cases, _ = discover_cases(three_cases)
+    for channels in (3, 8):
+        one_hot = encode_volume(np.zeros((24, 20, 16, channels), np.uint8), AFFINE)
+        three_cases.write(str(cases[0].mask), one_hot)
+        found, (problem,) = check_case(three_cases, cases[0])
+        assert found is None
+        assert "one volume of label numbers" in problem.advice
+        assert "modality" not in str(problem)
 
 
 @pytest.mark.parametrize("compress", [True, False])

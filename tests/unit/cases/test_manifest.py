@@ -1,16 +1,23 @@
 """A manifest describes its cases, can be saved and loaded, and never divides a patient."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from glioray.cases.inflate import GZIP_MAGIC
+from glioray.cases.labels import CONVENTIONS
 from glioray.cases.layouts import CaseFiles, Problem, discover_cases
+from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case, load_manifest
+from glioray.cases.nifti import encode_volume, read_volume
 from glioray.cases.phantom import write_phantoms
-from glioray.errors import DataError, StorageError, UsageError
+from glioray.errors import CaseError, DataError, StorageError, UsageError
 from glioray.storage import FileStorage
 
 
@@ -186,6 +193,122 @@ def test_patients_of_the_test_split_are_in_no_new_fold() -> None:
     few = manifest_of(*(entry(f"P{n}") for n in range(3)), ratios=(0.4, 0.0, 0.6))
     with pytest.raises(UsageError, match="has 1 labelled patients outside its test split of 2"):
         few.with_folds(2)
+
+
+class TestOnePatientUnderTwoNames:
+    """Cases that share an image are one patient in splits, and a note says so."""
+
+    @staticmethod
+    def copy(storage: FileStorage, source: CaseFiles, name: str, **changed: bytes) -> None:
+        for modality, key in {**source.images, "seg": str(source.mask)}.items():
+            data = changed.get(modality, storage.read(key))
+            storage.write(f"{name}/{name}_{modality}.nii{'.gz' if data[:2] == GZIP_MAGIC else ''}", data)
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> FileStorage:
+        storage = FileStorage(str(tmp_path))
+        write_phantoms(storage, num_cases=2, shape=(32, 32, 24))
+        return storage
+
+    @staticmethod
+    def prepared(storage: FileStorage, **options: object) -> Manifest:
+        cases, problems = discover_cases(storage)
+        assert problems == []
+        return build_manifest(storage.uri, [check_case(storage, files) for files in cases], **options)  # type: ignore[arg-type]
+
+    def test_whatever_their_names_headers_and_types_are(self, storage: FileStorage) -> None:
+        first, other = discover_cases(storage)[0]
+        self.copy(storage, first, "Study_001")
+        rewritten = {}
+        for modality, key in other.images.items():
+            volume = read_volume(storage.read(key), name=key)
+            turned = volume.array[::-1].astype(np.float32)
+            rewritten[modality] = encode_volume(turned, np.diag([2.0, 2, 5, 1]), compress=False)
+        mask = read_volume(storage.read(str(other.mask)), name="seg").array
+        seg = encode_volume(mask[::-1], np.diag([2.0, 2, 5, 1]))
+        self.copy(storage, other, "Study_002", **rewritten, seg=seg)
+        manifest = self.prepared(storage, ratios=(0.5, 0.5, 0.0))
+        patients = {e.case_id: e.patient_id for e in manifest.cases}
+        assert patients["Study_001"] == patients[first.case_id] == first.patient_id
+        assert patients["Study_002"] == patients[other.case_id] == other.patient_id
+        assert manifest.splits["train"] == (first.case_id, "Study_001")
+        assert manifest.splits["val"] == (other.case_id, "Study_002")
+        assert sorted(map(len, manifest.folds)) == [2, 2]
+        (note,) = manifest.notes
+        assert note.startswith("2 of 4 cases show the images of another case, and the two are one patient")
+        assert f"Study_001 is {first.case_id}; Study_002 is {other.case_id}" in note
+        assert "masks" not in note
+        assert json.loads(manifest.to_json())["notes"] == [note]
+        assert Manifest.from_json(manifest.to_json()) == manifest
+
+    def test_one_image_is_enough_and_other_masks_are_said(self, storage: FileStorage) -> None:
+        first, other = discover_cases(storage)[0]
+        self.copy(storage, first, "Study_001", t1=storage.read(other.images["t1"]))
+        mask = read_volume(storage.read(str(other.mask)), name="seg")
+        corrected = np.where(mask.array == 1, 2, mask.array)
+        self.copy(storage, other, "Study_002", seg=encode_volume(corrected, mask.affine))
+        manifest = self.prepared(storage)
+        # Study_001 shows images of both.
+        assert {e.patient_id for e in manifest.cases} == {first.patient_id}
+        assert manifest.entry("Study_001").patient_names == {first.patient_id, "Study_001"}
+        (note,) = manifest.notes
+        assert f"Study_001 is {first.case_id} in t1c, t2, flair" in note or "in t1;" in note
+        assert f"Study_002 is {other.case_id}; their masks differ" in note
+
+    def test_manifests_without_digests_are_read(self, storage: FileStorage) -> None:
+        values = json.loads(self.prepared(storage).to_json())
+        del values["notes"]
+        for case in values["cases"]:
+            for name in ("digests", "same_patient", "notes"):
+                del case[name]
+            del case["files"]["checksums"]
+        old = Manifest.from_json(json.dumps(values))
+        assert [e.image_digests for e in old.cases] == [set(), set()]
+        assert old.notes == []
+
+
+def test_files_that_changed_since_are_refused(phantoms: FileStorage, tmp_path: Path) -> None:
+    files = discover_cases(phantoms)[0][0]
+    storage = FileStorage(str(tmp_path))
+    for key in (*files.images.values(), str(files.mask)):
+        storage.write(key, phantoms.read(key))
+    found, _ = check_case(storage, files)
+    assert found is not None
+    assert load_case(storage, found.described_files).convention == CONVENTIONS["brats-et4"]
+    storage.write(str(files.mask), phantoms.read(files.images["t1"]))
+    with pytest.raises(
+        CaseError, match=r"_seg\.nii\.gz: has changed since the manifest .*; run jobs/prepare\.py"
+    ):
+        load_case(storage, found.described_files)
+
+
+def test_a_manifest_of_another_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "My App", "start_url": "/"}')
+    with pytest.raises(
+        DataError,
+        match=rf"^{tmp_path}/manifest\.json: the manifest is not valid \(it states no .* rename the file",
+    ):
+        load_manifest(str(tmp_path))
+
+
+def test_a_qform_far_from_the_sform_is_noted(phantoms: FileStorage, tmp_path: Path) -> None:
+    storage = FileStorage(str(tmp_path))
+    files = discover_cases(phantoms)[0][0]
+    for key in (*files.images.values(), str(files.mask)):
+        raw = bytearray(gzip.decompress(phantoms.read(key)))
+        if key.endswith("_t2.nii.gz"):
+            (x,) = struct.unpack_from("<f", raw, 268)  # qoffset_x
+            struct.pack_into("<f", raw, 268, x + 37)
+        storage.write(key, gzip.compress(bytes(raw)))
+    found, problems = check_case(storage, files)
+    assert problems == []
+    assert found is not None
+    (note,) = manifest_of(found).notes
+    assert "1 of 1 cases has files to look at: the qform of" in note
+    assert "_t2.nii.gz lies up to 37 mm away from its sform, which is used" in note
+    unchanged, _ = check_case(phantoms, files)
+    assert unchanged is not None
+    assert (unchanged.notes, unchanged.digests) == ((), found.digests)
 
 
 def test_unknown_names_are_rejected() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import MODALITIES
-from glioray.engine.evaluation import files_of, patients_of, select_cases
+from glioray.engine.evaluation import describe_training, files_of, patients_of, seen_patients, select_cases
 from glioray.engine.task import Spec
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.config import RunConfig
@@ -104,6 +106,29 @@ def test_unseen_by_a_super_resolution_model_and_by_its_segmenter(manifest: Manif
         unseen("ab", "bcd")
     with pytest.raises(DataError, match="has no case in the split 'test'"):
         unseen("", "", "test")
+
+
+def test_unseen_goes_by_images_too(manifest: Manifest, caplog: pytest.LogCaptureFixture):
+    """Patient a was trained on as "x": one of its studies shows an image of x, so that both studies are known."""
+    digests = {"a2": {"t1": "11", "flair": "12"}, "b1": {"t1": "21", "mask": "13"}}
+    cases = tuple(dataclasses.replace(e, digests=digests.get(e.case_id, {})) for e in manifest.cases)
+    spec = dataclasses.replace(_spec("x"), train_images=("12", "13"))
+    with caplog.at_level("WARNING"):
+        found = select_cases(dataclasses.replace(manifest, cases=cases), {"model": spec}, labelled=True)
+    assert _ids(found) == ["b1", "c1"]
+    assert "2 of 4 cases are of patients of the training under other names" in caplog.text
+    assert "a1, a2" in caplog.text
+
+
+def test_a_model_states_names_and_images_of_its_training(manifest: Manifest):
+    joined = dataclasses.replace(manifest.cases[2], same_patient="a", digests={"t1": "2", "mask": "9"})
+    assert describe_training([manifest.cases[0], joined]) == {
+        "train_patients": ("a", "b"),
+        "train_images": ("2",),
+    }
+    # Known by either name.
+    for name in "ab":
+        assert seen_patients(_spec(name), [joined]) == {"a"}
 
 
 def test_other_splits(manifest: Manifest):

@@ -14,7 +14,6 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from glioray.cases.conventions import find_convention
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
@@ -24,12 +23,15 @@ from glioray.errors import DataError, GliorayError
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
-from glioray.storage import join_uri, open_storage
+from glioray.storage import Unlisted, join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
 # A fraction of a CPU, so that decoding runs beside workers that hold nearly all of them.
 TASK_CPUS = 0.25
+
+# Increased when manifests state more, so that those of older versions are not reused.
+_INDEX_VERSION = 2
 
 # What the network that finds a brain in a head takes beside a case: more, by that share, than nodes have a CPU.
 _STRIP_BYTES = 5 << 28
@@ -86,7 +88,7 @@ def index_data(data: str, manifests: str, *, seed: int = 0, labels: str | None =
 
     Args:
         data: the URI that contains the cases.
-        manifests: URI of earlier manifests; one is reused while object names and sizes are unchanged.
+        manifests: URI of earlier manifests; one is reused while names, sizes and stamps of the objects are unchanged.
         seed: of the folds.
         labels: the label convention of all masks, if the user states it.
 
@@ -95,8 +97,10 @@ def index_data(data: str, manifests: str, *, seed: int = 0, labels: str | None =
         UsageError: several label conventions fit the masks.
     """
     storage = open_storage(data)
-    listing = [(item.key, item.size_bytes) for item in storage.list()]
-    kept, key = open_storage(manifests), f"{fingerprint([storage.uri, listing, seed, labels])}.json"
+    unlisted: list[Unlisted] = []
+    listing = [(item.key, item.size_bytes, item.stamp) for item in storage.list(unlisted=unlisted)]
+    facts = [_INDEX_VERSION, storage.uri, listing, [item.key for item in unlisted], seed, labels]
+    kept, key = open_storage(manifests), f"{fingerprint(facts)}.json"
     if kept.exists(key):
         _log.info("the manifest of %s is known: %s", data, join_uri(kept.uri, key))
         return load_manifest(join_uri(kept.uri, key))
@@ -179,8 +183,7 @@ def quiet_data() -> None:
 
 def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
     """Load and preprocess one case in this process."""
-    convention = None if entry.convention is None else find_convention(entry.convention)
-    return preprocess(load_case(open_storage(data), entry.files, convention=convention), config)
+    return preprocess(load_case(open_storage(data), entry.described_files), config)
 
 
 def _to_rows(stack: SliceStack) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from glioray.cases.conventions import find_convention
 from glioray.cases.load import Case, load_case
 from glioray.engine.checkpoint import fetch_model
 from glioray.engine.comparison import RunResult, slug
@@ -86,8 +85,7 @@ class SegmentationComparison:
         data = open_storage(plan.manifest.data)
         cases, pictures = {}, {}
         for entry in plan.manifest.select("val"):
-            convention = None if entry.convention is None else find_convention(entry.convention)
-            case = load_case(data, entry.files, convention=convention)
+            case = load_case(data, entry.described_files)
             assert case.mask is not None, "folds consist of labelled cases"
             prediction = predictor.predict(case)
             cases[case.case_id] = {

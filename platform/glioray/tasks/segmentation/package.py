@@ -33,6 +33,7 @@ class ModelSpec:
         spacing_mm: median voxel size of the training cases, along X, Y, Z.
         manifest_hash: of the data it was trained on.
         train_patients: patients used for training or to fit thresholds; they must not evaluate the model.
+        train_images: digests of their images, which must not evaluate the model under other names either.
         metrics: of its last validation.
         val_cases: Dice of each region at that validation, by case id.
         regions: those of WT, TC and ET that some training mask labels; the model predicts no others.
@@ -44,6 +45,7 @@ class ModelSpec:
     spacing_mm: tuple[float, float, float]
     manifest_hash: str
     train_patients: tuple[str, ...] = ()
+    train_images: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
     regions: tuple[str, ...] = REGIONS
@@ -159,6 +161,7 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
         spacing_mm=_three(np.mean([spec.spacing_mm for spec in specs], axis=0)),
         manifest_hash="+".join(sorted({spec.manifest_hash for spec in specs})),
         train_patients=tuple(sorted({patient for spec in specs for patient in spec.train_patients})),
+        train_images=tuple(sorted({digest for spec in specs for digest in spec.train_images})),
         regions=first.regions,
         num_members=len(nets),
     )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from glioray.cases.manifest import CaseEntry
 from glioray.config import REGIONS
 from glioray.engine.collectives import Ranks
+from glioray.engine.evaluation import describe_training
 from glioray.engine.feed import load_slices, median_spacing
 from glioray.engine.run import Fill, RunPlan
 from glioray.engine.splits import split_store
@@ -95,7 +96,7 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
         out_channels=_out_channels(plan),
         spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
-        train_patients=tuple(sorted({entry.patient_id for entry in seen})),
+        **describe_training(seen),
         regions=tuple(name for name in REGIONS if any(name in entry.labelled_regions for entry in train)),
     )
 

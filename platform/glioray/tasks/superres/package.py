@@ -30,6 +30,7 @@ class SuperResSpec:
         spacing_mm: median voxel size of the high-resolution training cases, along X, Y, Z.
         manifest_hash: of the data it was trained on.
         train_patients: patients used for training; they must not evaluate the model.
+        train_images: digests of their images, which must not evaluate the model under other names either.
         stages: those of `STAGES` whose weights it contains.
         metrics: of its last validation, including the collapse score.
         collapse: verdict of that validation: "healthy", "collapsed", or "unjudged" without a panel.
@@ -41,6 +42,7 @@ class SuperResSpec:
     spacing_mm: tuple[float, float, float]
     manifest_hash: str
     train_patients: tuple[str, ...] = ()
+    train_images: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("psnr",)
     metrics: dict[str, float] = field(default_factory=dict)
     collapse: str = "unjudged"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glioray.cases.manifest import CaseEntry
 from glioray.engine.collectives import Ranks, gather
+from glioray.engine.evaluation import describe_training, seen_patients
 from glioray.engine.feed import load_slices, median_spacing
 from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.run import Fill, RunPlan
@@ -75,10 +76,13 @@ def prepare_gan(
             "judged on %d images of %d patients; loss by %s, judged by %s", len(panel), len(set(panel.patients)),
             extractors.get("loss", "no extractor"), extractors.get("judge", "HFEN, as there is no extractor"),
         )  # fmt: skip
-    source, known = None, set[str]()
+    source, trained_on = None, describe_training(train)
+    patients_seen = set[str]()
     if config.pretrain.source is not None:
         source, known = _source(config, plan.tracking_uri)
-    patients_seen = {entry.patient_id for entry in val} & known
+        patients_seen = seen_patients(known, val)
+        trained_on["train_patients"] += known.train_patients
+        trained_on["train_images"] += known.train_images
     if patients_seen:
         _log.warning(
             "pretrain.source was trained on %d of the validation patients: what this run's figures say of them "
@@ -88,7 +92,7 @@ def prepare_gan(
         config=config,
         spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
-        train_patients=tuple(sorted({entry.patient_id for entry in train} | known)),
+        **{name: tuple(sorted(set(found))) for name, found in trained_on.items()},
         extractors=gather(extractors)[0],
     )
     judge_use = None
@@ -146,8 +150,8 @@ def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
     }
 
 
-def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], set[str]]:
-    """Load the weights to start from, and the patients they were trained on."""
+def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], SuperResSpec]:
+    """Load the weights to start from, and the spec of their model."""
     uri = config.pretrain.source
     assert uri is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +165,7 @@ def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], se
                 f"'{uri}' has the {name} {found} but this run wants {wanted}; start from a model of the same kind"
             )
     weights = {name: tensor.clone() for name, tensor in nets["psnr"].state_dict().items()}
-    return weights, set(spec.train_patients)
+    return weights, spec
 
 
 def _use_judge(
