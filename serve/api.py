@@ -8,18 +8,19 @@ from typing import Any, Union
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field, create_model
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glioray import tasks
-from glioray.engine.serving import NOTICE, Routes
+from glioray.engine.serving import NOTICE, Routes, prefers
 from glioray.errors import UsageError
+from glioray.reports.html import render
 from serve.endpoint import TaskEndpoint
 from serve.forms import explain
 from serve.limits import BodyLimits
 from serve.request_queue import RequestQueue
-from serve.schemas import NOTICE_HEADER, Health, Readiness, Settings
+from serve.schemas import NOTICE_HEADER, Health, Index, Readiness, Settings
 from serve.watch import ModelWatch
 
 
@@ -54,6 +55,7 @@ def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> Fast
     )
     api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
     api.add_middleware(_Notice)
+    api.add_middleware(_Head)
 
     @api.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
@@ -82,7 +84,7 @@ def _make_routes(watches: Mapping[str, ModelWatch[Any]], queue: RequestQueue) ->
 
 
 def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Mapping[str, Routes]) -> None:
-    """Add /v1/models, /healthz and /readyz."""
+    """Add /, /v1/models, /healthz and /readyz."""
     first, *others = routes
     answers = tuple(dict.fromkeys(made.answer for made in routes.values()))
     models_type: type[BaseModel] = create_model(
@@ -92,16 +94,44 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
     states: dict[str, Any] = {name: (str | None, Field(None, description=description)) for name in others}
     readiness_type: type[BaseModel] = create_model("Readiness", __base__=Readiness, **states)
 
+    index_type = create_model("Index", __base__=(Index, models_type, readiness_type))
+    page = {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "by `Accept`"}
+
+    def list_models() -> list[BaseModel]:
+        return [
+            routes[name].describe(watch.uri, watch.served)
+            for name, watch in watches.items()
+            if watch.served is not None
+        ]
+
+    def describe_state() -> dict[str, str]:
+        watch = watches[first]
+        others_now = {name: other.status for name, other in watches.items() if name != first}
+        return {"state": watch.state, "detail": watch.status, **others_now}
+
+    @api.get("/", response_model=index_type, responses={200: page})
+    async def index(request: Request) -> Response:
+        """What this endpoint is, its state, its models and its routes; a page where HTML is preferred."""
+        found = {
+            "service": api.title,
+            "notice": NOTICE,
+            **describe_state(),
+            "models": [model.model_dump(mode="json") for model in list_models()],
+            "routes": [
+                {"method": method.upper(), "path": path, "summary": route["description"].partition("\n")[0]}
+                for path, methods in api.openapi()["paths"].items()
+                for method, route in methods.items()
+            ],
+            "openapi": api.openapi_url,
+        }
+        if prefers(request.headers.get("accept", ""), "text/html", ["application/json"]):
+            return HTMLResponse(render("endpoint.html", **found))
+        return JSONResponse(found)
+
     @api.get("/v1/models", response_model=models_type)
     async def models() -> dict[str, Any]:
         """The models that are served."""
-        return {
-            "models": [
-                routes[name].describe(watch.uri, watch.served)
-                for name, watch in watches.items()
-                if watch.served is not None
-            ]
-        }
+        return {"models": list_models()}
 
     @api.get("/healthz")
     async def healthz() -> Health:
@@ -111,10 +141,27 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
     @api.get("/readyz", responses={503: {"model": readiness_type}}, response_model=readiness_type)
     async def readyz() -> Response:
         """Whether a model that segments is loaded; and the states of the other models, which may be missing."""
-        watch = watches[first]
-        others_now = {name: other.status for name, other in watches.items() if name != first}
-        answer = {"state": watch.state, "detail": watch.status, **others_now}
-        return JSONResponse(answer, 200 if watch.state == "ready" else 503)
+        answer = describe_state()
+        return JSONResponse(answer, 200 if answer["state"] == "ready" else 503)
+
+
+class _Head:
+    """Answers HEAD as GET without the body; FastAPI's own routes answer 405."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
 class _Notice:

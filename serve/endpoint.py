@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.routing import APIRoute
@@ -12,6 +12,8 @@ from glioray.engine.serving import Enhancement, Served
 from serve.forms import FormRequest, form_fields
 from serve.request_queue import RETRY_AFTER, RequestQueue
 from serve.watch import ModelWatch
+
+T = TypeVar("T")
 
 
 class TaskEndpoint:
@@ -61,6 +63,9 @@ class TaskEndpoint:
                 return handle
 
         return APIRouter(route_class=QueuedRoute)
+
+    async def read(self, work: Callable[[], T]) -> T:
+        return await self.queue.read(work)
 
     async def run(self, work: Callable[[], Response], *, done: str) -> Response:
         return await self.queue.run(work, done=done)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import HTTPException, Request, params
@@ -9,13 +11,45 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import Field, TypeAdapter
-from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.datastructures import FormData, Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 _MAX_PARTS = 16
 _MAX_FIELD_BYTES = 1024
+
+
+class _FormParser(MultiPartParser):
+    """Refuses a form that ends before its closing boundary, and a file without a filename.
+
+    The libraries below take both: the first loses its last field, the second becomes a text.
+    """
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], fields: dict[str, Any]) -> None:
+        super().__init__(
+            headers, stream, max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
+        )
+        self.fields = fields
+        self.is_complete = False
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is None and isinstance(self.fields.get(part.field_name), params.File):
+            name = part.field_name
+            found = f"the field '{name}' is text: its part has no filename"
+            raise HTTPException(422, f"{found}; send it as a file, with curl: -F {name}=@FILE")
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self.is_complete:
+            await form.close()
+            raise MultiPartException("it ends before its closing boundary")
+        return form
 
 
 class FormRequest(Request):
@@ -36,13 +70,10 @@ class FormRequest(Request):
             found = f"the body is {media_type or 'of no stated type'}"
             raise HTTPException(415, f"{found}; {self._files()} as multipart/form-data")
         try:
-            form = await super().form(
-                max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
-            )
-        except StarletteHTTPException as error:
-            if error.status_code != 400:
-                raise
-            reason = str(error.detail).rstrip(".")
+            async with aclosing(self.stream()) as stream:
+                form = await _FormParser(self.headers, stream, self.fields).parse()
+        except MultiPartException as error:
+            reason = error.message.rstrip(".")
             raise HTTPException(
                 400, f"the body is not a whole multipart form ({reason}); send it again"
             ) from error
@@ -67,10 +98,7 @@ class FormRequest(Request):
                 raise HTTPException(
                     422, f"the field '{name}' was sent {names.count(name)} times; send it once"
                 )
-            is_text, is_file = isinstance(value, str), isinstance(self.fields[name], params.File)
-            if is_file and is_text:
-                raise HTTPException(422, f"the field '{name}' is text; send it as a file")
-            if not is_file and not is_text:
+            if not isinstance(self.fields[name], params.File) and not isinstance(value, str):
                 raise HTTPException(422, f"{name} is a file; send it as text")
             if value == "":
                 raise HTTPException(422, f"{name} is ''; expected {_describe(self.fields[name])}")

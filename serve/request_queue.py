@@ -1,4 +1,4 @@
-"""The queue of a replica: a bounded number of requests at once, worked off one after the other."""
+"""The queue of a replica: a bounded number of requests at once, read and then worked off one after the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from fastapi import HTTPException, Response
@@ -20,17 +21,28 @@ _log = logging.getLogger("glioray.serve")
 
 RETRY_AFTER = {"Retry-After": "5"}
 
+T = TypeVar("T")
+
 
 class _Place:
-    """A request's place: held until its work has ended, also after the client has gone."""
+    """A request's place: held until the request and its work have ended, also after the client has gone."""
 
     def __init__(self, places: threading.BoundedSemaphore) -> None:
         self.places = places
-        self.is_passed_on = False
+        self.num_holders = 1
+        self.lock = threading.Lock()
 
-    def pass_on(self, work: Future[Response]) -> None:
-        self.is_passed_on = True
-        work.add_done_callback(lambda _: self.places.release())
+    def hold(self, work: Future[Any]) -> None:
+        with self.lock:
+            self.num_holders += 1
+        work.add_done_callback(lambda _: self.leave())
+
+    def leave(self) -> None:
+        with self.lock:
+            self.num_holders -= 1
+            is_last = self.num_holders == 0
+        if is_last:
+            self.places.release()
 
 
 _place: ContextVar[_Place] = ContextVar("place")
@@ -42,11 +54,13 @@ class RequestQueue:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.places = threading.BoundedSemaphore(settings.max_pending)
-        self.pool = ThreadPoolExecutor(1, "worker", _set_threads, (settings.num_threads,))
+        self.reader = ThreadPoolExecutor(1, "reader")
+        self.worker = ThreadPoolExecutor(1, "worker", _set_threads, (settings.num_threads,))
 
     def close(self) -> None:
         """Start no further work."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.reader, self.worker):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -66,8 +80,15 @@ class RequestQueue:
             yield
         finally:
             _place.reset(token)
-            if not place.is_passed_on:
-                self.places.release()
+            place.leave()
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Run `work` beside the worker thread, within `place`; see `engine.serving.Endpoint.read`.
+
+        Raises:
+            HTTPException: as `run`.
+        """
+        return await self._wait(self.reader, work, "read")
 
     async def run(self, work: Callable[[], Response], *, done: str) -> Response:
         """Run `work` on the worker thread, within `place`; see `engine.serving.Endpoint.run`.
@@ -75,8 +96,11 @@ class RequestQueue:
         Raises:
             HTTPException: 503 where time ran out; for whatever went wrong in `work`, one sentence.
         """
-        future = self.pool.submit(_answer, work)
-        _place.get().pass_on(future)
+        return await self._wait(self.worker, work, done)
+
+    async def _wait(self, pool: ThreadPoolExecutor, work: Callable[[], T], done: str) -> T:
+        future = pool.submit(_answer, work)
+        _place.get().hold(future)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout_s)
         except TimeoutError as error:
@@ -89,7 +113,7 @@ def _set_threads(num_threads: int | None) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _answer(work: Callable[[], Response]) -> Response:
+def _answer(work: Callable[[], T]) -> T:
     """Run `work`; its errors become HTTPExceptions of one sentence."""
     try:
         return work()

@@ -62,6 +62,23 @@ class Readiness(BaseModel):
     detail: str
 
 
+class RouteSummary(BaseModel):
+    """A route in a line."""
+
+    method: str
+    path: str
+    summary: str
+
+
+class Index(BaseModel):
+    """What an endpoint is and offers."""
+
+    service: str
+    notice: str
+    routes: list[RouteSummary]
+    openapi: str = Field(description="path of the description of all routes, fields and answers")
+
+
 class Health(BaseModel):
     """The process answers."""
 

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from serve.watch import ModelWatch
 
+from glioray.cases.nifti import encode_volume, read_volume
 from glioray.tasks.segmentation.predictor import Predictor
 
 
@@ -78,6 +80,98 @@ def test_a_body_that_does_not_arrive_gives_its_place_back(
     assert "had not arrived after 2 s" in detail
     assert _stream(client, gone)[0] == 400
     assert client.post("/v1/segment", files={"t1": files["t1"]}).status_code == 422
+
+
+def _form(files: dict[str, bytes], **texts: str) -> bytes:
+    """A form with the boundary x, its files first."""
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n\r\n'.encode() + data
+        for name, data in files.items()
+    ]
+    parts += [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}'.encode()
+        for name, text in texts.items()
+    ]
+    return b"\r\n".join([*parts, b"--x--\r\n"])
+
+
+def _post_form(client: TestClient, body: bytes) -> Any:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    return client.post("/v1/segment", content=body, headers=headers)
+
+
+def test_a_form_is_refused_wherever_it_is_cut_off(
+    client: TestClient, files: dict[str, bytes], detail_of: Callable[[Any, int], str]
+) -> None:
+    whole = _form(files, labels="brats-et3")
+    assert _post_form(client, whole).status_code == 200
+    assert _post_form(client, whole[:-2]).status_code == 200  # the last line break may be missing
+    assert _post_form(client, whole + b"epilogue").status_code == 200
+    last_field = whole.index(b"brats-et3") + len(b"brats-et3")
+    in_a_file = whole.index(b"--x", 100) - 50
+    between = whole.index(b"--x", 100) - 2
+    for length in (len(whole) - 3, len(whole) - 7, last_field, last_field - 4, in_a_file, between):
+        detail = detail_of(_post_form(client, whole[:length]), 400)
+        assert detail == (
+            "the body is not a whole multipart form (it ends before its closing boundary); send it again"
+        )
+
+
+def test_a_file_without_a_filename_is_named(
+    client: TestClient, files: dict[str, bytes], detail_of: Callable[[Any, int], str]
+) -> None:
+    for data in (files["t1"], b"here.nii", b""):
+        body = _form({"t2": files["t2"], "t1": data}).replace(b'; filename="t1"', b"")
+        assert detail_of(_post_form(client, body), 422) == (
+            "the field 't1' is text: its part has no filename; send it as a file, with curl: -F t1=@FILE"
+        )
+
+
+def test_a_bad_input_is_refused_while_another_case_is_worked_on(
+    make_client: Callable[..., TestClient],
+    watch: ModelWatch[Predictor],
+    make_superres_watch: Callable[..., Any],
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    detail_of: Callable[[Any, int], str],
+) -> None:
+    assert watch.served is not None
+    predictor = watch.served.model
+    entered, go_on = threading.Event(), threading.Event()
+    predict = predictor.predict
+
+    def slow(case: Any) -> Any:
+        entered.set()
+        assert go_on.wait(60)
+        return predict(case)
+
+    monkeypatch.setattr(predictor, "predict", slow)
+    answers: list[Any] = []
+    truncated = files["t1"][: len(files["t1"]) // 2]
+    thick = encode_volume(read_volume(files["t1"], name="t1").array, np.diag([1.0, 1, 3, 1]))
+    forms = {
+        "t1 is truncated": {**files, "t1": truncated},
+        "t1 is not NIfTI: it is a JPEG picture": {**files, "t1": b"\xff\xd8\xff" + bytes(900)},
+        "3.00 mm along Z": dict.fromkeys(files, thick),
+    }
+    with make_client(make_superres_watch(), max_pending=2, timeout_s=60) as client:
+        first = threading.Thread(target=lambda: answers.append(client.post("/v1/segment", files=files)))
+        first.start()
+        assert entered.wait(60)
+        for found, sent in forms.items():
+            assert found in detail_of(client.post("/v1/segment", files=sent), 422)
+        superres = client.post("/v1/superresolve", files={"t1": truncated})
+        assert "t1 is truncated" in detail_of(superres, 422)
+        larger = client.post("/v1/superresolve", files={"t1": files["t1"]}, data={"size": "2000x2000"})
+        assert "expected 1 to 8 times" in detail_of(larger, 422)
+        finer = client.post("/v1/segment", files=files, data={"superresolve": "true", "size": "2000x2000"})
+        assert "expected 1 to 8 times" in detail_of(finer, 422)
+        assert not answers
+        go_on.set()
+        first.join(60)
+        # All places are free again.
+        assert [client.post("/v1/segment", files=files).status_code for _ in range(3)] == [200] * 3
+    assert answers[0].status_code == 200
 
 
 def test_no_more_cases_at_once_than_there_are_places(

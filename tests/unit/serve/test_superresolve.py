@@ -28,6 +28,7 @@ from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.superres.config import DegradeConfig
 from glioray.tasks.superres.degrade import degrade
 from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.png import read_png
 
 Watch = ModelWatch[SuperResolver]
 SCALE = 4
@@ -317,6 +318,37 @@ def test_a_png_comes_back_in_its_depth_and_place(client: TestClient, dtype: type
     if dtype == np.uint16:
         eight = _pixels(_post(client, {"image": _png(_disc())}).content)
         np.testing.assert_allclose(pixels / 257, eight, atol=0.51)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_is_turned_as_its_exif_orientation_says(dtype: type) -> None:
+    from PIL import Image, ImageOps
+
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = _png(_disc(dtype), exif=exif)
+        with Image.open(io.BytesIO(data)) as picture:
+            shown = np.asarray(ImageOps.exif_transpose(picture))
+        read = read_png(data, name="image", max_pixels=2**20)
+        assert np.array_equal(read, shown)
+        assert read.dtype == dtype
+        assert (read.shape == (28, 20)) == (orientation > 4)
+
+
+def test_a_picture_of_another_kind_is_named(client: TestClient, detail_of: Callable[[Any, int], str]) -> None:
+    from PIL import Image
+
+    for kind in ("JPEG", "GIF", "BMP", "TIFF", "WebP"):
+        buffer = io.BytesIO()
+        Image.fromarray(_disc()).save(buffer, kind)
+        detail = detail_of(_post(client, {"image": buffer.getvalue()}), 422)
+        assert detail == (
+            f"image is not NIfTI or PNG: it is a {kind} picture; export the original again as NIfTI, or as a grey PNG "
+            "of 8 or 16 bits"
+        )
+    detail = detail_of(_post(client, {"t1": _png(_disc())}), 422)
+    assert detail.startswith("t1 is not NIfTI: it is a PNG picture; ")
 
 
 def _bomb() -> bytes:

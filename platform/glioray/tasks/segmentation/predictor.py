@@ -54,8 +54,7 @@ class Predictor:
             ModelError, CaseError: as `predict`.
         """
         config = self.spec.config.preprocess
-        if config.spacing_mm is None:
-            self._check_spacing(case)
+        self.check_spacing(case)
         x, y, z = case.images.shape[1:]
         return probs_on_grid(self.probs_of_stacks(preprocess(case, config, whole=True)), (x, y, z))
 
@@ -77,7 +76,14 @@ class Predictor:
         labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
         return postprocess(labels, config.postprocess, voxel_ml)
 
-    def _check_spacing(self, case: Case) -> None:
+    def check_spacing(self, case: Case) -> None:
+        """Refuse voxels of a size that the model was not trained on and that are not resampled.
+
+        Raises:
+            ModelError: names the axis and both sizes.
+        """
+        if self.spec.config.preprocess.spacing_mm is not None:
+            return
         for axis, found, expected in zip("XYZ", case.spacing_mm, self.spec.spacing_mm, strict=True):
             if not 1 / MAX_SPACING_RATIO <= found / expected <= MAX_SPACING_RATIO:
                 raise ModelError(

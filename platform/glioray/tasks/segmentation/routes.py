@@ -29,6 +29,7 @@ from glioray.engine.serving import (
     Served,
     accepts_json,
     check_uploads,
+    warning_header,
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
@@ -142,10 +143,11 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 raise UsageError(
                     f"{unused[0]} was sent without superresolve; send superresolve=true beside it"
                 )
+        case, enhanced = await endpoint.read(lambda: _read(served, parts, enhance))
         as_json = accepts_json(request.headers.get("accept", ""))
 
         def work() -> Response:
-            return _segment(served, parts, enhance, convention, grid == "input", as_json)
+            return _segment(served, case, enhanced, convention, grid == "input", as_json)
 
         return await endpoint.run(work, done="segmented")
 
@@ -172,10 +174,29 @@ def _no_fields() -> _NoOptions:
     return _NoOptions()
 
 
-def _segment(
+def _read(
     served: Served[Predictor],
     parts: dict[str, bytes],
-    enhance: Callable[[Case], Enhanced] | None,
+    enhance: Callable[[Case], Callable[[], Enhanced]] | None,
+) -> tuple[Case, Callable[[], Enhanced] | None]:
+    """The case that was sent, and what improves it.
+
+    Raises:
+        CaseError: the files are no case.
+        ModelError: the case does not fit a model.
+    """
+    modalities = served.model.spec.config.preprocess.modalities
+    case = load_case_from_bytes(parts, modalities=modalities, limits=LIMITS)
+    if enhance is not None:
+        return case, enhance(case)
+    served.model.check_spacing(case)
+    return case, None
+
+
+def _segment(
+    served: Served[Predictor],
+    case: Case,
+    enhance: Callable[[], Enhanced] | None,
     convention: LabelConvention,
     on_input_grid: bool,
     as_json: bool,
@@ -183,13 +204,11 @@ def _segment(
     """The answer to one case.
 
     Raises:
-        CaseError: the files are no case.
-        ModelError: the case does not fit a model.
+        CaseError, ModelError: the case does not fit a model.
     """
     spec = served.model.spec
-    case = load_case_from_bytes(parts, modalities=spec.config.preprocess.modalities, limits=LIMITS)
-    headers = {MODEL_HEADER: served.version}
-    enhanced = None if enhance is None else enhance(case)
+    headers = {MODEL_HEADER: served.version, **warning_header("; ".join(case.notes))}
+    enhanced = None if enhance is None else enhance()
     grid = case
     if enhanced is not None:
         grid = enhanced.case

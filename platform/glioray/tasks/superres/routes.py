@@ -19,7 +19,6 @@ from glioray.engine.serving import (
     MODEL_HEADER,
     NOTICE,
     REFUSALS,
-    WARNING_HEADER,
     Endpoint,
     Enhanced,
     Routes,
@@ -27,6 +26,7 @@ from glioray.engine.serving import (
     accepts_json,
     check_one_kind,
     check_uploads,
+    warning_header,
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
@@ -35,6 +35,7 @@ from glioray.tasks.superres.uploads import (
     MAX_SCALE,
     MAX_SIDE_PX,
     Input,
+    Plan,
     SuperResOptions,
     encode_result,
     plan_super_resolution,
@@ -168,16 +169,20 @@ class SuperResolution:
     endpoint: Endpoint
     fields: Callable[..., SuperResOptions] = parse_options
 
-    def begin(self, options: SuperResOptions) -> Callable[[Case], Enhanced]:
+    def begin(self, options: SuperResOptions) -> Callable[[Case], Callable[[], Enhanced]]:
         served: Served[SuperResolver] = self.endpoint.served
 
-        def enhance(case: Case) -> Enhanced:
+        def check(case: Case) -> Callable[[], Enhanced]:
             plan = plan_super_resolution(served.model, Input(case), options)
-            fine = served.model.super_resolve(case, plane=plan.plane, blend=options.blend, size=plan.size)
-            headers = {SUPERRES_HEADER: served.version, **_warning_header(plan.warning)}
-            return Enhanced(fine, served.version, headers)
+            headers = {SUPERRES_HEADER: served.version, **warning_header(plan.remarks)}
 
-        return enhance
+            def enhance() -> Enhanced:
+                fine = served.model.super_resolve(case, plane=plan.plane, blend=options.blend, size=plan.size)
+                return Enhanced(fine, served.version, headers)
+
+            return enhance
+
+        return check
 
 
 def make_routes(endpoint: Endpoint) -> Routes:
@@ -215,51 +220,53 @@ def make_routes(endpoint: Endpoint) -> Routes:
             check_one_kind(parts, expected)
             if not parts:
                 raise UsageError(f"no file was sent; {expected}")
-        as_json = accepts_json(request.headers.get("accept", ""))
-        return await endpoint.run(
-            lambda: _super_resolve(served, parts, options, as_json), done="super-resolved"
-        )
+        sent, plan = await endpoint.read(lambda: _read(served, parts, options))
+        if accepts_json(request.headers.get("accept", "")):
+            return _describe_plan(served, plan, options)
+        return await endpoint.run(lambda: _super_resolve(served, sent, plan, options), done="super-resolved")
 
     return Routes(router, SuperResAnswer, _describe, SuperResolution(endpoint))
 
 
-def _super_resolve(
-    served: Served[SuperResolver], parts: dict[str, bytes], options: SuperResOptions, as_json: bool
-) -> Response:
-    """The answer to one input.
+def _read(
+    served: Served[SuperResolver], parts: dict[str, bytes], options: SuperResOptions
+) -> tuple[Input, Plan]:
+    """What was sent, and what will be made of it.
 
     Raises:
         CaseError: the files are no input, or the result would be too large.
         ModelError: the input does not fit the model.
     """
-    resolver = served.model
-    sent = read_input(parts, resolver.spec)
-    plan = plan_super_resolution(resolver, sent, options)
-    headers = {MODEL_HEADER: served.version}
-    if as_json:
-        rows, columns = plan.lr_size
-        answer = Sharpened(
-            model=served.version,
-            scale=(plan.size[0] / rows, plan.size[1] / columns),
-            lr_size=plan.lr_size,
-            size=plan.size,
-            plane=plan.plane,
-            blend=float("gan" in resolver.nets) if options.blend is None else options.blend,
-            fits=plan.warning is None,
-            warning=plan.warning,
-        )
-        return JSONResponse(answer.model_dump(), headers=headers)
-    fine = resolver.super_resolve(sent.case, plane=plan.plane, blend=options.blend, size=plan.size)
+    sent = read_input(parts, served.model.spec)
+    return sent, plan_super_resolution(served.model, sent, options)
+
+
+def _describe_plan(served: Served[SuperResolver], plan: Plan, options: SuperResOptions) -> Response:
+    rows, columns = plan.lr_size
+    answer = Sharpened(
+        model=served.version,
+        scale=(plan.size[0] / rows, plan.size[1] / columns),
+        lr_size=plan.lr_size,
+        size=plan.size,
+        plane=plan.plane,
+        blend=float("gan" in served.model.nets) if options.blend is None else options.blend,
+        fits=plan.warning is None,
+        warning=plan.warning,
+    )
+    return JSONResponse(answer.model_dump(), headers={MODEL_HEADER: served.version})
+
+
+def _super_resolve(
+    served: Served[SuperResolver], sent: Input, plan: Plan, options: SuperResOptions
+) -> Response:
+    fine = served.model.super_resolve(sent.case, plane=plan.plane, blend=options.blend, size=plan.size)
     data, media_type, name = encode_result(fine, sent)
-    headers |= {
+    headers = {
+        MODEL_HEADER: served.version,
         "Content-Disposition": f'attachment; filename="{name}"',
-        **_warning_header(plan.warning),
+        **warning_header(plan.remarks),
     }
     return Response(data, media_type=media_type, headers=headers)
-
-
-def _warning_header(warning: str | None) -> dict[str, str]:
-    return {} if warning is None else {WARNING_HEADER: warning.encode("ascii", "replace").decode()}
 
 
 def _describe(uri: str, served: Served[SuperResolver]) -> SuperResAnswer:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glioray.cases.casefiles import CaseFiles
+from glioray.cases.formats import identify
 from glioray.cases.load import Case, assemble_case, load_case_from_bytes
 from glioray.cases.nifti import encode_volume, make_header, read_header
 from glioray.engine.serving import LIMITS
@@ -71,12 +72,19 @@ class Plan:
         lr_size: (H, W) of the input's.
         size: (H, W) of the result's.
         warning: where the input differs from the training, or None.
+        notes: of the case.
     """
 
     plane: str
     lr_size: tuple[int, int]
     size: tuple[int, int]
     warning: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> str:
+        """The warning and the notes, for a header; empty where there are none."""
+        return "; and ".join([*([self.warning] if self.warning else []), *self.notes])
 
 
 def read_input(parts: Mapping[str, bytes], spec: SuperResSpec) -> Input:
@@ -90,6 +98,11 @@ def read_input(parts: Mapping[str, bytes], spec: SuperResSpec) -> Input:
     if data.startswith(PNG_MAGIC):
         pixels = read_png(data, name="image", max_pixels=MAX_SLICE_PX)
         return Input(_case_of_png(pixels, spec), pixels)
+    kind = identify(data)
+    if kind is not None and kind.is_picture:
+        found = f"is not NIfTI or PNG: it is {kind.name}"
+        advice = "export the original again as NIfTI, or as a grey PNG of 8 or 16 bits"
+        raise CaseError("", "image", found, advice)
     return Input(_load(dict(parts), spec))
 
 
@@ -129,7 +142,8 @@ def plan_super_resolution(resolver: SuperResolver, sent: Input, options: SuperRe
             f"the scale is {scales}, but the model was trained for {trained:.3g}; trust it the less"
         )
     warning = "; and ".join(text for text in warnings if text) or None
-    return Plan(plane=plane, lr_size=(rows, columns), size=(height, width), warning=warning)
+    size = (height, width)
+    return Plan(plane=plane, lr_size=(rows, columns), size=size, warning=warning, notes=case.notes)
 
 
 def encode_result(case: Case, sent: Input) -> tuple[bytes, str, str]:
