@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.inflate import GZIP_MAGIC
-from glioray.cases.labels import CONVENTIONS
 from glioray.cases.layouts import CaseFiles, Problem, discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, check_case, load_manifest
