@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # glioray on this machine: makes .venv with what pyproject.toml asks for, at the versions of infra/constraints.txt,
-# and with infra/no-deps.txt, and hands over to infra/local.py. The package itself is not installed: jobs carry the code, as on any cluster.
+# and with infra/no-deps*.txt, and hands over to infra/local.py. The package itself is not installed: jobs carry the code, as on any cluster.
 #
 #   GLIORAY_TORCH_INDEX   address of a wheel index with CPU builds of PyTorch, for machines without a GPU
 #                         (PyTorch's installation page names it); without it pip's own indexes are asked.
@@ -32,9 +32,9 @@ case "${1:-}" in
 esac
 
 # The extra `dev` has the checks, the test tools and the S3 server; `docs` what builds the documentation; `prepare` what
-# prepares images on request.
+# prepares images on request; `panoptica` what computes the metrics of BraTS 2026.
 extras=""
-if [ "$1" = test ]; then extras="dev docs prepare"; elif [ "$1" = docs ]; then extras=docs; elif [[ " $* " == *" --s3 "* ]]; then extras=dev; fi
+if [ "$1" = test ]; then extras="dev docs prepare panoptica"; elif [ "$1" = docs ]; then extras=docs; elif [[ " $* " == *" --s3 "* ]]; then extras=dev; fi
 
 find_python() {
   local name
@@ -81,9 +81,9 @@ install_all() {
     "$python" -m venv .venv || fail "'$python -m venv .venv' failed; see above"
   fi
   requirements=$(list_requirements)
-  # Everything that is asked for stands in the stamp, one requirement a line, below the checksum of both files.
+  # Everything that is asked for stands in the stamp, one requirement a line, below the checksum of the files.
   local sum
-  sum=$(cat infra/constraints.txt infra/no-deps.txt | cksum)
+  sum=$(cat infra/constraints.txt infra/no-deps*.txt | cksum)
   if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$sum" ] && [ -z "$(comm -23 <(sort <<< "$requirements") <(sort "$stamp"))" ]; then
     return
   fi
@@ -95,6 +95,10 @@ install_all() {
     fail "pip could not install what pyproject.toml asks for; see above"
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r infra/no-deps.txt ||
     fail "pip could not install what infra/no-deps.txt names; see above"
+  if [[ " $extras " == *" panoptica "* ]]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r infra/no-deps-panoptica.txt ||
+      fail "pip could not install what infra/no-deps-panoptica.txt names; see above"
+  fi
   printf '%s\n%s\n' "$sum" "$requirements" > "$stamp"
 }
 

@@ -14,6 +14,7 @@ from glioray.api.models import resolve_model
 from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
 from glioray.api.requests import EvaluateRequest
 from glioray.api.verbs import as_verb
+from glioray.engine.evaluation import check_rule
 from glioray.engine.on_ray.connect import connect
 from glioray.engine.task import ModelPackage
 from glioray.serialization import to_dict
@@ -77,7 +78,9 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         out = out_uri(request.out) if request.out else None
         connect()
         manifest = open_data(data, storage, labels=request.labels)
-        answer = package.task.evaluate(package, manifest, split=request.split, segmenter=segmenter, out=out)
+        answer = package.task.evaluate(
+            package, manifest, split=request.split, segmenter=segmenter, out=out, metrics=request.metrics
+        )
     answer.pop("exit_code", None)
     return EvaluateResult(
         model_uri=package.uri,
@@ -94,4 +97,6 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
 def _opened(request: EvaluateRequest) -> Iterator[tuple[ModelPackage, Path]]:
     """The model's package, and a temporary folder."""
     with use_tracking(storage_uri(request.storage)), tempfile.TemporaryDirectory() as folder:
-        yield open_package(resolve_model(request.model), Path(folder) / "model"), Path(folder)
+        package = open_package(resolve_model(request.model), Path(folder) / "model")
+        check_rule(request.metrics, package.task.output)
+        yield package, Path(folder)

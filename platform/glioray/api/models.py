@@ -11,6 +11,7 @@ from typing import Any
 from glioray.api.places import model_source, storage_uri, use_tracking
 from glioray.cases.load import Case
 from glioray.engine.checkpoint import kept_folders
+from glioray.engine.evaluation import check_rule
 from glioray.engine.on_mlflow.registry import PACKAGE_FILES, register_model, resolve_version
 from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
@@ -49,19 +50,22 @@ class LoadedModel:
         """
         return self._model.predict(case)
 
-    def evaluate(self, case: Case) -> dict[str, dict[str, float]]:
+    def evaluate(self, case: Case, *, metrics: str = "brats2023") -> dict[str, dict[str, float]]:
         """Evaluate one case: metrics by region of a segmentation model, by modality of a super-resolution model.
 
         A super-resolution model degrades the case first, as in its training.
 
         Args:
             case: of `load_case`, with a mask for a segmentation model.
+            metrics: "brats2026" adds the metrics of BraTS 2026 to those of masks; needs panoptica.
 
         Raises:
+            UsageError: metrics that do not exist or that the model has not, or panoptica is missing.
             ModelError: the case's voxels or modalities are not what the model was trained on.
             CaseError: the case has no mask, or holds no brain.
         """
-        return self._package.task.evaluate_case(self._model, case)
+        check_rule(metrics, self._package.task.output)
+        return self._package.task.evaluate_case(self._model, case, metrics=metrics)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's package into a folder, from which `load_model` loads it again; returns the folder."""

@@ -58,6 +58,10 @@ Labels = Annotated[str, AfterValidator(_as_convention)]
 """A name of `cases.labels.CONVENTIONS`, or what each number marks, such as 1=ed,2=et,3=ncr."""
 
 
+EvaluationRule = Literal["brats2023", "brats2026"]
+"""`engine.evaluation.RULES`."""
+
+
 def as_flag(default: Any, description: str, metavar: str = "", only: str = "", **limits: Any) -> Any:
     """A field and its flag.
 
@@ -223,7 +227,7 @@ class CompareRequest(_Configured):
     entrants: Names = as_flag(
         (),
         "super-resolution recipes, with settings of their own (default: srgan_small,esrgan_small,"
-        "esrgan_small_rmsprop)",
+        "esrgan_small_rmsprop; with --recipe srgan_goat the rows of its study)",
         "A,B:KEY=VALUE,…",
         only="superres",
     )
@@ -255,6 +259,12 @@ class EvaluateRequest(_Stored, _Labelled):
         "segmentation model that evaluates a super-resolution model by use, or none (default: the champion of "
         "glioray-unet, where there is one)",
         "URI",
+    )
+    metrics: EvaluationRule = as_flag(
+        "brats2023",
+        "rule by which lesions of masks are evaluated: brats2023, or brats2026 to add the metrics of BraTS 2026 (needs "
+        "panoptica)",
+        "RULE",
     )
 
 

@@ -8,7 +8,38 @@ from collections.abc import Mapping, Sequence
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.engine.task import Spec
-from glioray.errors import DataError
+from glioray.errors import DataError, UsageError
+from glioray.metrics.panoptic import find_panoptica
+
+RULES = ("brats2023", "brats2026")
+"""Names of rules by which lesions of masks are evaluated; 2026's metrics are added to the others."""
+
+
+def check_rule(rule: str, output: str) -> None:
+    """Fail fast on a rule that a model cannot be evaluated by.
+
+    Args:
+        rule: a name of `RULES`.
+        output: `Task.output` of the model.
+
+    Raises:
+        UsageError: no such rule, a model that makes no masks, or panoptica is missing.
+    """
+    if rule not in RULES:
+        raise UsageError(f"metrics is '{rule}'; expected one of {', '.join(RULES)}")
+    if rule == "brats2023":
+        return
+    if output != "labels":
+        raise UsageError(
+            "metrics is 'brats2026', which evaluates masks, but the model makes images; leave it out"
+        )
+    try:
+        find_panoptica()
+    except ImportError as error:
+        raise UsageError(
+            f"metrics is 'brats2026', which needs panoptica, but it cannot be imported ({error}); install the extra "
+            "'panoptica' of pyproject.toml, then: pip install --no-deps -r infra/no-deps-panoptica.txt"
+        ) from error
 
 _log = logging.getLogger(__name__)
 

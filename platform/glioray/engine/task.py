@@ -267,6 +267,7 @@ class Task(Protocol):
         split: str,
         segmenter: ModelPackage | None = None,
         out: str | None = None,
+        metrics: str = "brats2023",
     ) -> dict[str, Any]:
         """Evaluate a model on whole cases, all over the cluster; Ray must be up.
 
@@ -278,6 +279,7 @@ class Task(Protocol):
             segmenter: for a task whose output is "images", a model that labels the images that are made; None to
                 evaluate the images alone. None for other tasks.
             out: a folder or `s3://` URI for files to read, such as evaluation.json and evaluation.md.
+            metrics: of `evaluation.RULES`, by which lesions of masks are evaluated.
 
         Returns:
             The JSON answer of jobs/evaluate.py: among others "model", "split", "mean", "intervals", "cases", "failed",
@@ -288,12 +290,15 @@ class Task(Protocol):
             UsageError: no such split, or a segmenter that cannot label what the model makes.
         """
 
-    def evaluate_case(self, model: Any, case: Case) -> dict[str, dict[str, float]]:
+    def evaluate_case(
+        self, model: Any, case: Case, *, metrics: str = "brats2023"
+    ) -> dict[str, dict[str, float]]:
         """Metrics of one case in memory, by region or modality.
 
         Args:
             model: of `load`.
             case: with a mask where the task needs one.
+            metrics: as for `evaluate`.
 
         Raises:
             CaseError: the case has no mask, or holds no brain.

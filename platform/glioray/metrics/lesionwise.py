@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glioray.metrics.surface import EMPTY_HD95_MM, hd95_mm
+from glioray.metrics.surface import EMPTY_HD95_MM, element_hd95_mm
 
 _BY_EDGE = ndimage.generate_binary_structure(3, 2)
 _BY_CORNER = ndimage.generate_binary_structure(3, 3)
@@ -21,8 +21,7 @@ class LesionScores:
 
     Attributes:
         dice: the mean over lesions and false positives, which score 0.
-        hd95_mm: the mean of the 95th percentile Hausdorff distance; `EMPTY_HD95_MM` for missed lesions and
-            false positives.
+        hd95_mm: the mean of `element_hd95_mm`; `EMPTY_HD95_MM` for missed lesions and false positives.
         num_lesions: lesions of the truth, without those too small to count.
         num_missed: lesions that no predicted component touches.
         num_false: predicted components that touch no lesion, however small.
@@ -62,8 +61,8 @@ def lesionwise_scores(
     Raises:
         ValueError: `num_dilations` is below 1.
 
-    Reference: the challenge's code, github.com/rachitsaluja/BraTS-2023-Metrics. Dice and counts are equal to its
-    results; its distances are between surface elements weighted by area, ours between surface voxels.
+    Reference: the challenge's code, github.com/rachitsaluja/BraTS-2023-Metrics. Dice, distances and counts equal its
+    results.
     """
     if num_dilations < 1:
         raise ValueError(f"num_dilations is {num_dilations}; expected at least 1")
@@ -86,7 +85,7 @@ def lesionwise_scores(
         num_missed += not found.any()
         overlap = np.count_nonzero(lesion & found)
         dices.append(2 * overlap / (np.count_nonzero(lesion) + np.count_nonzero(found)))
-        distances.append(hd95_mm(lesion, found, spacing_mm))
+        distances.append(element_hd95_mm(lesion, found, spacing_mm))
     return LesionScores(
         dice=float(np.mean(dices)) if dices else 1.0,
         hd95_mm=float(np.mean(distances)) if distances else 0.0,

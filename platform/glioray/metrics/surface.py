@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from monai.metrics.utils import get_mask_edges
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -60,6 +62,29 @@ def hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float
     return _percentile_95(*surface_distances_mm(truth, prediction, spacing_mm))
 
 
+def element_hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) -> float:
+    """The 95th percentile Hausdorff distance between surface elements, each weighted by its area, in mm.
+
+    A surface has an element wherever eight neighbouring voxels are not all inside or all outside; `hd95_mm` takes the
+    region's own voxels, each counted once, and is larger by up to about a voxel. The larger of both directions. 0 if
+    both are empty, `EMPTY_HD95_MM` if one is.
+
+    Reference: Nikolov et al. 2018 (arXiv 1809.04430), as in the challenge's code of BraTS 2023.
+    """
+    if not truth.any() or not prediction.any():
+        return 0.0 if truth.any() == prediction.any() else EMPTY_HD95_MM
+    spacing = tuple(map(float, spacing_mm))
+    box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
+    # MONAI's own crop takes longer than all the rest on a small lesion.
+    pair = (torch.from_numpy(np.pad(region[box], 1)) for region in (truth, prediction))
+    found = [part.numpy() for part in get_mask_edges(*pair, crop=False, spacing=spacing)]
+    edges, areas = found[:2], found[2:]
+    points = [np.argwhere(edge) * np.asarray(spacing) for edge in edges]
+    weights = [area[edge].astype(np.float64) for edge, area in zip(edges, areas, strict=True)]
+    trees = [cKDTree(surface) for surface in points]
+    return max(_weighted_percentile_95(trees[1 - i].query(points[i])[0], weights[i]) for i in (0, 1))
+
+
 def surface_distances_mm(
     truth: Mask, prediction: Mask, spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -88,3 +113,10 @@ def _surface_points_mm(region: Mask, spacing_mm: Sequence[float]) -> NDArray[np.
 
 def _percentile_95(there: NDArray[np.float64], back: NDArray[np.float64]) -> float:
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _weighted_percentile_95(distances: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """The smallest distance within which 95 % of the weight lies."""
+    order = np.argsort(distances)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(distances[order][min(np.searchsorted(reached, 0.95), len(order) - 1)])

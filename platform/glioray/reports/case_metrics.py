@@ -10,18 +10,17 @@ from glioray.reports.intervals import FEW_PATIENTS, bootstrap_interval
 from glioray.reports.tables import Table
 
 CaseMetrics = dict[str, dict[str, float]]
-"""A case's metrics: row, such as a region or a modality -> metric -> value."""
+"""A case's metrics: row, such as a region or a modality -> metric -> value.
+
+A case may lack a row, or a metric of a row; means and intervals are over the cases that have it.
+"""
 
 
 def mean_metrics(cases: Mapping[str, CaseMetrics]) -> CaseMetrics:
-    """Row -> metric -> mean over the cases that have the row."""
-    rows = {row: list(metrics) for case in cases.values() for row, metrics in case.items()}
+    """Row -> metric -> mean over the cases that have it."""
     return {
-        row: {
-            name: float(np.mean([case[row][name] for case in cases.values() if row in case]))
-            for name in names
-        }
-        for row, names in rows.items()
+        row: {name: float(np.mean(list(values.values()))) for name, values in metrics.items()}
+        for row, metrics in _values(cases).items()
     }
 
 
@@ -30,22 +29,30 @@ def metric_intervals(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Row -> metric -> (low, high), the bootstrap 95 % interval of its mean over patients.
 
-    A row that fewer than two patients have is left out.
+    A metric that fewer than two patients have is left out.
 
     Args:
         cases: metrics by case id.
         patients: patient id by case id.
     """
-    intervals = {}
-    for row, metrics in mean_metrics(cases).items():
-        with_row = [case_id for case_id in cases if row in cases[case_id]]
-        owners = [patients[case_id] for case_id in with_row]
-        if len(set(owners)) > 1:
-            intervals[row] = {
-                name: bootstrap_interval([cases[case_id][row][name] for case_id in with_row], owners)
-                for name in metrics
-            }
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for row, metrics in _values(cases).items():
+        for name, values in metrics.items():
+            owners = [patients[case_id] for case_id in values]
+            if len(set(owners)) > 1:
+                own = intervals.setdefault(row, {})
+                own[name] = bootstrap_interval(list(values.values()), owners)
     return intervals
+
+
+def _values(cases: Mapping[str, CaseMetrics]) -> dict[str, dict[str, dict[str, float]]]:
+    """Row -> metric -> case id -> value, of the cases that have it."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for case_id, case in cases.items():
+        for row, metrics in case.items():
+            for name, value in metrics.items():
+                values.setdefault(row, {}).setdefault(name, {})[case_id] = value
+    return values
 
 
 def metrics_csv(cases: Mapping[str, CaseMetrics], kind: str = "region") -> str:
@@ -74,6 +81,8 @@ def metric_rows(
             str(sum(row in case for case in cases.values())),
             *(
                 metric_cell(metrics[name], intervals.get(row, {}).get(name), decimals)
+                if name in metrics
+                else "-"
                 for name, decimals in columns.items()
             ),
         ]

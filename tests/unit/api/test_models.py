@@ -10,7 +10,7 @@ import pytest
 import glioray
 from glioray.cases.phantom import write_phantoms
 from glioray.config import NetConfig, with_settings
-from glioray.errors import CaseError, ModelError
+from glioray.errors import CaseError, ModelError, UsageError
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.recipes import unet_tiny
@@ -42,6 +42,8 @@ def test_a_segmentation_model(segmenter: Path, case: glioray.Case, tmp_path: Pat
     metrics = model.evaluate(case)
     assert set(metrics) >= {"wt", "tc", "et"}
     assert 0 <= metrics["wt"]["dice"] <= 1
+    with pytest.raises(UsageError, match="metrics is 'brats2022'; expected one of brats2023, brats2026"):
+        model.evaluate(case, metrics="brats2022")
     again = glioray.load_model(model.save(tmp_path / "saved"), device="cpu")
     assert again.spec == model.spec
     assert np.array_equal(again.predict(case), mask)
@@ -61,6 +63,8 @@ def test_a_super_resolution_model(case: glioray.Case, tmp_path: Path):
     assert isinstance(finer, glioray.Case)
     assert finer.images[0].size > case.images[0].size
     assert "psnr" in model.evaluate(case)["mean"]
+    with pytest.raises(UsageError, match="'brats2026', which evaluates masks, but the model makes images"):
+        model.evaluate(case, metrics="brats2026")
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import pytest
 
+from glioray.api.requests import EvaluationRule
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import MODALITIES
-from glioray.engine.evaluation import describe_training, files_of, patients_of, seen_patients, select_cases
+from glioray.engine import evaluation
+from glioray.engine.evaluation import (
+    RULES,
+    check_rule,
+    describe_training,
+    files_of,
+    patients_of,
+    seen_patients,
+    select_cases,
+)
 from glioray.engine.task import Spec
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.config import RunConfig
@@ -149,3 +160,24 @@ def test_files_carry_the_convention_of_the_manifest(manifest: Manifest):
     assert [one.case_id for one in files] == _ids(list(manifest.cases))
     assert [one.declared for one in files] == ["brats-et4"] * 4 + [None]
     assert patients_of(manifest.cases) == {"a1": "a", "a2": "a", "b1": "b", "c1": "c", "d1": "d"}
+
+
+def test_a_rule_that_cannot_be_followed_is_refused(monkeypatch: pytest.MonkeyPatch):
+    assert typing.get_args(EvaluationRule) == RULES
+    for output in ("labels", "images"):
+        check_rule("brats2023", output)
+    with pytest.raises(UsageError, match="metrics is 'brats2022'; expected one of brats2023, brats2026"):
+        check_rule("brats2022", "labels")
+    with pytest.raises(
+        UsageError, match="'brats2026', which evaluates masks, but the model makes images; leave"
+    ):
+        check_rule("brats2026", "images")
+
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'panoptica'")
+
+    monkeypatch.setattr(evaluation, "find_panoptica", missing)
+    with pytest.raises(
+        UsageError, match=r"needs panoptica, .* \(No module named 'panoptica'\); install the extra"
+    ):
+        check_rule("brats2026", "labels")

@@ -21,6 +21,8 @@ from packaging.version import Version
 from glioray.tasks.superres.extractors import _WHEEL_INSTALL
 
 ROOT = Path(__file__).resolve().parents[3]
+_INSTALLED_EXTRAS = ("dev", "docs", "prepare", "panoptica")
+"""Extras that `infra/local.sh test` installs."""
 MANIFESTS = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
 
 
@@ -112,7 +114,10 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
     pins = _pins()
     extras = project["optional-dependencies"]
     wanted = {
-        *map(Requirement, [*project["dependencies"], *extras["dev"], *extras["docs"], *extras["prepare"]])
+        *map(
+            Requirement,
+            [*project["dependencies"], *(item for name in _INSTALLED_EXTRAS for item in extras[name])],
+        )
     }
     asked: set[Requirement] = set()
     # And what these ask for in turn: without a pin, an installation of tomorrow is another one.
@@ -134,19 +139,24 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
 
 
 def test_what_comes_without_its_requirements_is_pinned_and_installed_everywhere() -> None:
-    lines = (ROOT / "infra" / "no-deps.txt").read_text().splitlines()
-    wanted = [line for line in lines if not line.startswith("#")]
-    assert wanted
+    files = ("infra/no-deps.txt", "infra/no-deps-panoptica.txt")
+    local = (ROOT / "infra" / "local.sh").read_text()
+    install = (ROOT / "infra" / "docs" / "start" / "install.md").read_text()
+    image = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
+    wanted = []
+    for file in files:
+        lines = (ROOT / file).read_text().splitlines()
+        wanted += [line for line in lines if not line.startswith("#")]
+        assert f"--no-deps -r {file}" in local
+        assert f"--no-deps -r {file}" in install
+        assert f"-r {Path(file).name}" in image
+    assert len(wanted) >= len(files)
     for line in wanted:
         requirement = Requirement(line)
         assert [item.operator for item in requirement.specifier] == ["=="]
         # Where it is pinned too, an installation by the constraints would bring what it asks for.
         assert canonicalize_name(requirement.name) not in _pins()
     assert _WHEEL_INSTALL.split()[-1] in wanted
-    assert "--no-deps -r infra/no-deps.txt" in (ROOT / "infra" / "local.sh").read_text()
-    install = ROOT / "infra" / "docs" / "start" / "install.md"
-    assert "--no-deps -r infra/no-deps.txt" in install.read_text()
-    assert "--no-deps -r no-deps.txt" in (ROOT / "infra" / "docker" / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize(

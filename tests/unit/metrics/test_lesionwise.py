@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from glioray.metrics.lesionwise import LesionScores, lesionwise_scores
-from glioray.metrics.surface import hd95_mm
+from glioray.metrics.surface import element_hd95_mm
 
 SHAPE = (48, 32, 24)
 MM = (1.0, 1.0, 1.0)
@@ -68,19 +68,21 @@ def test_a_partly_found_lesion_has_its_own_dice():
     half[7:] = False  # 3 of 6 layers: Dice 2 * 108 / (216 + 108)
     scores = lesionwise_scores(A | B, half | B, MM)
     assert scores.dice == pytest.approx((2 / 3 + 1) / 2)
-    assert scores.hd95_mm == pytest.approx(hd95_mm(A, half, MM) / 2)
+    assert scores.hd95_mm == pytest.approx(element_hd95_mm(A, half, MM) / 2)
 
 
 def test_components_near_a_lesion_belong_to_its_prediction():
     """At three voxels a component touches the dilated truth, at four it does not."""
     near, apart = _cube((12, 4, 4), 2), _cube((13, 4, 4), 2)  # A ends at 9, so 12 is three steps on
     assert vars(lesionwise_scores(A, A | near, MM)) == pytest.approx(
-        _scores(2 * 216 / (216 + 224), hd95_mm(A, A | near, MM), lesions=1)
+        _scores(2 * 216 / (216 + 224), element_hd95_mm(A, A | near, MM), lesions=1)
     )
     assert lesionwise_scores(A, A | apart, MM).num_false == 1
     assert lesionwise_scores(A, A | near, MM, num_dilations=2).num_false == 1
     # A claim that only comes near scores 0, and is neither a false alarm nor a miss.
-    assert vars(lesionwise_scores(A, near, MM)) == pytest.approx(_scores(0, hd95_mm(A, near, MM), lesions=1))
+    assert vars(lesionwise_scores(A, near, MM)) == pytest.approx(
+        _scores(0, element_hd95_mm(A, near, MM), lesions=1)
+    )
 
 
 def test_lesions_connected_after_dilation_are_one_lesion():

@@ -13,6 +13,7 @@ from glioray.config import REGIONS
 from glioray.errors import CaseError
 from glioray.metrics.lesionwise import lesionwise_scores
 from glioray.metrics.overlap import overlap_metrics
+from glioray.metrics.panoptic import brats2026_metrics
 from glioray.metrics.surface import surface_metrics
 from glioray.reports.case_metrics import CaseMetrics
 from glioray.tasks.segmentation.metrics import confusion, reported_regions
@@ -20,7 +21,9 @@ from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slicewise import SliceSums, slice_sums
 
 
-def evaluate_case(predictor: Predictor, case: Case) -> tuple[CaseMetrics, SliceSums]:
+def evaluate_case(
+    predictor: Predictor, case: Case, *, rule: str = "brats2023"
+) -> tuple[CaseMetrics, SliceSums]:
     """`case_metrics` and `case_slice_sums` of the model's prediction.
 
     Raises:
@@ -28,10 +31,10 @@ def evaluate_case(predictor: Predictor, case: Case) -> tuple[CaseMetrics, SliceS
     """
     _mask_of(case)  # before the work of predicting
     prediction = predictor.predict(case)
-    return case_metrics(case, prediction), case_slice_sums(case, prediction)
+    return case_metrics(case, prediction, rule=rule), case_slice_sums(case, prediction)
 
 
-def case_metrics(case: Case, prediction: NDArray[np.uint8]) -> CaseMetrics:
+def case_metrics(case: Case, prediction: NDArray[np.uint8], *, rule: str = "brats2023") -> CaseMetrics:
     """A case's metrics by region.
 
     They are dice, sensitivity, specificity, precision, iou, hd95_mm, surface_dice, lesion_dice, lesion_hd95_mm,
@@ -41,6 +44,7 @@ def case_metrics(case: Case, prediction: NDArray[np.uint8]) -> CaseMetrics:
     Args:
         case: with a mask.
         prediction: (X, Y, Z) internal labels.
+        rule: "brats2026" adds the metrics of `metrics.panoptic`; those of a region that is empty in both are absent.
 
     Raises:
         CaseError: the case has no mask.
@@ -62,6 +66,8 @@ def case_metrics(case: Case, prediction: NDArray[np.uint8]) -> CaseMetrics:
             "true_volume_ml": float(true_volume_ml),
             "volume_error_ml": float(volume_ml - true_volume_ml),
         }
+        if rule == "brats2026":
+            metrics[name] |= brats2026_metrics(truth, found, case.spacing_mm)
     return metrics
 
 

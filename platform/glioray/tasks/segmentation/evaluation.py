@@ -11,7 +11,7 @@ from typing import Any
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.engine.evaluation import files_of, patients_of, select_cases
+from glioray.engine.evaluation import check_rule, files_of, patients_of, select_cases
 from glioray.engine.on_ray.batch import map_cases, split_failed
 from glioray.engine.task import ModelPackage
 from glioray.errors import DataError
@@ -25,7 +25,7 @@ from glioray.tasks.segmentation.slicewise import SliceSums, slicewise_table
 
 
 def evaluate_segmentation(
-    package: ModelPackage, manifest: Manifest, *, split: str, out: str | None = None
+    package: ModelPackage, manifest: Manifest, *, split: str, out: str | None = None, rule: str = "brats2023"
 ) -> dict[str, Any]:
     """Evaluate a model on the labelled cases of a split; see `engine.task.Task.evaluate`.
 
@@ -33,7 +33,7 @@ def evaluate_segmentation(
         DataError: no case is left, or none could be evaluated.
     """
     entries = select_labelled_cases(manifest, {"model": package.spec}, split)
-    cases, slices, failed = evaluate_cases(package.folder, manifest.data, entries)
+    cases, slices, failed = evaluate_cases(package.folder, manifest.data, entries, rule=rule)
     if not cases:
         raise DataError(f"none of the {len(failed)} cases could be evaluated; the reasons are above")
     patients = patients_of(entries)
@@ -73,7 +73,7 @@ def select_labelled_cases(
 
 
 def evaluate_cases(
-    package: Path, data: str, entries: Sequence[CaseEntry]
+    package: Path, data: str, entries: Sequence[CaseEntry], *, rule: str = "brats2023"
 ) -> tuple[dict[str, CaseMetrics], dict[str, SliceSums], dict[str, str]]:
     """Each case's metrics by region, its sums over slices, and why the others could not be evaluated.
 
@@ -81,8 +81,9 @@ def evaluate_cases(
         package: folder of the model.
         data: the URI below which the cases lie.
         entries: the cases, with masks.
+        rule: of `engine.evaluation.RULES`.
     """
-    answers = map_cases({"model": package}, load_predictor, files_of(entries), partial(_evaluate, data))
+    answers = map_cases({"model": package}, load_predictor, files_of(entries), partial(_evaluate, data, rule))
     good, failed = split_failed(answers)
     metrics = {case_id: answer["metrics"] for case_id, answer in good.items()}
     return metrics, {case_id: answer["slices"] for case_id, answer in good.items()}, failed
@@ -93,6 +94,7 @@ def load_predictor(folders: Mapping[str, Path]) -> Predictor:
     return Predictor.load(folders["model"])
 
 
-def _evaluate(data: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
-    metrics, slices = evaluate_case(predictor, load_case(open_storage(data), files))
+def _evaluate(data: str, rule: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
+    check_rule(rule, "labels")  # this node may lack what the driver has
+    metrics, slices = evaluate_case(predictor, load_case(open_storage(data), files), rule=rule)
     return {"metrics": metrics, "slices": slices}

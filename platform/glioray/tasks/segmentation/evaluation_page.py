@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from glioray.metrics.panoptic import COUNTS
 from glioray.reports.case_metrics import (
     CaseMetrics,
     failed_lines,
@@ -24,6 +25,14 @@ _COLUMNS = {
     "volume_error_ml": ("volume error, ml", 1),
     "lesion_dice": ("lesion-wise Dice", 3),
     "lesion_hd95_mm": ("lesion-wise HD95, mm", 1),
+}
+_COLUMNS_2026 = {
+    "brats2026_dice": ("Dice", 3),
+    "brats2026_nsd": ("NSD", 3),
+    "brats2026_hd95_mm": ("HD95, mm", 1),
+    "brats2026_lesion_dice": ("Dice of matched lesions", 3),
+    "brats2026_lesion_nsd": ("NSD of matched lesions", 3),
+    "brats2026_lesion_hd95_mm": ("HD95 of matched lesions, mm", 1),
 }
 _SLICE_COLUMNS = (
     "class",
@@ -80,6 +89,7 @@ def evaluation_markdown(
             "The volume error is predicted minus true. Lesion-wise metrics follow BraTS 2023: lesions of 50 mm³ and "
             "below are ignored, missed lesions and false alarms score Dice 0 and HD95 374 mm.",
             "",
+            *_lines_2026(cases, patients),
             "## By slice",
             "",
             "Slice-level metrics inflate scores: most slices hold no tumour, a class that is rightly left out of a "
@@ -90,3 +100,34 @@ def evaluation_markdown(
             "",
         ]
     )
+
+
+def _lines_2026(cases: Mapping[str, CaseMetrics], patients: Mapping[str, str]) -> list[str]:
+    """The section of BraTS 2026; none where the cases were not evaluated by its rule."""
+    if not any(name in metrics for case in cases.values() for metrics in case.values() for name in COUNTS):
+        return []
+    by_region = metric_rows(
+        cases, patients, {name: decimals for name, (_, decimals) in _COLUMNS_2026.items()}
+    )
+    rows = [
+        [
+            region.upper(),
+            str(sum("brats2026_dice" in case.get(region, {}) for case in cases.values())),
+            *cells[1:],
+            *(
+                f"{sum(case[region][name] for case in cases.values() if region in case):.0f}"
+                for name in COUNTS
+            ),
+        ]
+        for region, cells in by_region.items()
+    ]
+    columns = ["region", "cases", *(head for head, _ in _COLUMNS_2026.values()), "found", "false", "missed"]
+    return [
+        "## By the rule of BraTS 2026",
+        "",
+        "Lesions are matched one to one by Dice, without dilation. A region that a case rightly lacks is left out of the "
+        "means; one that is missed or false scores 0 and 373 mm. The last three columns count lesions over all cases.",
+        "",
+        *Table(columns, rows).to_markdown(align_right=True).splitlines(),
+        "",
+    ]

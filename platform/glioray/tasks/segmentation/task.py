@@ -94,11 +94,14 @@ class SegmentationTask:
         split: str,
         segmenter: ModelPackage | None = None,
         out: str | None = None,
+        metrics: str = "brats2023",
     ) -> dict[str, Any]:
-        return evaluate_segmentation(package, manifest, split=split, out=out)
+        return evaluate_segmentation(package, manifest, split=split, out=out, rule=metrics)
 
-    def evaluate_case(self, model: Predictor, case: Case) -> dict[str, dict[str, float]]:
-        return evaluate_case(model, case)[0]
+    def evaluate_case(
+        self, model: Predictor, case: Case, *, metrics: str = "brats2023"
+    ) -> dict[str, dict[str, float]]:
+        return evaluate_case(model, case, rule=metrics)[0]
 
     def predict(
         self,

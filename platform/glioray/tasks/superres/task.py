@@ -99,10 +99,13 @@ class SuperResTask:
         split: str,
         segmenter: ModelPackage | None = None,
         out: str | None = None,
+        metrics: str = "brats2023",
     ) -> dict[str, Any]:
         return evaluate_superres(package, manifest, split=split, segmenter=segmenter, out=out)
 
-    def evaluate_case(self, model: SuperResolver, case: Case) -> dict[str, dict[str, float]]:
+    def evaluate_case(
+        self, model: SuperResolver, case: Case, *, metrics: str = "brats2023"
+    ) -> dict[str, dict[str, float]]:
         return evaluate_case(model, case).images
 
     def predict(

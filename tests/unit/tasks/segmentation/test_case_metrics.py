@@ -145,6 +145,33 @@ def test_the_page_has_both_tables_and_says_which_one_inflates_scores(case: Case)
     assert widths == {13, 8}
 
 
+def test_brats_2026_is_added_and_leaves_out_what_is_rightly_empty(case: Case):
+    pytest.importorskip("panoptica")
+    assert case.mask is not None
+    shifted = np.roll(case.mask, 1, axis=1)
+    without = np.where(case.mask == 3, 1, case.mask).astype(np.uint8)
+    cases = {
+        "a": case_metrics(case, shifted, rule="brats2026"),
+        "b": case_metrics(replace(case, mask=without), without, rule="brats2026"),
+    }
+    assert list(cases["a"]["wt"])[: len(NAMES)] == NAMES
+    assert cases["a"]["wt"] | case_metrics(case, shifted)["wt"] == cases["a"]["wt"]
+    assert "brats2026_dice" not in cases["b"]["et"]
+    assert (cases["b"]["et"]["dice"], cases["b"]["et"]["brats2026_missed"]) == (1, 0)
+    assert mean_metrics(cases)["et"]["brats2026_dice"] == cases["a"]["et"]["brats2026_dice"]
+    patients = {"a": "p", "b": "q"}
+    intervals = metric_intervals(cases, patients)
+    assert "brats2026_dice" in intervals["wt"]
+    assert "brats2026_dice" not in intervals["et"]
+    table = slicewise_table([case_slice_sums(case, shifted)])
+    lines = evaluation_markdown(cases, patients, table, title="t").splitlines()
+    section = lines[lines.index("## By the rule of BraTS 2026") :]
+    row = next(line for line in section if line.startswith("| ET |"))
+    assert row.startswith(f"| ET | 1 | {cases['a']['et']['brats2026_dice']:.3f} |")
+    plain = evaluation_markdown({"a": case_metrics(case, shifted)}, {"a": "p"}, table, title="t")
+    assert "2026" not in plain
+
+
 def test_one_patient_has_means_without_intervals(case: Case):
     assert case.mask is not None
     cases = {"a": case_metrics(case, case.mask)}
