@@ -248,13 +248,14 @@ def test_fingerprints_name_values():
     assert fingerprint({"a": [1, 2.5, None, "x"]}) == "629bba16e68e"
 
 
-# As computed before configs were pydantic models: names of runs, caches and demos hang on them.
+# Names of runs, caches and demos hang on them. All but keras_study and the last three are from before configs were
+# pydantic models.
 FINGERPRINTS = {
     "unet_tiny": ("400d7b93f9f3", "e36a8689d7d7"),
     "unet_small": ("a3cde756992b", "dc1d0ba2a82c"),
     "attention_small": ("4106e4585b9f", "dc1d0ba2a82c"),
     "unet_brats": ("906f25541391", "dc1d0ba2a82c"),
-    "keras_study": ("25e5b73d7fe5", "c67687b56590"),
+    "keras_study": ("2c822aabf5f4", "5c73c0fe0413"),
     "mri": ("f0a94dc5532e", "04cf409313cd"),
     "mri_small": ("2e6b5e86f77a", "04cf409313cd"),
     "mri_tiny": ("71ce98581c00", "08a047c07814"),
@@ -263,11 +264,15 @@ FINGERPRINTS = {
     "srgan_small": ("41b907443113", "04cf409313cd"),
     "esrgan_small": ("1f648134ed7a", "04cf409313cd"),
     "esrgan_small_rmsprop": ("b756f5f4a4d6", "04cf409313cd"),
+    "srgan_goat": ("41f14f9a9269", "04cf409313cd"),
+    "esrgan_goat": ("ffab7b8e4736", "04cf409313cd"),
+    "esrgan_goat_rmsprop": ("83d222c815a3", "04cf409313cd"),
 }
 
 
 def test_fingerprints_of_recipes_stay():
     recipes = {**RECIPES, **GAN_RECIPES}
+    assert set(recipes) == set(FINGERPRINTS)
     found = {name: recipes[name]() for name in FINGERPRINTS}
     assert {name: (fingerprint(c), c.preprocess.cache_key) for name, c in found.items()} == FINGERPRINTS
     assert {name: fingerprint(override(c)) for name, c in found.items()} == {

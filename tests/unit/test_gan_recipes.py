@@ -10,6 +10,7 @@ from glioray.engine.entrants import budget_settings
 from glioray.engine.optim import build_optimizer
 from glioray.errors import UsageError
 from glioray.nets.gan import build_discriminator, build_generator
+from glioray.tasks.superres.comparison import SuperResComparison
 from glioray.tasks.superres.entrants import gan_entrant_config
 from glioray.tasks.superres.recipes import GAN_RECIPES, build_gan_recipe
 
@@ -77,3 +78,41 @@ def test_a_budget_in_slices_is_as_many_steps_and_validations():
     assert made.train.minutes is None
     assert made.train.max_epochs == ground.train.num_validations == 4
     assert made.train.max_epochs * made.sample.steps_per_epoch * made.train.batch_size == 320
+
+
+def test_the_goat_study_keeps_its_batches_and_shares_all_else():
+    names = SuperResComparison().entrants(build_gan_recipe("srgan_goat"), {}, {})
+    assert list(names) == ["srgan_goat", "esrgan_goat", "esrgan_goat_rmsprop"]
+    for name, config in names.items():
+        recipe = build_gan_recipe(name)
+        assert config.replace(recipe=name) == recipe
+        assert (config.degrade.lr_size, config.degrade.hr_size, config.degrade.cut) == (28, 128, "whole")
+        assert {config.optim_g.lr, config.optim_d.lr} == {1e-4}
+        assert (config.loss.adversarial, config.loss.perceptual_distance, config.loss.extractor) == (
+            "vanilla",
+            "mse",
+            "vgg19",
+        )
+        assert config.train.max_epochs == 200
+    assert {name: (c.train.batch_size, c.optim_g.name, c.generator.name) for name, c in names.items()} == {
+        "srgan_goat": (32, "adam", "srresnet"),
+        "esrgan_goat": (8, "adam", "rrdbnet"),
+        "esrgan_goat_rmsprop": (8, "rmsprop", "rrdbnet"),
+    }
+    # A setting for all entrants wins, and on other ground all have one batch size.
+    common = SuperResComparison().entrants(build_gan_recipe("srgan_goat"), {}, {"train.batch_size": 4})
+    assert {config.train.batch_size for config in common.values()} == {4}
+    assert (
+        gan_entrant_config(build_gan_recipe("mri_tiny"), "esrgan_goat").train.batch_size
+        == 8
+        == (build_gan_recipe("mri_tiny").train.batch_size)
+    )
+    assert gan_entrant_config(build_gan_recipe("srgan_goat"), "esrgan_small").train.batch_size == 32
+
+
+def test_generators_of_the_goat_study_reach_128_from_28():
+    for name in ("srgan_goat", "esrgan_goat"):
+        config = build_gan_recipe(name)
+        with torch.device("meta"):
+            net = build_generator(config.generator.name, channels=1, **config.generator.options)
+            assert net(torch.zeros(1, 1, 28, 28), (128, 128)).shape == (1, 1, 128, 128)

@@ -129,6 +129,7 @@ class ResUNetPlusPlus(nn.Module):
         width: filters of the first level; doubled at each level down.
         depth: levels below the first.
         norm: a name of `blocks.NORMS`; "batch" in the paper.
+        dropout: fraction of the deepest encoder level's channels to drop.
         bridge: whether a pyramid with twice the deepest level's filters joins encoder and decoder.
 
     Raises:
@@ -143,12 +144,14 @@ class ResUNetPlusPlus(nn.Module):
         width: int = 16,
         depth: int = 3,
         norm: str = "batch",
+        dropout: float = 0.0,
         bridge: bool = True,
     ) -> None:
         super().__init__()
         widths = _widths(width, depth)
         self.divisor = 1 << depth
         self.down = _encoder(in_channels, widths, norm=norm, excite=True)
+        self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()
         below = 2 * widths[-1] if bridge else widths[-1]
         self.bridge = _SummedPyramid(widths[-1], below, norm=norm) if bridge else nn.Identity()
         self.attend = nn.ModuleList()
@@ -167,7 +170,7 @@ class ResUNetPlusPlus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         x, skips = _encode(self.down, pad_to_multiple(x, self.divisor, at_least=2 * self.divisor))
-        x = self.bridge(x)
+        x = self.bridge(self.dropout(x))
         for attend, unit in zip(self.attend, self.up, strict=True):
             skip = skips.pop()
             x = unit(torch.cat([_upsample_by_two(attend(skip, x)), skip], dim=1))

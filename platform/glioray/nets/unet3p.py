@@ -37,6 +37,8 @@ class UNet3P(nn.Module):
         norm: a name of `blocks.NORMS`.
         num_convs: convolutions per encoder block.
         cat_channels: filters of each source of a decoder level.
+        dropout: fraction of channels dropped in the two deepest encoder levels.
+        dilation: rate of the convolutions.
         bridge: False omits the convolutions of the deepest level, which is then the level above it, pooled.
         deep_supervision: whether every decoder level and the deepest level have heads.
         classify: whether to use the classification-guided module.
@@ -55,6 +57,8 @@ class UNet3P(nn.Module):
         norm: str = "instance",
         num_convs: int = 2,
         cat_channels: int = 64,
+        dropout: float = 0.0,
+        dilation: int = 1,
         bridge: bool = True,
         deep_supervision: bool = False,
         classify: bool = False,
@@ -75,7 +79,16 @@ class UNet3P(nn.Module):
             source = widths[level - 1] if level else in_channels
             last = level == depth and not bridge
             self.encoder.append(
-                nn.Identity() if last else ConvBlock(source, here, norm=norm, num_convs=num_convs)
+                nn.Identity()
+                if last
+                else ConvBlock(
+                    source,
+                    here,
+                    norm=norm,
+                    num_convs=num_convs,
+                    dropout=dropout if level >= depth - 1 else 0.0,
+                    dilation=dilation,
+                )
             )
         merged = cat_channels * (depth + 1)
         self.sources = nn.ModuleDict()
@@ -83,9 +96,9 @@ class UNet3P(nn.Module):
         for level in range(depth):
             for source in range(depth + 1):
                 channels = merged if level < source < depth else widths[source]
-                block = ConvBlock(channels, cat_channels, norm=norm, num_convs=1)
+                block = ConvBlock(channels, cat_channels, norm=norm, num_convs=1, dilation=dilation)
                 self.sources[f"{level}_{source}"] = block
-            self.merge.append(ConvBlock(merged, merged, norm=norm, num_convs=1))
+            self.merge.append(ConvBlock(merged, merged, norm=norm, num_convs=1, dilation=dilation))
         self.head = nn.Conv2d(merged, out_channels, 3, padding=1)
         self.sides = nn.ModuleList()
         if deep_supervision:

@@ -18,7 +18,11 @@ from glioray.engine.run import Fill, RunPlan, load_history
 from glioray.errors import UsageError
 from glioray.reports.tables import Table
 from glioray.storage import open_storage
-from glioray.tasks.segmentation.case_metrics import case_metrics, mean_region_dice
+from glioray.tasks.segmentation.case_metrics import (
+    case_metrics,
+    case_slice_sums,
+    mean_region_dice,
+)
 from glioray.tasks.segmentation.comparison_figures import (
     case_by_case_figure,
     confusion_figure,
@@ -92,6 +96,7 @@ class SegmentationComparison:
                 "patient": entry.patient_id,
                 "regions": case_metrics(case, prediction),
                 "confusion": confusion(case.mask, prediction).tolist(),
+                "slices": case_slice_sums(case, prediction),
             }
             pictures[case.case_id] = _picture(case, prediction)
         buffer = io.BytesIO()

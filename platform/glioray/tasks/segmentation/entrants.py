@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,27 @@ _COMMON = ("stem_stride", "prior")
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a study states of one of its models: means over slices and over classes, background among them."""
+
+    num_parameters: int
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
 class Entrant:
-    """One entrant: its label, and the dotted settings by which its config differs from the recipe's."""
+    """One entrant.
+
+    Attributes:
+        label: names it.
+        settings: dotted settings by which its config differs from the recipe's.
+        published: of a study's entrant.
+    """
 
     label: str
     settings: dict[str, Any] = field(default_factory=dict)
+    published: Published | None = None
 
 
 def product_entrants(
@@ -86,42 +102,70 @@ def entrant_config(config: RunConfig, entrant: Entrant, *, width: int | None = N
 
 
 def _keras_study() -> tuple[Entrant, ...]:
-    """The 22 entrants of the recipe `keras_study`: U-Net variants, losses and optimisers."""
-    plain = {"width": 64, "norm": "none"}
+    """The 22 entrants of the recipe `keras_study`: the study's own table, in its order and with its titles.
 
-    def unet(label: str, settings: dict[str, Any] | None = None, **options: Any) -> Entrant:
-        return Entrant(label, {"net.name": "unet", "net.options": {**plain, **options}, **(settings or {})})
+    "nobridge" is without the deepest level's convolutions, "5channel" has a fifth input. The number behind `ell_loss`
+    is taken for the weight of its Dice term, the rest of 1 for that of its pixels. Rows 10 and 11 have one title and
+    two counts; the larger one is taken to have the deepest level. Row 19's "e3" is taken for a rate of 1e-3.
+    """
+    soft: dict[str, Any] = {"loss.name": "soft_dice"}
+    weighted: dict[str, Any] = {"loss.name": "ce", "loss.balance": "inverse"}
+    # Keras' default rate of Adagrad.
+    adagrad: dict[str, Any] = {"optim.name": "adagrad", "optim.lr": 1e-3}
+    fifth: dict[str, Any] = {"preprocess.brain_channel": True}
+    three = {"num_convs": 3, "norm": "batch"}
+    dilated = {"dilation": 2, "upsample": "nearest"}
 
-    def other(label: str, name: str, **options: Any) -> Entrant:
-        return Entrant(label, {"net.name": name, "net.options": options})
+    def ell(weight: float) -> dict[str, Any]:
+        options = {"dice_weight": weight, "ce_weight": round(1 - weight, 1)}
+        return {"loss.name": "exp_log", "loss.options": options}
 
-    return (
-        unet("U-Net"),
-        unet("U-Net, batch norm", norm="batch"),
-        unet("U-Net, dropout", dropout=0.2),
-        unet("U-Net, dilation 2", dilation=2, upsample="nearest"),
-        unet("U-Net, ASPP", bottleneck="aspp"),
-        unet("U-Net, spatial pyramid", bottleneck="spp"),
-        unet("U-Net without bridge", bridge=False),
-        unet("U-Net, three convolutions", num_convs=3, norm="batch"),
-        unet("U-Net, three convolutions, without bridge", num_convs=3, norm="batch", bridge=False),
-        unet("U-Net, five channels", {"preprocess.brain_channel": True}),
-        other("U-Net 3+", "unet3p", norm="batch"),
-        other("U-Net 3+ without bridge", "unet3p", norm="batch", bridge=False),
-        other("U-Net 3+, three convolutions", "unet3p", norm="batch", num_convs=3),
-        other(
-            "U-Net 3+, three convolutions, without bridge", "unet3p", norm="batch", num_convs=3, bridge=False
-        ),
-        other("ResUNet++", "resunetpp"),
-        other("ResUNet++ without bridge", "resunetpp", bridge=False),
-        unet("U-Net, soft Dice", {"loss.name": "soft_dice"}),
-        unet("U-Net, weighted cross-entropy", {"loss.name": "ce", "loss.balance": "inverse"}),
-        unet("U-Net, focal", {"loss.name": "focal"}),
-        unet("U-Net, exponential logarithmic", {"loss.name": "exp_log"}),
-        unet("U-Net, RMSprop", {"optim.name": "rmsprop"}),
-        unet("U-Net, SGD, cyclic", {"optim.name": "sgd", "optim.lr": 1e-2, "optim.schedule": "cyclic"}),
-    )
+    rows: list[Entrant] = []
+
+    def add(
+        title: str,
+        net: str,
+        options: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        num_parameters: int,
+        recall: float,
+        f1: float,
+    ) -> None:
+        usual = {"width": 64, "norm": "none"} if net == "unet" else {"norm": "batch"}
+        chosen = {"net.name": net, "net.options": {**usual, **options}, **settings}
+        rows.append(Entrant(f"{len(rows) + 1} {title}", chosen, Published(num_parameters, recall, f1)))
+
+    # fmt: off
+    add("3++_unet_nobridge", "unet3p", {"bridge": False}, ell(0.2), 8_907_396, .92805, .92965)
+    add("unet_nobridge", "unet", {"bridge": False}, {}, 15_826_116, .92415, .92325)
+    add("res-unet++_nobridge", "resunetpp", {}, {}, 4_092_868, .912525, .922825)
+    add("unet_ell-loss_nobridge", "unet", {"bridge": False}, ell(0.7), 15_826_116, .92415, .92325)
+    add("3cnn_block_unet", "unet", three, ell(0.7), 46_774_852, .90615, .899525)
+    add("3cnn_block_unet-nobridge", "unet", {**three, "bridge": False}, ell(0.7), 22_117_956, .917575, .91495)
+    add("3cnn_block_unet-nobridge-weightedloss", "unet", {**three, "bridge": False}, weighted, 22_117_956, .912925, .909575)
+    add("3cnn_block_unet-5channel", "unet", three, {**fifth, **ell(0.7)}, 46_775_428, .90575, .916925)
+    add("3cnn_block_unet-5channel-nobridge", "unet", {**three, "bridge": False}, fifth, 22_118_532, .9116, .916575)
+    add("3cnn_block_3++_5channel-nobridge_wloss", "unet3p", {"num_convs": 3}, {**fifth, **soft}, 18_127_940, .922925, .92735)
+    add("3cnn_block_3++_5channel-nobridge_wloss", "unet3p", {"num_convs": 3, "bridge": False}, fifth, 12_046_212, .9264, .9286)
+    add("3cnn_block_3++_soft", "unet3p", {"num_convs": 3, "bridge": False}, {**fifth, **adagrad}, 12_046_212, .870175, .887325)
+    add("unet_dropout", "unet", {"dropout": 0.2}, {}, 31_032_516, .9253, .92805)
+    add("unet_nobridge_dropout", "unet", {"bridge": False, "dropout": 0.2}, adagrad, 15_826_116, .656725, .657225)
+    add("unet_dropout_soft", "unet", {"dropout": 0.2}, adagrad, 31_032_516, .607625, .64925)
+    add("res-unet++-dropout", "resunetpp", {"dropout": 0.2}, {**soft, **adagrad}, 4_092_868, .772875, .78815)
+    add("unet_dropout-dilation_rate", "unet", {**dilated, "dropout": 0.2}, {}, 31_379_716, .9169, .92425)
+    add("unet_dilation_rate", "unet", dilated, {}, 31_379_716, .926875, .9262)
+    add("3++_nobridge-dropout-e3", "unet3p", {"bridge": False, "dropout": 0.2}, {"optim.lr": 1e-3}, 8_907_396, .921925, .928925)
+    add("3cnn_block_3++_5channel-nobridge_wloss-ell-dilation_rate=3", "unet3p", {"num_convs": 3, "bridge": False, "dilation": 3}, fifth, 15_911_684, .926275, .923475)
+    add("unet_dropout-dilation_rate_nobridge", "unet", {**dilated, "bridge": False, "dropout": 0.2}, {}, 12_046_212, .9117, .924175)
+    add("croped_4channel_unet_nobridge", "unet", {"bridge": False}, {"preprocess.size": (128, 128)}, 15_826_116, .7519, .787425)
+    # fmt: on
+    return tuple(rows)
 
 
 STUDIES: dict[str, Callable[[], tuple[Entrant, ...]]] = {"keras_study": _keras_study}
 """Recipes that have entrants of their own."""
+
+PUBLISHED: dict[str, Published] = {
+    row.label: row.published for build in STUDIES.values() for row in build() if row.published
+}
+"""What a study states of an entrant, by label."""

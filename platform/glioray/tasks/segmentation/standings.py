@@ -3,7 +3,8 @@
 Each case is evaluated once a seed, by the run that was not trained on it. Seeds are averaged for each case first, so
 that patients are resampled, not runs.
 
-A result of a complete run has "cases" (case id -> "patient", "regions" of `CaseMetrics`, "confusion"),
+A result of a complete run has "cases" (case id -> "patient", "regions" of `CaseMetrics`, "confusion", and "slices" of
+`case_slice_sums`, which results of earlier versions lack),
 "num_parameters", "minutes", "num_slices", "slices_per_s" and "history" (a row a validation).
 """
 
@@ -20,6 +21,8 @@ from glioray.config import REGIONS
 from glioray.engine.comparison import RunResult
 from glioray.reports.intervals import FEW_PATIENTS, bootstrap_interval
 from glioray.reports.tables import Table
+from glioray.tasks.segmentation.entrants import PUBLISHED
+from glioray.tasks.segmentation.slicewise import slicewise_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class Standing:
         minutes: training time of a run, mean.
         num_slices: slices that a run learned from, mean.
         slices_per_s: median over its runs.
+        slicewise: means over slices and over classes, background among them (`slicewise_table`), of all runs; empty
+            where a result has none.
     """
 
     rank: int
@@ -70,6 +75,7 @@ class Standing:
     minutes: float
     num_slices: float
     slices_per_s: float
+    slicewise: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -115,6 +121,7 @@ def rank_entrants(results: Sequence[RunResult], *, seed: int = 0) -> list[Standi
                 minutes=_average(complete, "minutes"),
                 num_slices=_average(complete, "num_slices"),
                 slices_per_s=float(np.median([result["slices_per_s"] for result in complete] or [0.0])),
+                slicewise=_slicewise(complete),
             )
         )
     return standings
@@ -130,7 +137,8 @@ def text_table(standings: Sequence[Standing]) -> Table:
     regions = _all_regions(standings)
     columns = [
         "rank", "entrant", "mean Dice", *(f"Dice {name.upper()}" for name in regions), "behind the first",
-        *(f"HD95 {name.upper()} (mm)" for name in regions), "parameters", "minutes", "slices", "slices/s", "note",
+        *(f"HD95 {name.upper()} (mm)" for name in regions), "parameters", "minutes", "slices", "slices/s",
+        *(_STUDY_COLUMNS if _is_study(standings) else ()), "note",
     ]  # fmt: skip
     rows = [
         [
@@ -143,6 +151,7 @@ def text_table(standings: Sequence[Standing]) -> Table:
             f"{row.minutes:.1f}",
             f"{row.num_slices:.0f}",
             f"{row.slices_per_s:.1f}",
+            *(_study_cells(row) if _is_study(standings) else ()),
             f"{row.num_failed} of {row.num_runs} runs failed: {row.reason}" if row.num_failed else None,
         ]
         for row in standings
@@ -157,6 +166,7 @@ def value_table(standings: Sequence[Standing]) -> Table:
     columns = [
         "rank", "entrant", *bounds, "behind", "behind_low", "behind_high", *(f"hd95_mm_{name}" for name in regions),
         "num_parameters", "minutes", "num_slices", "slices_per_s", "num_runs", "num_failed", "reason",
+        *(_STUDY_VALUES if _is_study(standings) else ()),
     ]  # fmt: skip
     rows = []
     for row in standings:
@@ -166,6 +176,7 @@ def value_table(standings: Sequence[Standing]) -> Table:
             [
                 row.rank, row.label, *flat, *(row.hd95_mm.get(name) for name in regions), row.num_parameters,
                 row.minutes, row.num_slices, row.slices_per_s, row.num_runs, row.num_failed, row.reason,
+                *(_study_values(row) if _is_study(standings) else ()),
             ]
         )  # fmt: skip
     return Table(columns, rows)
@@ -220,9 +231,52 @@ def interpret(standings: Sequence[Standing], *, num_folds: int, num_seeds: int, 
         "the top entrant was selected on the same cases that it is reported on, which inflates its score"
     )
     parts.append(f"Limits: {'; '.join(limits)}.")
+    if _is_study(standings):
+        parts.append(
+            "The study's recall and F1, and ours by slice beside them, are means over slices and over four classes: the "
+            "background, near 1 for any model, is one of them, and a class that is rightly absent from a slice scores "
+            "1. Mean Dice is over whole volumes of patients and over WT, TC and ET, so it is lower and does not compare with "
+            "them. The study's slices were chosen around the tumour's centre; ours are all through the brain."
+        )
     if failed := [f"{row.label} ({row.reason})" for row in standings if row.num_failed]:
         parts.append(f"Not evaluated on every case: {'; '.join(failed)}.")
     return " ".join(parts) + "\n"
+
+
+_STUDY_COLUMNS = (
+    "study's recall",
+    "our recall by slice",
+    "study's F1",
+    "our F1 by slice",
+    "study's parameters",
+)
+_STUDY_VALUES = ("study_recall", "slice_recall", "study_f1", "slice_f1", "study_num_parameters")
+
+
+def _is_study(standings: Sequence[Standing]) -> bool:
+    return any(row.label in PUBLISHED for row in standings)
+
+
+def _study_values(row: Standing) -> list[float | None]:
+    """Cells of `_STUDY_VALUES`; None for an entrant that is not the study's, or without results by slice."""
+    study = PUBLISHED.get(row.label)
+    own = (row.slicewise.get("sensitivity"), row.slicewise.get("dice"))
+    if study is None:
+        return [None, own[0], None, own[1], None]
+    return [study.recall, own[0], study.f1, own[1], study.num_parameters]
+
+
+def _study_cells(row: Standing) -> list[str | None]:
+    *shares, num_parameters = _study_values(row)
+    cells = [None if share is None else f"{share:.3f}" for share in shares]
+    return [*cells, None if num_parameters is None else f"{num_parameters:,}"]
+
+
+def _slicewise(results: Sequence[RunResult]) -> dict[str, float]:
+    cases = [case for result in results for case in result["cases"].values()]
+    if not cases or not all("slices" in case for case in cases):
+        return {}
+    return slicewise_table(case["slices"] for case in cases)["mean"]
 
 
 def _count(count: int, name: str) -> str:

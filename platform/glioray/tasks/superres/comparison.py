@@ -23,7 +23,7 @@ from glioray.slices.cache import SliceCache
 from glioray.storage import Storage, open_storage
 from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
 from glioray.tasks.superres.config import GanConfig
-from glioray.tasks.superres.entrants import gan_entrant_config
+from glioray.tasks.superres.entrants import GOAT_STUDY, gan_entrant_config
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.panel import pick_panel
 from glioray.tasks.superres.panel_judge import PanelJudge
@@ -57,7 +57,8 @@ class SuperResComparison:
     def entrants(
         self, config: GanConfig, chosen: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> dict[str, GanConfig]:
-        names = chosen.get("entrants", _DEFAULT_ENTRANTS)
+        usual = GOAT_STUDY if config.recipe in GOAT_STUDY else _DEFAULT_ENTRANTS
+        names = chosen.get("entrants", usual)
         if len(set(names)) < len(names):
             raise UsageError(f"--entrants is {', '.join(names)}; give each super-resolution recipe once")
         return {name: with_settings(gan_entrant_config(config, name), settings) for name in names}

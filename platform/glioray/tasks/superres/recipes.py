@@ -179,6 +179,42 @@ def esrgan_small_rmsprop() -> GanConfig:
     )
 
 
+def srgan_goat() -> GanConfig:
+    """SRGAN of a study on BraTS 2024 (GoAT): slices of 28 x 28 to 128 x 128, batches of 32, Adam at 1e-4, 200 epochs.
+
+    Its loss is BCE and MSE with VGG19's features, with `srgan_paper`'s layer and weights, for both of its networks. What
+    the study leaves open is the papers' own; it states no pixel stage, so there is none. Its rows are
+    `entrants.GOAT_STUDY`, for `jobs/compare_gan.py`. Needs VGG19's weights (`loss.extractor_weights`).
+    """
+    return srgan_paper().replace(
+        recipe="srgan_goat",
+        degrade=DegradeConfig(hr_size=128, lr_size=28, cut="whole"),
+        pretrain=PretrainConfig(share=0.0),
+        optim_g=_adam(1e-4),
+        optim_d=_adam(1e-4),
+        train=TrainConfig(batch_size=32, max_epochs=200),
+    )
+
+
+def esrgan_goat() -> GanConfig:
+    """ESRGAN of the study of `srgan_goat`: dense blocks and batches of 8; all else is the same."""
+    return srgan_goat().replace(
+        recipe="esrgan_goat",
+        generator=esrgan_paper().generator,
+        train=TrainConfig(batch_size=8, max_epochs=200),
+    )
+
+
+def esrgan_goat_rmsprop() -> GanConfig:
+    """`esrgan_goat` with RMSprop without momentum, for both networks."""
+    config = esrgan_goat()
+    return config.replace(
+        recipe="esrgan_goat_rmsprop",
+        optim_g=config.optim_g.replace(name="rmsprop", momentum=0.0),
+        optim_d=config.optim_d.replace(name="rmsprop", momentum=0.0),
+    )
+
+
 def mri_tiny() -> GanConfig:
     """Seconds on two cores, for phantoms and tests; not a useful model."""
     return mri().replace(
@@ -206,6 +242,9 @@ GAN_RECIPES: dict[str, Callable[[], GanConfig]] = {
     "srgan_small": srgan_small,
     "esrgan_small": esrgan_small,
     "esrgan_small_rmsprop": esrgan_small_rmsprop,
+    "srgan_goat": srgan_goat,
+    "esrgan_goat": esrgan_goat,
+    "esrgan_goat_rmsprop": esrgan_goat_rmsprop,
 }
 
 

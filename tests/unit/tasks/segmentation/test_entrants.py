@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from glioray.errors import UsageError
 from glioray.losses import build_loss
 from glioray.nets import build_net
-from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
+from glioray.tasks.segmentation.entrants import PUBLISHED, STUDIES, entrant_config, product_entrants
 from glioray.tasks.segmentation.recipes import build_recipe
 
 
@@ -67,3 +69,41 @@ def test_keras_study_has_22_entrants_that_can_be_built():
         channels = config.preprocess.num_channels
         build_net(config.net.name, in_channels=channels, out_channels=4, **config.net.options)
         build_loss(config.loss.name, **config.loss.options)
+
+
+def test_rows_of_keras_study_have_the_counts_of_its_table():
+    """As Keras counts: with running statistics, and a bias before each normalisation."""
+    not_found = {1, 3, 10, 11, 12, 16, 19, 20, 21}  # nets/README.md says what was tried
+    recipe = build_recipe("keras_study")
+    for number, row in enumerate(STUDIES["keras_study"](), 1):
+        config = entrant_config(recipe, row)
+        with torch.device("meta"):
+            channels = config.preprocess.num_channels
+            net = build_net(config.net.name, in_channels=channels, out_channels=4, **config.net.options)
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        count = sum(p.numel() for p in net.parameters()) + 3 * sum(norm.num_features for norm in norms)
+        assert row.label.startswith(f"{number} ")
+        assert (count == PUBLISHED[row.label].num_parameters) == (number not in not_found), (row.label, count)
+
+
+def test_keras_study_follows_its_table():
+    configs = {
+        int(row.label.split()[0]): entrant_config(build_recipe("keras_study"), row)
+        for row in STUDIES["keras_study"]()
+    }
+    assert {n for n, config in configs.items() if config.optim.name == "adagrad"} == {12, 14, 15, 16}
+    assert {n for n, config in configs.items() if config.loss.name == "soft_dice"} == {10, 16}
+    assert {n for n, config in configs.items() if config.loss.name == "exp_log"} == {1, 4, 5, 6, 8}
+    assert configs[1].loss.options == {"dice_weight": 0.2, "ce_weight": 0.8}
+    assert {n for n, config in configs.items() if config.loss.balance == "inverse"} == {7}
+    assert {n for n, config in configs.items() if config.preprocess.num_channels == 5} == {
+        8,
+        9,
+        10,
+        11,
+        12,
+        20,
+    }
+    assert {(config.train.batch_size, config.train.max_epochs) for config in configs.values()} == {(32, 100)}
+    sizes = {n: config.preprocess.size for n, config in configs.items()}
+    assert sizes == {**dict.fromkeys(range(1, 22), (240, 240)), 22: (128, 128)}

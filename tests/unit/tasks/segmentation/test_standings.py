@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glioray.tasks.segmentation.slicewise import slice_sums
 from glioray.tasks.segmentation.standings import (
     Standing,
     interpret,
@@ -200,3 +201,30 @@ def test_reason_of_several_lines_does_not_break_the_table():
     table = markdown(rank_entrants([complete("good", dict.fromkeys(PATIENTS, 0.5)), broken]))
     assert len(table.splitlines()) == 4
     assert "first line second / line" in table
+
+
+def test_a_study_states_its_own_figures_beside_ours_of_the_same_kind():
+    label = "1 3++_unet_nobridge"
+    truth = np.zeros((2, 4, 4), np.uint8)
+    truth[0, 0] = 2
+    results = [complete(name, dict.fromkeys(PATIENTS, 0.5)) for name in (label, "mine")]
+    for case in results[0]["cases"].values():
+        case["slices"] = slice_sums(truth, np.zeros_like(truth))
+    standings = rank_entrants(results)
+    # By hand: two slices; background 1 and 12/12 of its voxels, oedema 0 and 1, the other two classes 1 and 1.
+    assert next(row for row in standings if row.label == label).slicewise["sensitivity"] == pytest.approx(
+        (1 + 0.5 + 1 + 1) / 4
+    )
+    table = {row["entrant"]: row for row in csv.DictReader(io.StringIO(csv_text(standings)))}
+    assert (table[label]["study_recall"], table[label]["study_f1"]) == ("0.92805", "0.92965")
+    assert table[label]["study_num_parameters"] == "8907396"
+    assert float(table[label]["slice_recall"]) == pytest.approx(0.875)
+    # Results of earlier versions have no sums over slices.
+    assert (table["mine"]["study_recall"], table["mine"]["slice_recall"]) == ("", "")
+    assert "| study's recall | our recall by slice | study's F1 | our F1 by slice |" in markdown(standings)
+    assert "| 0.928 | 0.875 | 0.930 |" in markdown(standings)
+    text = interpret(standings, num_folds=2, num_seeds=1, budget="3 minutes")
+    assert "means over slices and over four classes: the background" in text
+    others = rank_entrants([complete("mine", dict.fromkeys(PATIENTS, 0.5))])
+    assert "study" not in markdown(others) + csv_text(others)
+    assert "study" not in interpret(others, num_folds=2, num_seeds=1, budget="3 minutes")
