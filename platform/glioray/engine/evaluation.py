@@ -41,6 +41,7 @@ def check_rule(rule: str, output: str) -> None:
             "'panoptica' of pyproject.toml, then: pip install --no-deps -r infra/no-deps-panoptica.txt"
         ) from error
 
+
 _log = logging.getLogger(__name__)
 
 
