@@ -16,8 +16,8 @@ _MAX_WORKERS = 4
 def run_checks(pytest_args: list[str], *, quick: bool = False) -> int:
     """Run every check, also after one has failed; returns 0 when all pass.
 
-    The checks without tests run side by side. Then pytest runs on several processes, one of which takes all tests on
-    Ray (`tests/conftest.py`); its closing line is the last that is printed unless a check fails.
+    The checks without tests run side by side. Then pytest runs on several processes; each folder of tests on Ray
+    goes to one of them (`tests/conftest.py`). Its closing line is the last that is printed unless a check fails.
 
     Args:
         pytest_args: for pytest, after its own.

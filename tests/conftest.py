@@ -64,15 +64,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(tier)
         item.add_marker(pytest.mark.timeout(_TIMEOUTS_S[tier]))
     if hasattr(config, "workerinput"):
-        # One process is busy with the tests on Ray from the first to the last; the others take the rest.
+        # Two processes begin with the tests on Ray, which mostly wait; whoever is done first takes the others.
         items.sort(key=lambda item: _folder(item.nodeid) not in _ON_RAY)
 
 
 class _FilesScheduling(LoadScopeScheduling):
-    """Gives each process whole files, and one of them all tests on Ray: a second Ray would starve the first."""
+    """Gives each process whole files, but all tests of a folder on Ray to one: a third Ray would starve the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if _folder(nodeid) in _ON_RAY else nodeid.partition("::")[0]
+        return _folder(nodeid) if _folder(nodeid) in _ON_RAY else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesScheduling:

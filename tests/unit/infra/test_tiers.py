@@ -18,7 +18,9 @@ def test_a_marker_of_its_own_comes_before_its_folder(request: pytest.FixtureRequ
     assert request.node.get_closest_marker("timeout").args[0] >= 600
 
 
-def test_tests_on_ray_stay_in_one_process_and_others_in_files(pytestconfig: pytest.Config) -> None:
+def test_a_folder_of_tests_on_ray_stays_in_one_process_and_others_in_files(
+    pytestconfig: pytest.Config,
+) -> None:
     conftest = next(module for name, module in sys.modules.items() if name.endswith("tests.conftest"))
     scheduler = object.__new__(conftest._FilesScheduling)
     scopes = [
@@ -29,4 +31,4 @@ def test_tests_on_ray_stay_in_one_process_and_others_in_files(pytestconfig: pyte
             "unit/c/test_c.py::TestZ::test_z",
         )
     ]
-    assert scopes == ["ray", "ray", "tests/unit/c/test_c.py"]
+    assert scopes == ["e2e", "integration", "tests/unit/c/test_c.py"]
