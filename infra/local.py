@@ -20,8 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+runpy.run_path(str(Path(__file__).resolve().parents[1] / "jobs" / "_path.py"))
+
 from processes import Service, ServiceError, make_folder, write_secret
 from services import start_mlflow, start_ray_head, start_s3
+
+from glioray.errors import UsageError
+from glioray.machine import bypass_proxies
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".glioray"
@@ -63,6 +68,14 @@ DEFAULTS = {
     "GLIORAY_GAN_RECIPE": "mri_tiny",
     "GLIORAY_STORAGE": str(HOME / "storage"),
 }
+# Loopback is not reached through a proxy.
+_EXEMPT = """\
+case ",${no_proxy:-${NO_PROXY:-}}," in
+  *,127.0.0.1,* | ",*,") ;;
+  *) no_proxy="${no_proxy:-${NO_PROXY:-}}"; export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost,::1" ;;
+esac
+export NO_PROXY="${no_proxy:-${NO_PROXY:-}}"
+"""
 # Names of the variables that env.sh has set in a shell, to tell them from the user's own.
 MARK = "GLIORAY_LOCAL_VARIABLES"
 
@@ -81,10 +94,13 @@ def main(argv: list[str] | None = None) -> int:
     verbs.add_parser("down", help="end what was started")
     verbs.add_parser("status", help="what runs, and where")
     args, pytest_args = parser.parse_known_args(argv)
+    if pytest_args[:1] == ["--"]:
+        del pytest_args[0]
     if pytest_args and args.verb != "test":
         parser.error(f"unrecognized arguments: {' '.join(pytest_args)}")
     for name in os.environ.pop(MARK, "").split():
         os.environ.pop(name, None)
+    bypass_proxies()
     try:
         if args.verb == "test":
             from checks import run_checks
@@ -106,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
                 from demo import run_demo
 
                 run_demo()
-    except ServiceError as error:
+    except (ServiceError, UsageError) as error:
         print(f"local.sh: {error}", file=sys.stderr)
         return 1
     return 0
@@ -173,7 +189,6 @@ def make_phantoms() -> bool:
     done = PHANTOM / ".complete"
     if done.exists():
         return False
-    runpy.run_path(str(ROOT / "jobs" / "_path.py"))
     from glioray.cases.phantom import write_phantoms
     from glioray.storage import open_storage
 
@@ -195,7 +210,7 @@ def _write_env(env: dict[str, str], head_pid: int | None) -> None:
         f'eval "unset ${{{MARK}:-}} {MARK}"',
     ]
     if head_pid is not None:
-        lines += [f"kill -0 {head_pid} 2>/dev/null || return 0"]
+        lines += [f"kill -0 {head_pid} 2>/dev/null || return 0", _EXEMPT]
     for deciding, names in GROUPS:
         names = tuple(name for name in names if name in env)
         if names:

@@ -5,7 +5,11 @@
 #   GLIORAY_TORCH_INDEX   address of a wheel index with CPU builds of PyTorch, for machines without a GPU
 #                         (PyTorch's installation page names it); without it pip's own indexes are asked.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A shell's or another Python's settings must not reach this environment.
+unset CDPATH BASH_ENV PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX
+script=${BASH_SOURCE[0]}
+if [ -L "$script" ]; then script=$(readlink -f "$script"); fi
+cd "$(dirname "$script")/.."
 
 usage() {
   cat <<'TEXT'
