@@ -11,7 +11,7 @@ from typing import Any
 
 from glioray.api.data import open_data
 from glioray.api.models import resolve_model
-from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import EvaluateRequest
 from glioray.api.verbs import as_verb
 from glioray.engine.evaluation import check_rule
@@ -73,9 +73,9 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         DataError: no case is left, or none could be evaluated.
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
+    out = ready_out(request.out) if request.out else None
     with _opened(request) as (package, folder):
         segmenter = open_segmenter(package, request.segmenter, folder / "segmenter")
-        out = out_uri(request.out) if request.out else None
         connect()
         manifest = open_data(data, storage, labels=request.labels)
         answer = package.task.evaluate(

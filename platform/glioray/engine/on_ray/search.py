@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, run_trials, train_trial
@@ -35,6 +35,7 @@ from glioray.engine.trials import (
     rank_rows,
 )
 from glioray.errors import GliorayError, TrainingError, UsageError
+from glioray.progress import IN_LOG, log_to_stderr
 from glioray.reports.pareto import pareto_figure, pareto_front
 from glioray.reports.trials import trials_figure
 from glioray.storage import join_uri, open_storage
@@ -93,7 +94,10 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         logger.set_tags(
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
         )
-        _log.info("winner: trial %s (not retrained), registered as %s", best["trial"], model)
+        _log.info(
+            "winner: trial %s with %s %.4g (not retrained), registered as %s",
+            best["trial"], search.objective, best["objective"], model,
+        )  # fmt: skip
     result = {
         "run_id": logger.run_id,
         "model": model,
@@ -135,7 +139,8 @@ def _log_rows(
     is_healthy: Mapping[str, bool],
 ) -> None:
     search = plan.search
-    table = f"{search.describe(summary, plan.mode)}\n{format_table(rows, search.columns)}"
+    summary_text = search.describe(summary, plan.mode)
+    table = f"{summary_text}\n{format_table(rows, search.columns)}"
     # The settings that a member ended with are not those of its whole run.
     weights = {} if plan.mode == "pbt" else importances(rows, plan.space)
     if weights:
@@ -160,7 +165,8 @@ def _log_rows(
         )
         logger.log_figure(figure, "pareto.png")
     logger.log_metrics({k: float(v) for k, v in summary.items() if not isinstance(v, list)}, step=0)
-    _log.info("\n%s", table)
+    _log.info("%s", summary_text.strip())
+    _log.info("\n%s", table, extra=IN_LOG)
 
 
 def _find_front(plan: SweepPlan, rows: list[Row], is_healthy: Mapping[str, bool]) -> list[str]:
@@ -205,6 +211,7 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
             population(plan),
             folder=folder,
             resources=resources.resources(),
+            num_trials=plan.num_trials,
             space=member_domains(plan),
             num_kept=num_kept(config.train.num_validations),
         )
@@ -234,11 +241,12 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
         ),
         folder=folder,
         resources={"CPU": 0.01} if num_workers > 1 else resources.resources(),
+        num_trials=plan.num_trials,
     )
 
 
 def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, resources: WorkerResources) -> None:
-    log_to_stderr()
+    log_to_stderr(shown=False)
     trial_id = tune.get_context().get_trial_id()
     search = plan.search
     last: dict[str, Any] = {"percent": 0}
