@@ -23,6 +23,7 @@ from glioray.nets.blocks import GlobalBatchNorm2d
 from glioray.nets.gan import build_discriminator
 from glioray.serialization import to_dict
 from glioray.slices.store import Batch
+from glioray.tasks.superres.collapse import describe_evaluation
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, stage_weights
@@ -309,7 +310,7 @@ class GanLearner:
         self.objective = metrics["objective"]
         self.spec = dataclasses.replace(self.spec, collapse=found["verdict"], reason=found["reason"])
         if metrics["is_collapsed"] and self.config.collapse.stop:
-            self.stopped = f"collapsed: {found['reason']} {metrics['collapse_score']:.2f}"
+            self.stopped = f"{found['verdict']}: {describe_evaluation(metrics)}"
         return metrics
 
     def _warn_of_saturation(self) -> None:
