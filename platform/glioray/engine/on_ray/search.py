@@ -24,7 +24,7 @@ from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE
 from glioray.engine.search import Row, SweepPlan, check_sweep
-from glioray.engine.space import CustomSpace, format_space
+from glioray.engine.space import format_space
 from glioray.engine.trials import (
     build_row,
     choose_setting,
@@ -70,7 +70,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     _check_same_space(plan)
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
-        open_storage(base.storage).write(SPACE_FILE, json.dumps(_custom_json(plan.custom)).encode())
+        open_storage(base.storage).write(SPACE_FILE, json.dumps(_identity(plan)).encode())
         _train_warm_starts(plan, logger.run_id)
         results = _fit(plan, logger.run_id)
         rows = rank_rows([build_row(result, search) for result in results])
@@ -109,25 +109,33 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     return result | ({"front": front} if plan.mode == "pareto" else {})
 
 
-def _custom_json(custom: CustomSpace) -> dict[str, Any]:
-    return {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
+def _identity(plan: SweepPlan) -> dict[str, Any]:
+    """What a search must keep when it resumes, beside its config: its own entries and its objective."""
+    custom = plan.custom
+    space = {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
+    return {**space, "objective": plan.search.objective}
 
 
 def _check_same_space(plan: SweepPlan) -> None:
-    """Refuse to resume a search with other entries: Tune would keep the old ones.
+    """Refuse to resume a search with other entries, since Tune would keep the old ones, or with another objective.
 
     Raises:
-        UsageError: a search of that name has other entries.
+        UsageError: a search of that name has other entries, or trials of another objective.
     """
     storage = open_storage(plan.base.storage)
-    if not storage.exists(CONFIG_FILE):
+    if not storage.exists(CONFIG_FILE) or not any(storage.list("ray/")):
         return
-    # Searches from before there was such a file have no entries.
-    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else _custom_json(CustomSpace())
-    if kept != _custom_json(plan.custom):
+    name, now = plan.base.run_name, _identity(plan)
+    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else {}
+    if kept.get("objective") != now["objective"]:
         raise UsageError(
-            f"the search '{plan.base.run_name}' exists with another search space ({json.dumps(kept['entries'])}); "
-            "choose another --run-name, or repeat its --search flags to resume it"
+            f"the search '{name}' was begun by a version of glioray that ranks trials by another objective, which does "
+            f"not compare with '{now['objective']}'; choose another --run-name"
+        )
+    if kept != now:
+        raise UsageError(
+            f"the search '{name}' exists with another search space ({json.dumps(kept['entries'])}); choose another "
+            "--run-name, or repeat its --search flags to resume it"
         )
 
 
