@@ -84,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     """Carry out one verb; the exit code is the shell's."""
     parser = argparse.ArgumentParser(prog="bash infra/local.sh", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("demo", help="from nothing to a served model on phantom data")
+    demo = verbs.add_parser("demo", help="from nothing to a served model on phantom data")
+    demo.add_argument(
+        "kind", nargs="?", choices=("unet", "gan"), default="unet", help="the model; unet by default"
+    )
     test = verbs.add_parser("test", help="every check; further arguments go to pytest", allow_abbrev=False)
     test.add_argument("--quick", action="store_true", help="only the static checks and the unit tests")
     docs = verbs.add_parser("docs", help="build the documentation and serve it on a free loopback port")
@@ -118,6 +121,10 @@ def main(argv: list[str] | None = None) -> int:
                 down()
             elif args.verb == "status":
                 _print_status(load_state())
+            elif args.kind == "gan":
+                from demo_gan import run_gan_demo
+
+                run_gan_demo()
             else:
                 from demo import run_demo
 

@@ -15,7 +15,8 @@ usage() {
   cat <<'TEXT'
 usage: bash infra/local.sh VERB
 
-  demo          from nothing to a served model on phantom data, step by step; a second time reuses what is there
+  demo [gan]    from nothing to a served model on phantom data, step by step; a second time reuses what is there.
+                demo gan: super-resolution GANs, among them one that collapses
   test [ARGS]   every check and all tests; ARGS go to pytest. test --quick: the static checks and the unit tests
   docs          build the documentation and serve it on a free loopback port; docs --build only builds it
   up [--s3]     start MLflow and Ray on free loopback ports (with --s3, an S3 server too)
