@@ -33,7 +33,8 @@ HOME = ROOT / ".glioray"
 STATE = HOME / "state.json"
 ENV = HOME / "env.sh"
 PHANTOM = HOME / "phantom"
-NUM_PHANTOMS = 10
+# Each of six kinds of tumour thrice, so that those held back are like those learned from.
+NUM_PHANTOMS = 18
 # What the services tell their clients, in groups: (variables by which a user points elsewhere, all that are set
 # where he points nowhere). Half of one address and half of another would send a token to the wrong place.
 GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -194,13 +195,13 @@ def client_env(services: dict[str, Service]) -> dict[str, str]:
 def make_phantoms() -> bool:
     """Write the phantom data set unless it is there; says whether it wrote."""
     done = PHANTOM / ".complete"
-    if done.exists():
+    if done.exists() and done.read_text() == str(NUM_PHANTOMS):
         return False
     from glioray.cases.phantom import write_phantoms
     from glioray.storage import open_storage
 
     write_phantoms(open_storage(PHANTOM), num_cases=NUM_PHANTOMS)
-    done.touch()
+    done.write_text(str(NUM_PHANTOMS))
     return True
 
 

@@ -35,8 +35,8 @@ def unet_phantom() -> RunConfig:
         ),
         loss=_REGION_LOSS,
         optim=OptimConfig(lr=5e-3, weight_decay=1e-2, warmup=0.1, ema=0.97),
-        postprocess=PostprocessConfig(min_et_ml=0.3),
-        train=TrainConfig(batch_size=8, max_epochs=10, num_validations=5),
+        postprocess=PostprocessConfig(min_et_ml=0.5),
+        train=TrainConfig(batch_size=8, max_epochs=12, num_validations=6),
     )
 
 
