@@ -19,7 +19,7 @@ def publish_report(
     out: str,
     experiment: str,
     shown: PreprocessConfig | None = None,
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     """Write `report.html` below `out`, and log page and figures to MLflow.
 
     The run belongs to the data: the same contents with the same splits resume the same run.
@@ -31,7 +31,7 @@ def publish_report(
         experiment: of MLflow.
         shown: a preprocessing whose effect is shown on one case.
 
-    Returns: "report", the page's URI, and "run_id".
+    Returns: "report", the page's URI, "run_id" and "run_url" (None where no server shows it).
 
     Raises:
         StorageError: `out` cannot be written, or MLflow does not answer.
@@ -49,4 +49,4 @@ def publish_report(
         run.log_figure(figure, f"report/{name}.png")
     run.log_text(page, f"report/{REPORT}")
     run.finish()
-    return {"report": join_uri(storage.uri, REPORT), "run_id": run.run_id}
+    return {"report": join_uri(storage.uri, REPORT), "run_id": run.run_id, "run_url": run.url}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import posixpath
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import PIL.Image
 import requests
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -72,16 +75,82 @@ class Artifact:
         with tempfile.TemporaryDirectory() as temporary:
             local = Path(temporary) / name
             local.write_bytes(self.data)
-            try:
+            with _store_errors():
                 client.log_artifact(run_id, str(local), folder or None)
-            except (MlflowException, requests.RequestException):
-                raise
-            except Exception as error:
-                # Without an artifact proxy we write to the server's store directly and get that store's errors.
-                raise MlflowException(f"{type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
         return f"the file {self.path}"
+
+
+@dataclass(frozen=True)
+class StepImage:
+    """One image of a series, as PNG: MLflow's UI shows it with a slider over steps."""
+
+    key: str
+    step: int
+    time_ms: int
+    png: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.png)
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        with PIL.Image.open(io.BytesIO(self.png)) as image, _store_errors():
+            client.log_image(run_id, image, key=self.key, step=self.step, timestamp=self.time_ms)
+
+    def __str__(self) -> str:
+        return f"the image {self.key} of step {self.step}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data sets that a run reads."""
+
+    datasets: tuple[DatasetInput, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return _METRIC_BYTES * len(self.datasets)
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        client.log_inputs(run_id, self.datasets)
+
+    def __str__(self) -> str:
+        return f"{len(self.datasets)} data sets"
+
+
+@dataclass(frozen=True)
+class ExperimentTag:
+    """A tag of the run's experiment."""
+
+    experiment_id: str
+    key: str
+    value: str
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.key) + len(self.value)
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        client.set_experiment_tag(self.experiment_id, self.key, self.value)
+
+    def __str__(self) -> str:
+        return f"the experiment's tag {self.key}"
+
+
+Entry = Entities | Artifact | StepImage | Inputs | ExperimentTag
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Turn errors of an artifact store, which we write to directly where the server is no proxy, into MLflow's."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException):
+        raise
+    except Exception as error:
+        raise MlflowException(f"{type(error).__name__}: {error}") from error
 
 
 class Outbox:
@@ -98,7 +167,7 @@ class Outbox:
 
     def __init__(self, client: MlflowClient, run_id: str, *, max_bytes: int = 64 * 2**20) -> None:
         self._client, self._run_id, self._max_bytes = client, run_id, max_bytes
-        self._kept: deque[Entities | Artifact] = deque()
+        self._kept: deque[Entry] = deque()
         self._lock = threading.Lock()
         self._away = False
         self._ask_again_at = 0.0
@@ -107,7 +176,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, entries: Sequence[Entities | Artifact]) -> None:
+    def put(self, entries: Sequence[Entry]) -> None:
         """Send the queue and then these entries, or queue them; entries the server rejects are dropped with a warning."""
         with self._lock:
             for entry in entries:
@@ -127,7 +196,7 @@ class Outbox:
             self._kept.clear()
             return list(self.lost)
 
-    def _keep(self, entry: Entities | Artifact) -> None:
+    def _keep(self, entry: Entry) -> None:
         last = self._kept[-1] if self._kept else None
         # Batch the metrics of many steps: after a long outage there are thousands.
         if isinstance(entry, Entities) and isinstance(last, Entities) and last.takes(entry):

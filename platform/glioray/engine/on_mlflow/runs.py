@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,15 +18,32 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import glioray
-from glioray.engine.on_mlflow.client import artifact_location, connect, wrap_errors
+from glioray.engine.on_mlflow.client import (
+    artifact_location,
+    connect,
+    page_link,
+    page_url,
+    wrap_errors,
+)
 from glioray.engine.on_mlflow.client import tracking_uri as tracking_uri
-from glioray.engine.on_mlflow.outbox import MAX_METRICS, Artifact, Entities, Outbox
+from glioray.engine.on_mlflow.datasets import dataset_input
+from glioray.engine.on_mlflow.outbox import (
+    MAX_METRICS,
+    Artifact,
+    Entities,
+    ExperimentTag,
+    Inputs,
+    Outbox,
+    StepImage,
+)
 from glioray.engine.on_mlflow.provenance import git_commit
 from glioray.engine.on_mlflow.system import SystemMetrics
 from glioray.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from glioray.cases.manifest import CaseEntry, Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +53,11 @@ Kind = Literal["train", "sweep", "trial", "comparison", "ensemble", "evaluate", 
 
 KEY_TAG = "glioray.key"
 _PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+_VIEW_TAG = "mlflow.sharedViewState."
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
+"""Says that an experiment is one of model training, rather than of language models."""
+
 _MAX_PARAM_LENGTH, _MAX_TAG_LENGTH = 6000, 8000  # MLflow's
 _MAX_ENTITIES = 100  # params, or tags, of one request, by MLflow's rule
 
@@ -48,6 +70,7 @@ class RunLogger:
 
     Attributes:
         run_id: MLflow's id of the run.
+        run_name: as the UI shows it.
         experiment_id: MLflow's id of its experiment.
         resumed: whether the run existed before.
     """
@@ -55,6 +78,7 @@ class RunLogger:
     def __init__(self, client: MlflowClient, run: Run, *, resumed: bool) -> None:
         self.client = client
         self.run_id: str = run.info.run_id
+        self.run_name: str = run.info.run_name
         self.experiment_id: str = run.info.experiment_id
         self.resumed = resumed
         self._params: dict[str, str] = dict(run.data.params)
@@ -120,6 +144,66 @@ class RunLogger:
         logger.set_tags(all_tags)
         return logger
 
+    @property
+    def url(self) -> str | None:
+        """The run's page in MLflow; None where no server shows it."""
+        return page_url(self.client.tracking_uri, f"experiments/{self.experiment_id}/runs/{self.run_id}")
+
+    @property
+    def table_url(self) -> str | None:
+        """The page of the table that `share_table` describes; None where no server shows it."""
+        return page_url(self.client.tracking_uri, self._runs_page, viewStateShareKey=self.run_id)
+
+    @property
+    def table_link(self) -> str:
+        """The link to that table from another page of MLflow's."""
+        return page_link(self._runs_page, viewStateShareKey=self.run_id)
+
+    def link(self, run_id: str) -> str:
+        """The link to a run of the same experiment from another page of MLflow's."""
+        return page_link(f"experiments/{self.experiment_id}/runs/{run_id}")
+
+    @property
+    def _runs_page(self) -> str:
+        return f"experiments/{self.experiment_id}/runs"
+
+    def share_table(self, objective: str, metrics: Iterable[str], params: Iterable[str]) -> None:
+        """Keep a view of the table of this run and its children: the columns, and the largest objective first."""
+        view = {
+            "searchFilter": f"tags.`{_PARENT_TAG}` = '{self.run_id}'",
+            "orderByKey": f"metrics.`{objective}`",
+            "orderByAsc": False,
+            "selectedColumns": [
+                *(f"metrics.`{name}`" for name in dict.fromkeys((objective, *metrics))),
+                *(f"params.`{name}`" for name in params),
+                *(f"tags.`{name}`" for name in ("glioray.reason",)),
+            ],
+        }
+        self._outbox.put([ExperimentTag(self.experiment_id, _VIEW_TAG + self.run_id, json.dumps(view))])
+
+    def describe(self, text: str) -> None:
+        """Set the run's description, in Markdown; pictures in it are files of the run."""
+        self.set_tags({NOTE_TAG: self.link_pictures(text)})
+
+    def link_pictures(self, markdown: str) -> str:
+        """The text with pictures of the run's files linked so that MLflow's pages show them."""
+        linked = rf"![\1](get-artifact?run_uuid={self.run_id}&path=\2)"
+        return re.sub(r"!\[([^\]]*)\]\(([\w/.\-]+)\)", linked, markdown)
+
+    def log_data(self, manifest: Manifest) -> None:
+        """Log the training and validation cases of a manifest as the run's data sets."""
+        for split, context in {"train": "training", "val": "validation"}.items():
+            if entries := manifest.select(split):
+                self.log_dataset(manifest, split, context, entries)
+
+    def log_dataset(
+        self, manifest: Manifest, split: str, context: str, entries: Sequence[CaseEntry]
+    ) -> tuple[str, str]:
+        """Log a data set as an input of the run; returns its name and digest. Arguments as of `dataset_input`."""
+        found = dataset_input(manifest, split, context, entries)
+        self._outbox.put([Inputs((found,))])
+        return found.dataset.name, found.dataset.digest
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings, nested ones under dotted names.
 
@@ -143,17 +227,36 @@ class RunLogger:
         self._outbox.put([Entities(params=chunk) for chunk in _chunks(fresh, _MAX_ENTITIES)])
         self.set_tags({f"glioray.changed.{name}": value for name, value in changed.items()})
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int,
+        *,
+        model_id: str | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
         """Log the metrics of one step, in one request.
 
         NaN stays NaN; MLflow stores an infinity as the largest float.
+
+        Args:
+            metrics: by name.
+            step: of the run.
+            model_id: of the logged model that they belong to.
+            dataset: name and digest of the data set that they were measured on.
 
         Raises:
             UsageError: MLflow cannot store a name.
         """
         now = time.time_ns() // 1_000_000
         values = [
-            Metric(_checked_name(name), float(value), now, int(step)) for name, value in metrics.items()
+            Metric(
+                *(_checked_name(name), float(value), now, int(step)),
+                model_id=model_id,
+                dataset_name=dataset and dataset[0],
+                dataset_digest=dataset and dataset[1],
+            )
+            for name, value in metrics.items()
         ]
         self._outbox.put([Entities(metrics=chunk) for chunk in _chunks(values, MAX_METRICS)])
 
@@ -164,13 +267,32 @@ class RunLogger:
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Log a figure as `path`; its extension (.png, .svg, .pdf) sets the format."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=110, bbox_inches="tight")
-        self._put_file(path, buffer.getvalue())
+        self.log_bytes(_rendered(figure, Path(path).suffix.lstrip(".") or "png"), path)
+
+    def log_image(self, figure: Figure, key: str, step: int) -> None:
+        """Log a figure as the image of a step; the images of a key are a series.
+
+        Raises:
+            UsageError: MLflow cannot store the key.
+        """
+        now = time.time_ns() // 1_000_000
+        self._outbox.put([StepImage(_checked_name(key), int(step), now, _rendered(figure, "png"))])
+
+    def log_bytes(self, data: bytes, path: str) -> None:
+        """Log bytes as a file of the run.
+
+        Raises:
+            UsageError: a path that leaves the run.
+        """
+        if path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
+            raise UsageError(
+                f"'{path}' is not a path inside a run; use a relative one such as figures/overlay.png"
+            )
+        self._outbox.put([Artifact(path, data)])
 
     def log_text(self, text: str, path: str) -> None:
         """Log text as a file of the run."""
-        self._put_file(path, text.encode())
+        self.log_bytes(text.encode(), path)
 
     def log_json(self, value: Any, path: str) -> None:
         """Log a JSON value as a file of the run."""
@@ -186,7 +308,7 @@ class RunLogger:
             data = file.read_bytes()
         except OSError as error:
             raise StorageError(f"'{file}' cannot be read: {error.strerror}; log an existing file") from error
-        self._put_file(path, data)
+        self.log_bytes(data, path)
 
     def log_folder(self, folder: Path, path: str) -> None:
         """Log every file below a local folder, under `path`.
@@ -229,19 +351,13 @@ class RunLogger:
         except StorageError as error:
             _log.warning("%s", error)
 
-    def _put_file(self, path: str, data: bytes) -> None:
-        if path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
-            raise UsageError(
-                f"'{path}' is not a path inside a run; use a relative one such as figures/overlay.png"
-            )
-        self._outbox.put([Artifact(path, data)])
-
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location(client.tracking_uri)))
+            location = artifact_location(client.tracking_uri)
+            return str(client.create_experiment(name, location, tags={_KIND_TAG: _KIND}))
         except MlflowException as error:
             # Another process may have created it in the meantime.
             found = (
@@ -253,6 +369,10 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         raise UsageError(
             f"the experiment '{name}' is in MLflow's trash; restore it there or choose another name"
         )
+    # The UI itself writes what it takes an experiment for, with this ending.
+    kind = found.tags.get(_KIND_TAG, "")
+    if kind in ("", "no_inferred_type") or kind.endswith("_inferred"):
+        client.set_experiment_tag(found.experiment_id, _KIND_TAG, _KIND)
     return str(found.experiment_id)
 
 
@@ -266,6 +386,12 @@ def _find(client: MlflowClient, experiment_id: str, key: str, parent_run_id: str
     )
     matching = [run for run in runs if run.data.tags.get(_PARENT_TAG) == parent_run_id]
     return min(matching, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _rendered(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
