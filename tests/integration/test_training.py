@@ -30,6 +30,13 @@ def with_settings(plan: RunPlan, **settings: object) -> RunPlan:
     return dataclasses.replace(plan, config=override(plan.config, **settings))
 
 
+def image_steps(client: MlflowClient, run_id: str, key: str) -> list[int]:
+    """Steps of a run's images of a key, as MLflow's UI finds them."""
+    names = [item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
+    parts = [name.removeprefix("images/").split("%") for name in names]
+    return sorted(int(part[part.index("step") + 1]) for part in parts if part[0] == key)
+
+
 def test_two_ranks_learn_what_one_rank_learns(plan: RunPlan, tmp_path: Path, mlflow_server: str):
     two = with_settings(plan, **{"train.num_workers": 2})
     result = run_training(two)
@@ -46,9 +53,20 @@ def test_two_ranks_learn_what_one_rank_learns(plan: RunPlan, tmp_path: Path, mlf
     assert run.data.tags["glioray.manifest_hash"] == plan.manifest.hash
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "dice_mean")] == [1, 2]
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"learning_curves.png", "overlays", "model", "validation_cases.json"} <= files
-    overlays = [item.path for item in client.list_artifacts(run.info.run_id, "overlays")]
-    assert overlays == ["overlays/epoch_0001.png", "overlays/epoch_0002.png"]
+    assert {"learning_curves.png", "overlays.png", "validation_cases.json"} <= files
+    assert image_steps(client, run.info.run_id, "overlays") == [1, 2]
+    inputs = {item.dataset.name: item for item in run.inputs.dataset_inputs}
+    contexts = {name.rpartition("/")[2]: item.tags[0].value for name, item in inputs.items()}
+    assert contexts == {"train": "training", "val": "validation"}
+    assert {item.dataset.digest for item in inputs.values()} == {plan.manifest.hash}
+
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert (model.name, model.status, model.model_type) == ("model", "READY", "segmentation")
+    linked = {metric.key: metric for metric in model.metrics}
+    assert linked["dice_mean"].value == result["metrics"]["dice_mean"]
+    assert (linked["dice_mean"].step, linked["dice_mean"].dataset_digest) == (2, plan.manifest.hash)
+    assert "train_loss" in linked
+    assert "## Validation" in model.tags["mlflow.note.content"]
 
     # The same name again is the same run, which is over: nothing is trained twice.
     again = run_training(two)

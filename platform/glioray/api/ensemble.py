@@ -81,7 +81,7 @@ def ensemble(request: EnsembleRequest) -> EnsembleResult:
             logger.finish("FAILED", str(error) or type(error).__name__)
             raise
         logger.finish()
-    answer = {"run_id": logger.run_id, "model": model, "run_name": run_name, **counted}
+    answer = {"run_id": logger.run_id, "run_url": logger.url, "model": model, "run_name": run_name, **counted}
     return EnsembleResult(model, logger.run_id, tuple(members), answer)
 
 

@@ -12,7 +12,8 @@ from glioray.api.models import resolve_registered
 from glioray.api.places import data_uri, storage_uri, use_tracking
 from glioray.api.requests import PromoteRequest
 from glioray.api.verbs import as_verb
-from glioray.engine.on_mlflow.registry import champion, set_champion
+from glioray.engine.on_mlflow.card import COMPARISON, comparison_text
+from glioray.engine.on_mlflow.registry import add_to_card, champion, set_champion
 from glioray.engine.on_ray.connect import connect
 from glioray.engine.promotion import compare_to_champion
 from glioray.tasks import open_package
@@ -85,6 +86,8 @@ def _promote(request: PromoteRequest, *, decide_only: bool) -> PromoteResult:
                 manifest = open_data(data_uri(request.data), storage, labels=request.labels)
             outcome = compare_to_champion(packages, manifest)
         answer |= {**outcome.answer, "reason": outcome.reason}
+        if not decide_only:
+            add_to_card(name, version, COMPARISON, comparison_text(outcome, holder))
         if outcome.wins and not decide_only:
             set_champion(name, version)
             answer["promoted"] = True

@@ -111,13 +111,18 @@ def kept_folders(storage: Storage) -> list[str]:
     return kept
 
 
-def fetch_model(storage: Storage, folder: Path) -> Path:
-    """Copy the model of the run's latest checkpoint into a local folder, and return the folder.
+def fetch_model(storage: Storage, folder: Path, source: str | None = None) -> Path:
+    """Copy the model of a checkpoint into a local folder, and return the folder.
+
+    Args:
+        storage: of the run.
+        folder: local.
+        source: key of the checkpoint's folder; by default the latest one's.
 
     Raises:
         ModelError: the run has no checkpoint.
     """
-    source = latest_folder(storage)
+    source = source or latest_folder(storage)
     if source is None:
         raise ModelError(
             f"'{storage.uri}' has no {LATEST}: the run saved no checkpoint; look at its log, or run it again"

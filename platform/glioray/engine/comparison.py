@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from matplotlib.figure import Figure
 
 from glioray.config import override
+from glioray.engine.descriptions import describe_comparison
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.errors import TrainingError
 from glioray.reports.tables import Table
@@ -231,8 +232,8 @@ def plan_facts(plan: ComparisonPlan) -> dict[str, Any]:
 def report_results(plan: ComparisonPlan, results: Sequence[RunResult], logger: RunLogger) -> dict[str, Any]:
     """Rank the entrants, and write tables and figures to MLflow, the comparison's storage and `plan.out`.
 
-    Returns: `run_id`; `winner`, the label or None; `standings`, one object an entrant; `reading`, the interpretation;
-    the URIs of the `files`; the labels with `failed` runs, and among them with `missing` ones, which the same
+    Returns: `run_id`; `run_url`, its page in MLflow, None where no server shows it; `winner`, the label or None;
+    `standings`, one object an entrant; `reading`, the interpretation; the URIs of the `files`; the labels with `failed` runs, and among them with `missing` ones, which the same
     comparison repeats; and the labels with runs in each of the task's own states.
 
     Raises:
@@ -256,8 +257,10 @@ def report_results(plan: ComparisonPlan, results: Sequence[RunResult], logger: R
         logger.log_json(value, name)
         if comparison.stores_all:
             files[name] = json.dumps(value, indent=1).encode()
+    figures = []
     for name, figure in comparison.figures(standings, results):
         logger.log_figure(figure, name)
+        figures.append(name)
         if comparison.stores_all:
             files[name] = _png(figure)
     storages = [open_storage(uri) for uri in (plan.base.storage, plan.out) if uri is not None]
@@ -268,6 +271,7 @@ def report_results(plan: ComparisonPlan, results: Sequence[RunResult], logger: R
     if winner is not None:
         logger.log_metrics(comparison.winner_metrics(winner), step=0)
     logger.set_tags({"glioray.winner": "" if winner is None else winner.label})
+    logger.describe(describe_comparison(list(plan.entrants), table, text, figures, logger))
     _log.info("\n%s\n%s", table, text)
 
     def labels(state: str) -> list[str]:
@@ -275,6 +279,7 @@ def report_results(plan: ComparisonPlan, results: Sequence[RunResult], logger: R
 
     return {
         "run_id": logger.run_id,
+        "run_url": logger.url,
         "winner": None if winner is None else winner.label,
         "standings": [standing.to_dict() for standing in standings],
         "reading": text,

@@ -10,6 +10,7 @@ from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.engine.task import Spec
 from glioray.errors import DataError, UsageError
 from glioray.metrics.panoptic import find_panoptica
+from glioray.storage import join_uri, open_storage
 
 RULES = ("brats2023", "brats2026")
 """Names of rules by which lesions of masks are evaluated; 2026's metrics are added to the others."""
@@ -122,6 +123,14 @@ def describe_training(entries: Sequence[CaseEntry]) -> dict[str, tuple[str, ...]
 def files_of(entries: Sequence[CaseEntry]) -> list[CaseFiles]:
     """The cases' files, each with what the manifest states of them."""
     return [entry.described_files for entry in entries]
+
+
+def write_report(report: Mapping[str, bytes], out: str) -> list[str]:
+    """Write the files of an evaluation below a folder or `s3://` URI; returns their URIs."""
+    storage = open_storage(out)
+    for name, data in report.items():
+        storage.write(name, data)
+    return [join_uri(storage.uri, name) for name in report]
 
 
 def patients_of(entries: Sequence[CaseEntry]) -> dict[str, str]:

@@ -9,21 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig
-from glioray.engine.checkpoint import fetch_model
+from glioray.engine.checkpoint import fetch_model, kept_folders, latest_folder
 from glioray.engine.collectives import Ranks, barrier
 from glioray.engine.loop import Report, fit
+from glioray.engine.on_mlflow.card import model_card
+from glioray.engine.on_mlflow.datasets import validation_data
 from glioray.engine.on_mlflow.registry import log_model
 from glioray.engine.on_mlflow.runs import Kind, RunLogger
+from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
 from glioray.errors import UsageError
 from glioray.serialization import fingerprint, to_dict
@@ -82,8 +86,8 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
         report: called with the metrics of each validation, on every rank.
 
     Returns: on every rank `metrics` (of the last validation, `slices_per_s`, ...) and, where the run ended
-    early, `stopped` (why); on the first one also `run_id` and `model`, the MLflow URI of the logged model
-    (or the run's own URI where none is logged).
+    early, `stopped` (why); on the first one also `run_id`, `run_url` (None where no server shows it) and `model`, the
+    MLflow URI of the logged model (or the run's own URI where none is logged).
 
     Raises:
         UsageError: the run's name is taken by a run with other settings or other data.
@@ -114,8 +118,10 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
             if learner.stopped:
                 result["stopped"] = learner.stopped
             if logger is not None:
-                model = log_run_model(plan.task, storage, logger) if plan.log_model else plan.storage
-                result |= {"run_id": logger.run_id, "model": model}
+                for name, figure in tracked.latest.items():
+                    logger.log_figure(figure, f"{name}.png")
+                model = log_run_model(plan, storage, logger) if plan.log_model else plan.storage
+                result |= {"run_id": logger.run_id, "run_url": logger.url, "model": model}
                 logger.set_tags(learner.tags)
                 if learner.stopped:
                     logger.set_tags({"glioray.stopped": f"{learner.stopped} at epoch {metrics['epoch']:.0f}"})
@@ -133,37 +139,24 @@ def claim_run(storage: Storage, plan: RunPlan) -> None:
     """Write the run's config to its storage, or check that the run stored there is this one.
 
     Raises:
-        UsageError: as `check_claim`.
-    """
-    check_claim(storage, plan)
-    if not storage.exists(CONFIG_FILE):
-        text = json.dumps({"identity": _identity(plan), "config": to_dict(plan.config)}, indent=1)
-        storage.write(CONFIG_FILE, text.encode())
-
-
-def check_claim(storage: Storage, plan: RunPlan) -> None:
-    """Check that a run stored there is this one.
-
-    Raises:
         UsageError: a run of that name has other settings or other data.
     """
-    if not storage.exists(CONFIG_FILE):
-        return
-    there = json.loads(storage.read(CONFIG_FILE))["identity"]
-    changed = [name for name, value in _identity(plan).items() if there.get(name) != value]
-    if changed:
-        raise UsageError(
-            f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
-            "--run-name, or repeat its flags to resume it"
-        )
-
-
-def _identity(plan: RunPlan) -> dict[str, str]:
     config = to_dict(plan.config)
     # Length and world size may change on resume; model, loss and data may not.
     for name in ("max_epochs", "minutes", "num_workers"):
         config["train"].pop(name)
-    return {"settings": fingerprint(config), "data": plan.manifest.hash}
+    identity = {"settings": fingerprint(config), "data": plan.manifest.hash}
+    if storage.exists(CONFIG_FILE):
+        there = json.loads(storage.read(CONFIG_FILE))["identity"]
+        changed = [name for name, value in identity.items() if there.get(name) != value]
+        if changed:
+            raise UsageError(
+                f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
+                "--run-name, or repeat its flags to resume it"
+            )
+        return
+    text = json.dumps({"identity": identity, "config": to_dict(plan.config)}, indent=1)
+    storage.write(CONFIG_FILE, text.encode())
 
 
 def _open_logger(plan: RunPlan) -> RunLogger:
@@ -175,19 +168,33 @@ def _open_logger(plan: RunPlan) -> RunLogger:
         tags={"glioray.manifest_hash": plan.manifest.hash, "glioray.recipe": plan.config.recipe, **plan.tags},
         tracking_uri=plan.tracking_uri,
     )
+    if plan.parent_run_id is None:
+        log_page(logger)
+    logger.log_data(plan.manifest)
     num = {f"num_{name}_cases": len(plan.manifest.select(name)) for name in ("train", "val")}
     logger.log_params({**to_dict(plan.config), "data": plan.manifest.data, "storage": plan.storage, **num})
     return logger
 
 
+def log_page(logger: RunLogger) -> None:
+    """Log where the run is to be seen, where a server shows it."""
+    if logger.url is not None:
+        _log.info("the run in MLflow: %s", logger.url)
+
+
 class _Tracked:
-    """Reports each validation to MLflow, on the first rank, and then to the caller."""
+    """Reports each validation to MLflow, on the first rank, and then to the caller.
+
+    Attributes:
+        latest: the figures of the latest validation; none before the first.
+    """
 
     def __init__(
         self, prepared: Prepared, logger: RunLogger | None, storage: Storage, report: Report | None
     ) -> None:
         self.prepared, self.logger, self.storage, self.report = prepared, logger, storage, report
         self.history = load_history(storage) if logger is not None else []
+        self.latest: Mapping[str, Figure] = {}
 
     def __call__(self, metrics: dict[str, float]) -> None:
         if self.logger is not None:
@@ -197,6 +204,9 @@ class _Tracked:
             self.storage.write(HISTORY_FILE, json.dumps(self.history).encode())
             for path, figure in self.prepared.figures(self.history).items():
                 self.logger.log_figure(figure, path)
+            self.latest = self.prepared.series()
+            for name, figure in self.latest.items():
+                self.logger.log_image(figure, name, step=epoch)
         if self.report is not None:
             self.report(metrics)
 
@@ -209,15 +219,57 @@ def load_history(storage: Storage) -> list[dict[str, float]]:
     return history
 
 
-def log_run_model(task: Task, storage: Storage, logger: RunLogger) -> str:
-    """Log the model of the run's latest checkpoint with its MLflow run; returns its URI."""
-    with tempfile.TemporaryDirectory() as folder:
-        return log_package(task, logger, fetch_model(storage, Path(folder)))
+def log_run_model(plan: RunPlan, storage: Storage, logger: RunLogger) -> str:
+    """Log the models of the checkpoints that the run kept with its MLflow run; returns the URI of the latest one.
+
+    Raises:
+        ModelError: the run has no checkpoint.
+    """
+    latest = latest_folder(storage)
+    uri = ""
+    for folder in kept_folders(storage) or [None]:
+        with tempfile.TemporaryDirectory() as local:
+            package = fetch_model(storage, Path(local), folder)
+            checkpoint = None if folder in (None, latest) else folder.rpartition("/")[2]
+            uri = log_package(plan.task, logger, package, manifest=plan.manifest, checkpoint=checkpoint)
+    return uri
 
 
-def log_package(task: Task, logger: RunLogger, package: Path) -> str:
-    """Log a package with an MLflow run, beside an export of its network; returns its URI."""
+def log_package(
+    task: Task,
+    logger: RunLogger,
+    package: Path,
+    *,
+    manifest: Manifest | None = None,
+    checkpoint: str | None = None,
+) -> str:
+    """Log a package with an MLflow run, beside an export of its network; returns its URI.
+
+    Args:
+        task: of the model.
+        logger: the run.
+        package: the model's folder.
+        manifest: that it was trained and validated on, where one run did both.
+        checkpoint: name of an earlier checkpoint, which is logged under it and without an export: that takes longer
+            than all else. None for the run's model.
+    """
     export = task.export(package)
-    for path, value in export.artifacts.items():
-        logger.log_json(value, path)
-    return log_model(logger, package, export.net, export.example)
+    if checkpoint is None:
+        for path, value in export.artifacts.items():
+            logger.log_json(value, path)
+    spec = task.parse_spec((package / SPEC_FILE).read_bytes())
+    kept = task.search.kept_metrics
+    metrics = {key: value for key, value in spec.metrics.items() if key.startswith(kept)}
+    return log_model(
+        logger,
+        package,
+        export.net if checkpoint is None or export.files is None else None,
+        export.example,
+        files=export.files,
+        name=checkpoint or "model",
+        kind=task.name,
+        step=int(spec.metrics.get("epoch", 0)),
+        metrics=metrics,
+        dataset=None if manifest is None else validation_data(manifest),
+        card=model_card(task, spec, export.cases, logger, manifest),
+    )

@@ -107,13 +107,34 @@ class Prepared:
     Attributes:
         learner: what the loop drives.
         feed: this rank's batches.
-        figures: of the latest validation, by their path in MLflow, from the metrics of all so far; called on the
-            first rank only.
+        figures: by their path in MLflow, from the metrics of all validations so far; each replaces the one before.
+            Called on the first rank only.
+        series: figures of the latest validation, by name; MLflow keeps one for each validation. Called on the first
+            rank only.
     """
 
     learner: Learner
     feed: Feed
     figures: Callable[[History], Mapping[str, Figure]]
+    series: Callable[[], Mapping[str, Figure]] = dict
+
+
+@dataclass(frozen=True)
+class FilesModel:
+    """A model that answers files with files: what MLflow's python_function of it does.
+
+    Attributes:
+        load: "module:name" of a class or function that takes a package's folder and returns a callable. That takes a
+            mapping of files, by name, and the options by keyword, and returns a mapping of files.
+        inputs: names of the files -> whether each must be there.
+        outputs: names of the files that are returned.
+        options: default by name.
+    """
+
+    load: str
+    inputs: Mapping[str, bool]
+    outputs: tuple[str, ...]
+    options: Mapping[str, str | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,11 +145,15 @@ class Export:
         net: the network with its weights; (B, C, H, W) to (B, K, H', W').
         example: an input (B, C, H, W) of the size that the model is for; its values do not matter.
         artifacts: further JSON values of the run, by path.
+        files: how the model answers files; None where its python_function takes arrays, as the network does.
+        cases: metrics of the last validation by case id, then by region or modality, for the model's card.
     """
 
     net: torch.nn.Module
     example: torch.Tensor
     artifacts: Mapping[str, Any] = field(default_factory=dict)
+    files: FilesModel | None = None
+    cases: Mapping[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,7 +308,7 @@ class Task(Protocol):
 
         Returns:
             The JSON answer of jobs/evaluate.py: among others "model", "split", "mean", "intervals", "cases", "failed",
-            with `out` "files", and "exit_code".
+            with `out` "files", and "exit_code". Beside it, not as JSON, "report": the files to read, path -> bytes.
 
         Raises:
             DataError: no case is left, or none could be evaluated.

@@ -44,11 +44,12 @@ def test_plain_mlflow_makes_what_the_resolver_makes(
     _package(tmp_path / "package", hr_size, lr_size)
     logged: list[tuple[nn.Module, torch.Tensor]] = []
 
-    def log_model(logger: Any, package: Path, net: nn.Module, example: torch.Tensor) -> str:
+    def log_model(logger: Any, package: Path, net: nn.Module, example: torch.Tensor, **more: Any) -> str:
         logged.append((net, example))
         return "runs:/r/model"
 
     monkeypatch.setattr(session, "log_model", log_model)
+    monkeypatch.setattr(session, "model_card", lambda *described: "")
     logger: Any = None
     assert session.log_package(load_task("superres"), logger, tmp_path / "package") == "runs:/r/model"
     ((net, example),) = logged

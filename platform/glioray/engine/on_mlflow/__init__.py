@@ -6,6 +6,9 @@ processes may write to a sweep and its trials at once.
 
 import os
 
+PACKAGE = "package"
+"""The artifact of a logged model's python_function that is the model's package."""
+
 _SETTINGS = {
     # Hospital data must not leave the site, and neither should usage telemetry.
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from glioray.engine.on_mlflow.runs import Kind, RunLogger
-from glioray.engine.run import RunPlan, claim_run
+from glioray.engine.run import RunPlan, claim_run, log_page
+from glioray.serialization import to_dict
 from glioray.storage import open_storage
 
 
@@ -18,7 +19,7 @@ def parent_run(base: RunPlan, kind: Kind, **facts: Any) -> Iterator[RunLogger]:
     Args:
         base: the plan with the name, storage and data of the whole.
         kind: of the run.
-        facts: params beside recipe and data.
+        facts: params beside the recipe's settings and the data.
 
     Raises:
         UsageError: the name is taken by a run with other settings or other data.
@@ -30,7 +31,9 @@ def parent_run(base: RunPlan, kind: Kind, **facts: Any) -> Iterator[RunLogger]:
         base.experiment, base.run_name, kind=kind, tags=tags, tracking_uri=base.tracking_uri
     )
     try:
-        logger.log_params({"recipe": recipe, **facts, "data": base.manifest.data})
+        log_page(logger)
+        logger.log_data(base.manifest)
+        logger.log_params({**to_dict(base.config), "recipe": recipe, **facts, "data": base.manifest.data})
         yield logger
         logger.finish()
     except Exception as error:

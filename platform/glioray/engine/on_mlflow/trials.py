@@ -53,7 +53,7 @@ def register_winner(name: str, winner: RunPlan, tags: Mapping[str, str]) -> tupl
     if latest_folder(storage) is None:
         raise TrainingError(f"trial {winner.run_name} won but left no checkpoint in '{winner.storage}'")
     logger = open_trial(winner)
-    log_run_model(winner.task, storage, logger)
+    log_run_model(winner, storage, logger)
     logger.finish()
     facts = {"recipe": winner.config.recipe, "manifest_hash": winner.manifest.hash, **tags}
     model = register_model(

@@ -15,16 +15,17 @@ from typing import Any
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from glioray.engine.descriptions import describe_sweep
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
-from glioray.engine.on_ray.connect import WorkerResources, worker_resources
+from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE
-from glioray.engine.search import Row, SweepPlan, check_sweep
-from glioray.engine.space import format_space
+from glioray.engine.search import Row, Search, SweepPlan, check_sweep
+from glioray.engine.space import CustomSpace, format_space
 from glioray.engine.trials import (
     build_row,
     choose_setting,
@@ -35,7 +36,6 @@ from glioray.engine.trials import (
     rank_rows,
 )
 from glioray.errors import GliorayError, TrainingError, UsageError
-from glioray.progress import IN_LOG, log_to_stderr
 from glioray.reports.pareto import pareto_figure, pareto_front
 from glioray.reports.trials import trials_figure
 from glioray.storage import join_uri, open_storage
@@ -43,12 +43,14 @@ from glioray.storage import join_uri, open_storage
 _log = logging.getLogger(__name__)
 
 SPACE_FILE = "space.json"
+_MAX_COLUMNS = 8
 
 
 def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     """Search, or resume the search of that run name, and register the best trial's model (it is not retrained).
 
-    Returns: `run_id` of the sweep, `model` (the registered version), `metrics` of the winner, `winner` ("trial",
+    Returns: `run_id` of the sweep, `run_url` and `table_url` (its page in MLflow, and the table of its trials by the
+        objective; None where no server shows them), `model` (the registered version), `metrics` of the winner, `winner` ("trial",
         "run_id", "settings"), the summary under the task's `Search.summary_key`, `trials` (a row each, best first) and,
         in the mode "pareto", `front` (trials by the second objective).
 
@@ -70,7 +72,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     _check_same_space(plan)
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
-        open_storage(base.storage).write(SPACE_FILE, json.dumps(_identity(plan)).encode())
+        open_storage(base.storage).write(SPACE_FILE, json.dumps(_custom_json(plan.custom)).encode())
         _train_warm_starts(plan, logger.run_id)
         results = _fit(plan, logger.run_id)
         rows = rank_rows([build_row(result, search) for result in results])
@@ -78,10 +80,13 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         is_healthy = {row["trial"]: search.is_healthy(row["objective"], config) for row in rows}
         summary = search.summarize(rows)
         _log_rows(logger, plan, rows, summary, is_healthy)
+        kept = [name for name in rows[0]["metrics"] if name.startswith(search.kept_metrics)]
+        logger.share_table(search.objective, kept[:_MAX_COLUMNS], plan.space)
         end_stopped(rows, lambda row: plan.trial_run(row["trial"], logger.run_id))
         front = _find_front(plan, rows, is_healthy) if plan.mode == "pareto" else []
         best = next((row for row in rows if row["trial"] in front), rows[0])
         if not is_healthy[best["trial"]]:
+            logger.describe(describe_sweep(plan, rows, summary, {}, logger))
             raise TrainingError(
                 f"none of the {len(rows)} trials is healthy; the best one's reason: {best['reason'] or search.unhealthy}"
             )
@@ -90,16 +95,17 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
             winner = dataclasses.replace(winner, storage=last_storage(winner.storage))
         tags = {"sweep": base.run_name, **search.version_tags(best["metrics"])}
         model, run_id = register_winner(plan.model_name, winner, tags)
-        logger.log_metrics({search.objective: best["objective"]}, step=0)
+        logger.log_metrics(_winner_metrics(search, best), step=0)
+        won = {"trial": best["trial"], "model": model, "run_id": run_id}
         logger.set_tags(
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
         )
-        _log.info(
-            "winner: trial %s with %s %.4g (not retrained), registered as %s",
-            best["trial"], search.objective, best["objective"], model,
-        )  # fmt: skip
+        logger.describe(describe_sweep(plan, rows, summary, won, logger))
+        _log.info("winner: trial %s (not retrained), registered as %s", best["trial"], model)
     result = {
         "run_id": logger.run_id,
+        "run_url": logger.url,
+        "table_url": logger.table_url,
         "model": model,
         "metrics": best["metrics"],
         "winner": {"trial": best["trial"], "run_id": run_id, "settings": best["settings"]},
@@ -109,33 +115,25 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     return result | ({"front": front} if plan.mode == "pareto" else {})
 
 
-def _identity(plan: SweepPlan) -> dict[str, Any]:
-    """What a search must keep when it resumes, beside its config: its own entries and its objective."""
-    custom = plan.custom
-    space = {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
-    return {**space, "objective": plan.search.objective}
+def _custom_json(custom: CustomSpace) -> dict[str, Any]:
+    return {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
 
 
 def _check_same_space(plan: SweepPlan) -> None:
-    """Refuse to resume a search with other entries, since Tune would keep the old ones, or with another objective.
+    """Refuse to resume a search with other entries: Tune would keep the old ones.
 
     Raises:
-        UsageError: a search of that name has other entries, or trials of another objective.
+        UsageError: a search of that name has other entries.
     """
     storage = open_storage(plan.base.storage)
-    if not storage.exists(CONFIG_FILE) or not any(storage.list("ray/")):
+    if not storage.exists(CONFIG_FILE):
         return
-    name, now = plan.base.run_name, _identity(plan)
-    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else {}
-    if kept.get("objective") != now["objective"]:
+    # Searches from before there was such a file have no entries.
+    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else _custom_json(CustomSpace())
+    if kept != _custom_json(plan.custom):
         raise UsageError(
-            f"the search '{name}' was begun by a version of glioray that ranks trials by another objective, which does "
-            f"not compare with '{now['objective']}'; choose another --run-name"
-        )
-    if kept != now:
-        raise UsageError(
-            f"the search '{name}' exists with another search space ({json.dumps(kept['entries'])}); choose another "
-            "--run-name, or repeat its --search flags to resume it"
+            f"the search '{plan.base.run_name}' exists with another search space ({json.dumps(kept['entries'])}); "
+            "choose another --run-name, or repeat its --search flags to resume it"
         )
 
 
@@ -147,8 +145,7 @@ def _log_rows(
     is_healthy: Mapping[str, bool],
 ) -> None:
     search = plan.search
-    summary_text = search.describe(summary, plan.mode)
-    table = f"{summary_text}\n{format_table(rows, search.columns)}"
+    table = f"{search.describe(summary, plan.mode)}\n{format_table(rows, search.columns)}"
     # The settings that a member ended with are not those of its whole run.
     weights = {} if plan.mode == "pbt" else importances(rows, plan.space)
     if weights:
@@ -173,8 +170,20 @@ def _log_rows(
         )
         logger.log_figure(figure, "pareto.png")
     logger.log_metrics({k: float(v) for k, v in summary.items() if not isinstance(v, list)}, step=0)
-    _log.info("%s", summary_text.strip())
-    _log.info("\n%s", table, extra=IN_LOG)
+    _log.info("\n%s", table)
+
+
+def _winner_metrics(search: Search, best: Row) -> dict[str, float]:
+    """The winner's metrics and numeric settings, so that MLflow's table and charts compare searches."""
+    settings = {
+        f"winner.{name}": float(value)
+        for name, value in best["settings"].items()
+        if isinstance(value, int | float)
+    }
+    kept = {
+        name: float(value) for name, value in best["metrics"].items() if name.startswith(search.kept_metrics)
+    }
+    return settings | kept | {search.objective: float(best["objective"])}
 
 
 def _find_front(plan: SweepPlan, rows: list[Row], is_healthy: Mapping[str, bool]) -> list[str]:
@@ -219,7 +228,6 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
             population(plan),
             folder=folder,
             resources=resources.resources(),
-            num_trials=plan.num_trials,
             space=member_domains(plan),
             num_kept=num_kept(config.train.num_validations),
         )
@@ -249,12 +257,11 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
         ),
         folder=folder,
         resources={"CPU": 0.01} if num_workers > 1 else resources.resources(),
-        num_trials=plan.num_trials,
     )
 
 
 def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, resources: WorkerResources) -> None:
-    log_to_stderr(shown=False)
+    log_to_stderr()
     trial_id = tune.get_context().get_trial_id()
     search = plan.search
     last: dict[str, Any] = {"percent": 0}

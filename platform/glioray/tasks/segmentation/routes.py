@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from glioray.cases.conventions import CONVENTIONS, LabelConvention, find_convention
+from glioray.cases.conventions import CONVENTIONS, LabelConvention
 from glioray.cases.labels import LABELS, REGION_LABELS, from_internal
 from glioray.cases.load import Case, load_case_from_bytes
 from glioray.cases.nifti import encode_mask
-from glioray.config import REGIONS
 from glioray.engine.serving import (
     BINARY,
     LIMITS,
@@ -34,6 +33,7 @@ from glioray.engine.serving import (
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
 from glioray.slices.volumes import resample_labels
+from glioray.tasks.segmentation.files import choose_convention
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.predictor import Predictor
 
@@ -132,7 +132,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
         files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
         parts = {name: await file.read() for name, file in files.items() if file is not None}
         check_uploads(parts, served.model.spec.config.preprocess.modalities)
-        convention = _choose_convention(labels, served.model.spec)
+        convention = choose_convention(labels, served.model.spec)
         enhance = None
         if superresolve == "true" and enhancement is not None:
             enhance = enhancement.begin(options)
@@ -152,18 +152,6 @@ def make_routes(endpoint: Endpoint) -> Routes:
         return await endpoint.run(work, done="segmented")
 
     return Routes(router, ModelAnswer, _describe)
-
-
-def _choose_convention(labels: str | None, spec: ModelSpec) -> LabelConvention:
-    """The convention of the mask. Raises: UsageError where it is unknown or lacks a label of the model."""
-    has_cavity = spec.out_channels == len(LABELS)
-    convention = find_convention(labels or ("brats2024" if has_cavity else "brats-et4"))
-    if has_cavity and convention.regions == REGIONS and "rc" not in convention.parts.values():
-        raise UsageError(
-            f"labels is '{convention.name}', which has no number for the resection cavity that the model labels; send "
-            "labels=brats2024"
-        )
-    return convention
 
 
 class _NoOptions:

@@ -28,6 +28,7 @@ from glioray.tasks.segmentation.comparison import SegmentationComparison
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.entrants import entrant_config, product_entrants
 from glioray.tasks.segmentation.evaluation import evaluate_segmentation
+from glioray.tasks.segmentation.files import describe_files
 from glioray.tasks.segmentation.package import FORMAT, ModelSpec, parse_spec, read_package
 from glioray.tasks.segmentation.prediction import predict_cases
 from glioray.tasks.segmentation.predictor import Predictor
@@ -78,7 +79,12 @@ class SegmentationTask:
         # made from smaller images may refuse the model's own slices.
         preprocess = spec.config.preprocess
         example = torch.zeros(1, preprocess.num_channels, *preprocess.size)
-        return Export(net, example, {"validation_cases.json": spec.val_cases})
+        cases = {
+            case_id: {region: {"dice": value} for region, value in dice.items()}
+            for case_id, dice in spec.val_cases.items()
+        }
+        artifacts = {"validation_cases.json": spec.val_cases}
+        return Export(net, example, artifacts, files=describe_files(spec), cases=cases)
 
     def verdict(self, metrics: Mapping[str, float]) -> Verdict:
         return Verdict()

@@ -45,18 +45,21 @@ def prepare_segmentation(
     learner = make(config, _first_spec(plan), judged, ranks, device, known)
 
     def draw(history: History) -> dict[str, Figure]:
-        figures = {"learning_curves.png": learning_curves(history)}
-        if pictures := learner.pictures:
-            path = f"overlays/epoch_{int(history[-1]['epoch']):04d}.png"
-            figures[path] = overlay_figure(
-                np.stack([p.image for p in pictures]),
-                np.stack([p.truth for p in pictures]),
-                np.stack([p.prediction for p in pictures]),
-                [p.title for p in pictures],
-            )
-        return figures
+        return {"learning_curves.png": learning_curves(history)}
 
-    return Prepared(learner, feed, draw)
+    def draw_overlays() -> dict[str, Figure]:
+        pictures = learner.pictures
+        if not pictures:
+            return {}
+        overlays = overlay_figure(
+            np.stack([p.image for p in pictures]),
+            np.stack([p.truth for p in pictures]),
+            np.stack([p.prediction for p in pictures]),
+            [p.title for p in pictures],
+        )
+        return {"overlays": overlays}
+
+    return Prepared(learner, feed, draw, draw_overlays)
 
 
 def balanced(plan: RunPlan) -> RunPlan:

@@ -8,6 +8,7 @@ import torch
 
 from glioray.engine.task import Export
 from glioray.nets.gan import FixedScale
+from glioray.tasks.superres.files import describe_files
 from glioray.tasks.superres.package import read_superres
 
 
@@ -22,4 +23,4 @@ def export_superres(package: Path) -> Export:
     # As they were read: weights laid out for channels-last images are exported with a warning.
     net = FixedScale(nets["gan" if "gan" in nets else "psnr"], config.degrade.scale)
     size = config.degrade.lr_size
-    return Export(net, torch.zeros(1, config.num_channels, size, size))
+    return Export(net, torch.zeros(1, config.num_channels, size, size), files=describe_files(spec))

@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from glioray.cases.load import Case
-from glioray.config import MODALITIES
 from glioray.engine.serving import (
     BINARY,
     MODEL_HEADER,
@@ -24,12 +23,11 @@ from glioray.engine.serving import (
     Routes,
     Served,
     accepts_json,
-    check_one_kind,
-    check_uploads,
     warning_header,
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
+from glioray.tasks.superres.files import check_files
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.uploads import (
     MAX_SCALE,
@@ -81,7 +79,7 @@ class SuperResAnswer(BaseModel):
     generators: tuple[str, ...] = Field(
         description="psnr and gan, which `blend` lies between; or one of them"
     )
-    collapse: str = Field(description="of its last validation: healthy, collapsed, dead or unjudged")
+    collapse: str = Field(description="of its last validation: healthy, collapsed or unjudged")
     spacing_mm: tuple[float, float, float] = Field(
         description="median of its training cases, the high resolution, along X, Y, Z in RAS+ order"
     )
@@ -212,14 +210,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
         served: Served[SuperResolver] = endpoint.served
         files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
         parts = {name: await file.read() for name, file in files.items() if file is not None}
-        config = served.model.spec.config
-        if config.num_channels > 1:
-            check_uploads(parts, config.preprocess.modalities)
-        else:
-            expected = f"send some of the files {', '.join(MODALITIES)}, or one file image"
-            check_one_kind(parts, expected)
-            if not parts:
-                raise UsageError(f"no file was sent; {expected}")
+        check_files(parts, served.model.spec)
         sent, plan = await endpoint.read(lambda: _read(served, parts, options))
         if accepts_json(request.headers.get("accept", "")):
             return _describe_plan(served, plan, options)

@@ -104,11 +104,13 @@ def prepare_gan(
     )
 
     def draw(history: History) -> dict[str, Figure]:
-        assert judge is not None, "the first rank judges"
-        path = f"panels/epoch_{int(history[-1]['epoch']):04d}.png"
-        return {"gan_curves.png": gan_curves(history), path: panel_figure(panel_rows(judge))}
+        return {"gan_curves.png": gan_curves(history)}
 
-    return Prepared(learner, feed, draw)
+    def draw_panels() -> dict[str, Figure]:
+        assert judge is not None, "the first rank judges"
+        return {"panels": panel_figure(panel_rows(judge))}
+
+    return Prepared(learner, feed, draw, draw_panels)
 
 
 def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:

@@ -1,0 +1,121 @@
+"""A model's python_function: the endpoint's mask out of bytes or paths, in plain MLflow, without pickle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+
+from glioray.cases.conventions import CONVENTIONS
+from glioray.cases.labels import from_internal
+from glioray.cases.layouts import discover_cases
+from glioray.cases.load import load_case, load_case_from_bytes
+from glioray.cases.nifti import encode_mask
+from glioray.engine.on_mlflow.export import save_export
+from glioray.engine.on_mlflow.files_model import add_files_model
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
+from glioray.storage import open_storage
+from glioray.tasks import load_task
+from glioray.tasks.segmentation.package import ModelSpec, write_package
+from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.recipes import build_recipe
+
+pytestmark = pytest.mark.contracts
+
+
+@pytest.fixture(scope="module")
+def paths(phantom_data: Path) -> dict[str, Path]:
+    """The files of a case, by modality."""
+    files = discover_cases(open_storage(phantom_data))[0][0]
+    return {name: phantom_data / key for name, key in files.images.items()}
+
+
+@pytest.fixture(scope="module")
+def model(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The MLflow model folder of an untrained network, as a run logs it."""
+    storage = open_storage(phantom_data)
+    case = load_case(storage, discover_cases(storage)[0][0])
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        config=build_recipe("unet_tiny"), out_channels=3, spacing_mm=case.spacing_mm, manifest_hash="m"
+    )
+    package, folder = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("model") / "model"
+    write_package(package, spec, spec.build().state_dict())
+    export = load_task("segmentation").export(package)
+    save_export(export.net, export.example, folder, run_id="r")
+    (folder / "glioray").mkdir()
+    for name in (WEIGHTS_FILE, SPEC_FILE):
+        (folder / "glioray" / name).write_bytes((package / name).read_bytes())
+    assert export.files is not None
+    add_files_model(folder, export.files, "glioray")
+    return folder
+
+
+def _expected(model: Path, paths: dict[str, Path], labels: str) -> bytes:
+    """What /v1/segment answers."""
+    case = load_case_from_bytes({name: path.read_bytes() for name, path in paths.items()})
+    mask = Predictor.load(model / "glioray").predict(case)
+    return encode_mask(from_internal(mask, CONVENTIONS[labels]), like=case.reference)
+
+
+def test_bytes_and_paths_become_the_endpoints_mask(model: Path, paths: dict[str, Path]):
+    loaded = mlflow.pyfunc.load_model(str(model))
+    in_bytes = {name: path.read_bytes() for name, path in paths.items()}
+    expected = _expected(model, paths, "brats-et4")
+    texts = {name: str(path) for name, path in paths.items()}
+    for given in (in_bytes, texts, pd.DataFrame([in_bytes]), [texts]):
+        answer = loaded.predict(given)
+        assert list(answer.columns) == ["mask"]
+        assert answer["mask"].tolist() == [expected]
+    assert loaded.predict(pd.DataFrame([texts, in_bytes]))["mask"].tolist() == [expected, expected]
+    other = loaded.predict(texts, params={"labels": "brats-et3"})["mask"][0]
+    assert other == _expected(model, paths, "brats-et3") != expected
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"t1": "/nowhere.nii.gz"}, "t1 is '/nowhere.nii.gz', which cannot be read"),
+        ({"t1": None}, "t1 is missing"),
+        ({"t1": b"x"}, "t1"),
+    ],
+)
+def test_what_is_no_case_is_refused_in_a_sentence(
+    model: Path, paths: dict[str, Path], change: dict[str, Any], sentence: str
+):
+    loaded = mlflow.pyfunc.load_model(str(model))
+    with pytest.raises(Exception, match=sentence):
+        loaded.predict({name: str(path) for name, path in paths.items()} | change)
+
+
+_PLAIN_PYTHON = """
+import json, sys, mlflow.pyfunc
+from pathlib import Path
+
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import glioray
+assert Path(glioray.__file__).is_relative_to(sys.argv[1]), glioray.__file__
+answer = model.predict(json.loads(sys.argv[2]))
+Path(sys.argv[3]).write_bytes(answer["mask"][0])
+"""
+
+
+def test_no_glioray_need_be_installed(model: Path, paths: dict[str, Path], tmp_path: Path):
+    texts = json.dumps({name: str(path) for name, path in paths.items()})
+    command = [sys.executable, "-c", _PLAIN_PYTHON, str(model), texts, str(tmp_path / "mask")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "mask").read_bytes() == _expected(model, paths, "brats-et4")
+
+
+def test_nothing_is_pickled_and_weights_are_there_once(model: Path):
+    names = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
+    assert not [name for name in names if name.endswith((".pkl", ".pth"))]
+    assert [name for name in names if name.endswith(".safetensors")] == ["glioray/model.safetensors"]
