@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,16 @@ from typing import Any
 
 from glioray.api.data import open_data
 from glioray.api.models import resolve_model
-from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
+from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
 from glioray.api.requests import EvaluateRequest
 from glioray.api.verbs import as_verb
+from glioray.cases.manifest import Manifest
 from glioray.engine.evaluation import check_rule
+from glioray.engine.on_mlflow.registry import logged_model_id
+from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_ray.connect import connect
 from glioray.engine.task import ModelPackage
-from glioray.serialization import to_dict
+from glioray.serialization import fingerprint, to_dict
 from glioray.tasks import open_package, open_segmenter
 
 
@@ -64,6 +68,8 @@ def preview(request: EvaluateRequest) -> dict[str, Any]:
 def evaluate(request: EvaluateRequest) -> EvaluateResult:
     """Evaluate a model of any task on whole cases, by default those of patients that it was not trained on.
 
+    Means, pages and pictures become a run in MLflow, whose metrics belong to the model and the data set.
+
     Returns:
         EvaluateResult: metrics by case, their means and 95 % intervals.
 
@@ -71,17 +77,27 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         UsageError: a request that is not valid.
         ModelError: there is no such model.
         DataError: no case is left, or none could be evaluated.
+        StorageError: MLflow or the storage cannot be reached.
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
-    out = ready_out(request.out) if request.out else None
     with _opened(request) as (package, folder):
         segmenter = open_segmenter(package, request.segmenter, folder / "segmenter")
+        out = out_uri(request.out) if request.out else None
         connect()
         manifest = open_data(data, storage, labels=request.labels)
-        answer = package.task.evaluate(
-            package, manifest, split=request.split, segmenter=segmenter, out=out, metrics=request.metrics
-        )
-    answer.pop("exit_code", None)
+        # Before the work: MLflow may be away.
+        logger = _open_run(request, package, manifest)
+        try:
+            answer = package.task.evaluate(
+                package, manifest, split=request.split, segmenter=segmenter, out=out, metrics=request.metrics
+            )
+            answer.pop("exit_code", None)
+            _log(answer, answer.pop("report", {}), logger, manifest)
+        except Exception as error:
+            logger.finish("FAILED", str(error) or type(error).__name__)
+            raise
+        logger.finish()
+        answer |= {"run_id": logger.run_id, "run_url": logger.url}
     return EvaluateResult(
         model_uri=package.uri,
         mean=answer["mean"],
@@ -91,6 +107,33 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         files=tuple(answer.get("files", ())),
         answer=answer,
     )
+
+
+def _open_run(request: EvaluateRequest, package: ModelPackage, manifest: Manifest) -> RunLogger:
+    """The MLflow run of an evaluation: the same for the same model on the same cases."""
+    spec_hash = fingerprint([package.uri, package.spec.to_json(), manifest.hash])
+    name = f"evaluate {package.uri.rstrip('/').rpartition('/')[2]} on {request.split} {spec_hash[:6]}"
+    tags = {"glioray.manifest_hash": manifest.hash, "glioray.recipe": package.spec.config.recipe}
+    logger = RunLogger.open_run(request.experiment, name, kind="evaluate", tags=tags)
+    logger.log_params({"model": package.uri, "data": manifest.data, "split": request.split})
+    return logger
+
+
+def _log(answer: dict[str, Any], report: dict[str, bytes], logger: RunLogger, manifest: Manifest) -> None:
+    """Log means as metrics of the model and the data set, and the files to read."""
+    entries = [manifest.entry(case_id) for case_id in answer["cases"]]
+    dataset = logger.log_dataset(manifest, answer["split"], "evaluation", entries)
+    metrics = {
+        f"{name}_{row}": value
+        for row, values in answer["mean"].items()
+        for name, value in values.items()
+        if math.isfinite(value)
+    }
+    logger.log_metrics(metrics, step=0, model_id=logged_model_id(answer["model"]), dataset=dataset)
+    for path, data in report.items():
+        logger.log_bytes(data, path)
+    if page := report.get("evaluation.md"):
+        logger.describe(page.decode())
 
 
 @contextmanager

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.engine.evaluation import check_rule, files_of, patients_of, select_cases
+from glioray.engine.evaluation import check_rule, files_of, patients_of, select_cases, write_report
 from glioray.engine.on_ray.batch import map_cases, split_failed
 from glioray.engine.task import ModelPackage
 from glioray.errors import DataError
 from glioray.reports.case_metrics import CaseMetrics, mean_metrics, metric_intervals, metrics_csv
-from glioray.storage import join_uri, open_storage
-from glioray.tasks.segmentation.case_metrics import evaluate_case
+from glioray.storage import open_storage
+from glioray.tasks.segmentation.case_metrics import case_metrics, case_slice_sums
+from glioray.tasks.segmentation.evaluation_figures import extremes_figure, sketch_case
 from glioray.tasks.segmentation.evaluation_page import evaluation_markdown
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slicewise import SliceSums, slicewise_table
+
+_OVERLAYS = "overlays.png"
 
 
 def evaluate_segmentation(
@@ -33,7 +39,8 @@ def evaluate_segmentation(
         DataError: no case is left, or none could be evaluated.
     """
     entries = select_labelled_cases(manifest, {"model": package.spec}, split)
-    cases, slices, failed = evaluate_cases(package.folder, manifest.data, entries, rule=rule)
+    good, failed = _map_cases(package.folder, manifest.data, entries, rule)
+    cases: dict[str, CaseMetrics] = {case_id: answer["metrics"] for case_id, answer in good.items()}
     if not cases:
         raise DataError(f"none of the {len(failed)} cases could be evaluated; the reasons are above")
     patients = patients_of(entries)
@@ -42,20 +49,29 @@ def evaluate_segmentation(
         "split": split,
         "mean": mean_metrics(cases),
         "intervals": metric_intervals(cases, patients),
-        "slicewise": slicewise_table(slices.values()),
+        "slicewise": slicewise_table([answer["slices"] for answer in good.values()]),
         "cases": cases,
         "failed": failed,
     }
+    page = evaluation_markdown(
+        cases,
+        patients,
+        result["slicewise"],
+        title=f"{package.uri} on {split} cases",
+        failed=failed,
+        overlays=_OVERLAYS,
+    )
+    report = {
+        "evaluation.json": json.dumps(result, indent=1).encode(),
+        "evaluation.csv": metrics_csv(cases).encode(),
+        "evaluation.md": page.encode(),
+        _OVERLAYS: _png(
+            extremes_figure(cases, {case_id: answer["sketch"] for case_id, answer in good.items()})
+        ),
+    }
     if out is not None:
-        storage = open_storage(out)
-        storage.write("evaluation.json", json.dumps(result, indent=1).encode())
-        storage.write("evaluation.csv", metrics_csv(cases).encode())
-        page = evaluation_markdown(
-            cases, patients, result["slicewise"], title=f"{package.uri} on {split} cases", failed=failed
-        )
-        storage.write("evaluation.md", page.encode())
-        result["files"] = [join_uri(storage.uri, f"evaluation.{kind}") for kind in ("json", "csv", "md")]
-    return {**result, "exit_code": 1 if failed else 0}
+        result["files"] = write_report(report, out)
+    return {**result, "report": report, "exit_code": 1 if failed else 0}
 
 
 def select_labelled_cases(
@@ -83,8 +99,7 @@ def evaluate_cases(
         entries: the cases, with masks.
         rule: of `engine.evaluation.RULES`.
     """
-    answers = map_cases({"model": package}, load_predictor, files_of(entries), partial(_evaluate, data, rule))
-    good, failed = split_failed(answers)
+    good, failed = _map_cases(package, data, entries, rule)
     metrics = {case_id: answer["metrics"] for case_id, answer in good.items()}
     return metrics, {case_id: answer["slices"] for case_id, answer in good.items()}, failed
 
@@ -94,7 +109,26 @@ def load_predictor(folders: Mapping[str, Path]) -> Predictor:
     return Predictor.load(folders["model"])
 
 
+def _map_cases(
+    package: Path, data: str, entries: Sequence[CaseEntry], rule: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """By case id "metrics", "slices" and "sketch", and why the other cases failed."""
+    work = partial(_evaluate, data, rule)
+    return split_failed(map_cases({"model": package}, load_predictor, files_of(entries), work))
+
+
 def _evaluate(data: str, rule: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
     check_rule(rule, "labels")  # this node may lack what the driver has
-    metrics, slices = evaluate_case(predictor, load_case(open_storage(data), files), rule=rule)
-    return {"metrics": metrics, "slices": slices}
+    case = load_case(open_storage(data), files)
+    prediction = predictor.predict(case)
+    return {
+        "metrics": case_metrics(case, prediction, rule=rule),
+        "slices": case_slice_sums(case, prediction),
+        "sketch": sketch_case(case, prediction),
+    }
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

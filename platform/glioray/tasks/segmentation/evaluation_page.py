@@ -52,8 +52,9 @@ def evaluation_markdown(
     *,
     title: str,
     failed: Mapping[str, str] | None = None,
+    overlays: str = "",
 ) -> str:
-    """The page: by region the mean over cases with its 95 % interval, then the slice-level table.
+    """The page: by region the mean over cases with its 95 % interval, a figure, then the slice-level table.
 
     Args:
         cases: each case's metrics by region.
@@ -61,6 +62,7 @@ def evaluation_markdown(
         slicewise: the slice-level table of the same predictions.
         title: of the page.
         failed: cases that could not be evaluated -> reason.
+        overlays: path of the figure of the best, the median and the worst case, relative to the page.
     """
     num_patients = len({patients[case_id] for case_id in cases})
     by_region = metric_rows(cases, patients, {name: decimals for name, (_, decimals) in _COLUMNS.items()})
@@ -89,6 +91,7 @@ def evaluation_markdown(
             "The volume error is predicted minus true. Lesion-wise metrics follow BraTS 2023: lesions of 50 mm³ and "
             "below are ignored, missed lesions and false alarms score Dice 0 and HD95 374 mm.",
             "",
+            *_picture_lines(overlays),
             *_lines_2026(cases, patients),
             "## By slice",
             "",
@@ -129,5 +132,18 @@ def _lines_2026(cases: Mapping[str, CaseMetrics], patients: Mapping[str, str]) -
         "means; one that is missed or false scores 0 and 373 mm. The last three columns count lesions over all cases.",
         "",
         *Table(columns, rows).to_markdown(align_right=True).splitlines(),
+        "",
+    ]
+
+
+def _picture_lines(overlays: str) -> list[str]:
+    if not overlays:
+        return []
+    return [
+        "## Best, median and worst case",
+        "",
+        "By mean Dice over regions: the axial slice with the most tumour, true or predicted.",
+        "",
+        f"![best, median and worst case]({overlays})",
         "",
     ]

@@ -21,9 +21,8 @@ from glioray.nets.gan import build_discriminator
 from glioray.reports.tables import Table
 from glioray.slices.cache import SliceCache
 from glioray.storage import Storage, open_storage
-from glioray.tasks.superres.collapse import fault_word
 from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
-from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, DEAD, GanConfig
+from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.entrants import GOAT_STUDY, gan_entrant_config
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.panel import pick_panel
@@ -53,7 +52,7 @@ class SuperResComparison:
     cross_validates = False
     report_name = "comparison"
     stores_all = True
-    states: tuple[str, ...] = ("collapsed", DEAD)
+    states: tuple[str, ...] = ("collapsed",)
 
     def entrants(
         self, config: GanConfig, chosen: Mapping[str, Any], settings: Mapping[str, Any]
@@ -81,7 +80,7 @@ class SuperResComparison:
         }
 
     def summarize(self, result: RunResult) -> str:
-        if result["state"] in self.states:
+        if result["state"] == "collapsed":
             return str(result["reason"])
         return f"quality {result['figures']['quality']:.3f}"
 
@@ -149,8 +148,7 @@ def _verdict(last: Mapping[str, float], stopped: str) -> dict[str, str]:
     """
     if not last["is_collapsed"] and last["objective"] >= -1:
         return {"state": "complete", "reason": ""}
-    state = fault_word(COLLAPSE_COMPONENTS[int(last["collapse_reason"])])
-    return {"state": state, "reason": stopped or f"{state} at its end: {fault(last)}"}
+    return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault(last)}"}
 
 
 def _keep_pictures(plan: RunPlan, storage: Storage, fill: Fill) -> dict[str, Any]:

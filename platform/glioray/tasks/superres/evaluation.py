@@ -16,13 +16,13 @@ import numpy as np
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest
-from glioray.engine.evaluation import files_of, patients_of, select_cases
+from glioray.engine.evaluation import files_of, patients_of, select_cases, write_report
 from glioray.engine.on_ray.batch import map_cases, split_failed
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import LabellingModel, ModelPackage, Task
 from glioray.errors import DataError
 from glioray.reports.case_metrics import CaseMetrics, mean_metrics, metric_intervals, metrics_csv
-from glioray.storage import join_uri, open_storage
+from glioray.storage import open_storage
 from glioray.tasks.superres.case_metrics import VIEWS, check_segmenter, evaluate_case, use_summary
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.evaluation_page import superres_markdown
@@ -91,9 +91,10 @@ def evaluate_superres(
         "use_cases": found.use,
         "failed": found.failed,
     }
+    report = _report(result, found, patients)
     if out is not None:
-        result["files"] = _write(result, found, patients, out)
-    return {**result, "exit_code": 1 if found.failed else 0}
+        result["files"] = write_report(report, out)
+    return {**result, "report": report, "exit_code": 1 if found.failed else 0}
 
 
 def evaluate_cases(
@@ -179,8 +180,7 @@ def use_answer(use: Mapping[str, CaseMetrics], patients: Mapping[str, str]) -> d
     }
 
 
-def _write(result: Mapping[str, Any], found: Evaluation, patients: Mapping[str, str], out: str) -> list[str]:
-    storage = open_storage(out)
+def _report(result: Mapping[str, Any], found: Evaluation, patients: Mapping[str, str]) -> dict[str, bytes]:
     pictures = {case_id: f"pictures/{case_id}.png" for case_id in found.pictures}
     page = superres_markdown(
         found.images,
@@ -193,13 +193,10 @@ def _write(result: Mapping[str, Any], found: Evaluation, patients: Mapping[str, 
         failed=found.failed,
         pictures=pictures,
     )
-    files = {
+    return {
         "evaluation.json": json.dumps(result, indent=1).encode(),
         "evaluation.csv": metrics_csv(found.images, "modality").encode(),
         **({"use.csv": metrics_csv(found.use).encode()} if found.use else {}),
         "evaluation.md": page.encode(),
         **{path: found.pictures[case_id] for case_id, path in pictures.items()},
     }
-    for name, data in files.items():
-        storage.write(name, data)
-    return [join_uri(storage.uri, name) for name in files]
