@@ -1,6 +1,7 @@
 """`infra/local.sh demo`: from nothing to a served model, on phantom data, by the same jobs as on a cluster.
 
-Every step leaves its result in `.glioray/demo/`; a second demo finds it there, says so, and goes on.
+Every step leaves its result in `.glioray/demo/`; a second demo finds it there, says so, and goes on. Trainings have a
+number of steps, not of minutes, so that a slow machine takes longer and learns as much.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from local import HOME, NUM_PHANTOMS, PHANTOM, ROOT, client_env, make_phantoms, 
 from processes import LOOPBACK, Service, ServiceError, free_port, make_folder
 
 OUT = HOME / "demo"
-RECIPE = "unet_small"
+RECIPE = "unet_phantom"
 EXPERIMENT = "demo"
-NUM_TRIALS = 3
-MINUTES = 3
-NUM_STEPS = 7
+RATES = (5e-4, 5e-2)
+LEAST_DICE = 0.5
 # What Ray says of itself between the job's own lines; all of it is in the step's log.
 _CHATTER = re.compile(r"\b(INFO|SUCC|ERR|WARNING)\b.{0,20}\b\w+\.py:\d+ -- |^Running entrypoint for job ")
 # Terminal codes, and what Ray adds where it leaves out similar lines.
@@ -40,28 +40,19 @@ def run_demo() -> None:
     Raises:
         ServiceError: a step failed; the message says which.
     """
-    clock = _Clock()
-    make_folder(OUT)
-    runpy.run_path(str(ROOT / "jobs" / "_path.py"))
+    clock, services, env = begin(num_steps=7)
 
-    clock.step(f"{NUM_PHANTOMS} phantom cases")
-    clock.note("written" if make_phantoms() else "reused: they are there", PHANTOM)
-
-    clock.step("MLflow and Ray on this machine")
-    services = up()
-    env = client_env(services)
-
-    clock.step(f"tune a U-Net: {NUM_TRIALS} trials, {MINUTES} minutes of training at most")
-    tuned = _tune(env, clock)
+    clock.step(f"tune a U-Net: {1 + len(RATES)} trials by {RECIPE}, which says how many steps each takes")
+    points = [point for rate in RATES for point in ("--point", f"optim.lr={rate:g}")]
+    tuned = tune("tune", ["jobs/tune_unet.py", "--recipe", RECIPE, *points], 1 + len(RATES), env, clock)
     clock.note(_scores(tuned["metrics"]), tuned["model"])
+    _check_learned(tuned)
 
     clock.step("promote the winner to `champion`")
-    promoted = _submit("promote", ["jobs/promote.py", "--model", tuned["model"], "--data", str(PHANTOM)], env)
-    champion = promoted["candidate"] if promoted["promoted"] else promoted["champion"]
-    clock.note(champion, promoted["reason"])
+    champion = promote("promote", tuned["model"], env, clock)
 
     clock.step("serve the champion")
-    endpoint = _serve(env, champion, clock)
+    endpoint = serve(env, champion, clock)
 
     case_id = sorted(path.name for path in PHANTOM.iterdir() if path.is_dir())[-1]
     clock.step(f"segment {case_id} by HTTP")
@@ -70,15 +61,46 @@ def run_demo() -> None:
     clock.step("draw the mask over the image")
     picture = _draw(case_id, mask)
 
-    _say_where(services, _sweep_page(services, tuned["run_id"]), endpoint, mask, picture, clock)
+    say_where(
+        services,
+        clock,
+        tuned["run_id"],
+        {"endpoint": f"{endpoint}/v1/segment", "mask": short(mask), "overlay": short(picture)},
+    )
 
 
-class _Clock:
+def _check_learned(tuned: Mapping[str, Any]) -> None:
+    """Refuse a winner that has learned next to nothing.
+
+    Raises:
+        ServiceError: says how good it is, and what to look at.
+    """
+    dice = tuned["metrics"]["dice_mean"]
+    if dice < LEAST_DICE:
+        raise ServiceError(
+            f"the winner's mean Dice is {dice:.2f}, expected at least {LEAST_DICE:g}: training does not work here; look "
+            f"at the loss and the Dice of run {tuned['run_id']} in MLflow, remove {short(OUT)} and try again"
+        )
+
+
+def begin(num_steps: int) -> tuple[Clock, dict[str, Service], dict[str, str]]:
+    """The first two steps of a demo: data and services; returns also the environment of their users."""
+    clock = Clock(num_steps)
+    make_folder(OUT)
+    runpy.run_path(str(ROOT / "jobs" / "_path.py"))
+    clock.step(f"{NUM_PHANTOMS} phantom cases")
+    clock.note("written" if make_phantoms() else "reused: they are there", PHANTOM)
+    clock.step("MLflow and Ray on this machine")
+    services = up()
+    return clock, services, client_env(services)
+
+
+class Clock:
     """Prints the steps as they come, with the time since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_steps: int) -> None:
         self.started = time.monotonic()
-        self.number = 0
+        self.number, self.num_steps = 0, num_steps
 
     @property
     def elapsed(self) -> str:
@@ -87,36 +109,46 @@ class _Clock:
 
     def step(self, title: str) -> None:
         self.number += 1
-        print(f"\n[{self.number}/{NUM_STEPS}] {title}  ({self.elapsed})", flush=True)
+        print(f"\n[{self.number}/{self.num_steps}] {title}  ({self.elapsed})", flush=True)
 
     def note(self, *parts: object) -> None:
-        print("    " + "  ".join(str(_short(part)) for part in parts), flush=True)
+        print("    " + "  ".join(str(short(part)) for part in parts), flush=True)
 
 
-def _tune(env: Mapping[str, str], clock: _Clock) -> dict[str, Any]:
-    """The search's result: what an earlier demo left for the same recipe, or else that of a new one."""
+def tune(
+    name: str, command: list[str], num_trials: int, env: Mapping[str, str], clock: Clock
+) -> dict[str, Any]:
+    """The search's result: what an earlier demo left for the same recipe and flags, or else that of a new one."""
     from glioray.serialization import fingerprint
-    from glioray.tasks.segmentation.recipes import build_recipe
+    from glioray.tasks import find_recipe
 
+    recipe = command[command.index("--recipe") + 1]
     # A recipe that has changed since is another run.
-    run_name = f"demo-{fingerprint(build_recipe(RECIPE))}"
+    run_name = f"demo-{fingerprint([find_recipe(recipe).recipes[recipe](), command])}"
     path = OUT / f"{run_name}.json"
     if path.exists():
-        clock.note(f"reused: the result of an earlier demo; remove {_short(path)} to run it again")
+        clock.note(f"reused: the result of an earlier demo; remove {short(path)} to run it again")
         result: dict[str, Any] = json.loads(path.read_text())
         return result
     # fmt: off
     flags = [
-        "--data", str(PHANTOM), "--recipe", RECIPE, "--trials", str(NUM_TRIALS), "--minutes", str(MINUTES),
-        "--run-name", run_name, "--experiment", EXPERIMENT,
+        "--data", str(PHANTOM), "--trials", str(num_trials), "--run-name", run_name, "--experiment", EXPERIMENT,
     ]
     # fmt: on
-    result = _submit("tune", ["jobs/tune_unet.py", *flags], env)
+    result = submit(name, [*command, *flags], env)
     path.write_text(json.dumps(result, indent=2))
     return result
 
 
-def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
+def promote(name: str, model: str, env: Mapping[str, str], clock: Clock) -> str:
+    """Let a model try for its alias; returns the champion's URI, whoever that is now."""
+    promoted = submit(name, ["jobs/promote.py", "--model", model, "--data", str(PHANTOM)], env)
+    champion: str = promoted["candidate"] if promoted["promoted"] else promoted["champion"]
+    clock.note(champion, promoted["reason"])
+    return champion
+
+
+def submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, Any]:
     """Submit a job as a user would, show its lines, return the JSON object that it ends with."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     # The repository's history stays behind when the working directory is uploaded.
@@ -124,7 +156,7 @@ def _submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, 
     ray = str(Path(sys.executable).parent / "ray")
     submit = [ray, "job", "submit", "--working-dir", ".", "--", *prefix, "python"]
     print(
-        f"    $ ray job submit --working-dir . -- python {' '.join(map(str, map(_short, command)))}",
+        f"    $ ray job submit --working-dir . -- python {' '.join(map(str, map(short, command)))}",
         flush=True,
     )
     result, repeated = None, False
@@ -162,13 +194,13 @@ def _parse(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _serve(env: Mapping[str, str], champion: str, clock: _Clock) -> str:
-    """The address of the endpoint that serves `champion`; started unless it does already."""
+def serve(env: Mapping[str, str], champion: str, clock: Clock) -> str:
+    """The address of the endpoint that serves `champion`, of either task; started unless it runs already."""
     path = OUT / "serve.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    # An endpoint lives in its cluster, and follows the alias by itself.
+    # An endpoint lives in its cluster, and follows the aliases by itself.
     runs = earlier.get("ray") == env["RAY_ADDRESS"]
-    if runs and _served(earlier["endpoint"]) == champion:
+    if runs and champion in _served(earlier["endpoint"]):
         clock.note("reused: it is served already", earlier["endpoint"])
         return str(earlier["endpoint"])
     port = int(earlier["endpoint"].rpartition(":")[2]) if runs else free_port()
@@ -180,25 +212,26 @@ def _serve(env: Mapping[str, str], champion: str, clock: _Clock) -> str:
     if app.returncode != 0:
         raise ServiceError(f"serve/app.py ended with status {app.returncode}; its log is {log.name}")
     deadline = time.monotonic() + _SERVE_DEADLINE_S
-    while (served := _served(endpoint)) != champion:
+    while champion not in (served := _served(endpoint)):
         if time.monotonic() > deadline:
-            raise ServiceError(f"{endpoint} serves {served} and not {champion}; {log.name} says why")
+            found = ", ".join(served) or "nothing"
+            raise ServiceError(f"{endpoint} serves {found} and not {champion}; {log.name} says why")
         time.sleep(0.5)
     path.write_text(json.dumps({"endpoint": endpoint, "ray": env["RAY_ADDRESS"]}))
     clock.note("ready", endpoint)
     return endpoint
 
 
-def _served(endpoint: str) -> str | None:
-    """The version that an endpoint serves, or None where it does not answer or has none yet."""
+def _served(endpoint: str) -> list[str]:
+    """The versions that an endpoint serves; none where it does not answer."""
     try:
         models = requests.get(f"{endpoint}/v1/models", timeout=5).json()["models"]
     except (requests.RequestException, ValueError, KeyError):
-        return None
-    return str(models[0]["version"]) if models else None
+        return []
+    return [str(model["version"]) for model in models]
 
 
-def _segment(endpoint: str, case_id: str, clock: _Clock) -> Path:
+def _segment(endpoint: str, case_id: str, clock: Clock) -> Path:
     """Send the four images of a case; keeps the mask, prints the volumes."""
     names = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
     folder = PHANTOM / case_id
@@ -257,15 +290,14 @@ def _scores(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _short(part: object) -> object:
+def short(part: object) -> object:
     """A path below the repository's root relative to it, anything else as it is."""
     text = str(part)
     return text.removeprefix(f"{ROOT}/") if text.startswith(str(ROOT)) else part
 
 
-def _sweep_page(services: dict[str, Service], run_id: str) -> str:
-    """The page of the search in MLflow, whose port may differ from that of an earlier demo."""
-    address = services["mlflow"].address
+def _run_page(address: str, run_id: str) -> str:
+    """The page of a run in MLflow, whose port may differ from that of an earlier demo."""
     reply = requests.get(f"{address}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=60)
     if not reply.ok:
         return address
@@ -274,16 +306,14 @@ def _sweep_page(services: dict[str, Service], run_id: str) -> str:
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-def _say_where(
-    services: dict[str, Service], sweep: str, endpoint: str, mask: Path, picture: Path, clock: _Clock
-) -> None:
+def say_where(services: Mapping[str, Service], clock: Clock, run_id: str, made: Mapping[str, object]) -> None:
+    """The last lines: the search in MLflow, Ray, and what a demo has made, by name."""
+    token = short(services["ray"].env["RAY_AUTH_TOKEN_PATH"])
     print(f"\ndone in {clock.elapsed}; all of it keeps running until `bash infra/local.sh down`. Look here:")
     for name, where in {
-        "MLflow": sweep,
-        "Ray": f"{services['ray'].address} (the token is in {_short(services['ray'].env['RAY_AUTH_TOKEN_PATH'])})",
-        "endpoint": f"{endpoint}/v1/segment",
-        "mask": _short(mask),
-        "overlay": _short(picture),
+        "MLflow": _run_page(services["mlflow"].address, run_id),
+        "Ray": f"{services['ray'].address} (the token is in {token})",
+        **made,
     }.items():
         print(f"  {name:9} {where}")
     print("research use only: not a medical device", flush=True)

@@ -5,13 +5,18 @@
 #   GLIORAY_TORCH_INDEX   address of a wheel index with CPU builds of PyTorch, for machines without a GPU
 #                         (PyTorch's installation page names it); without it pip's own indexes are asked.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A shell's or another Python's settings must not reach this environment.
+unset CDPATH BASH_ENV PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX
+script=${BASH_SOURCE[0]}
+if [ -L "$script" ]; then script=$(readlink -f "$script"); fi
+cd "$(dirname "$script")/.."
 
 usage() {
   cat <<'TEXT'
 usage: bash infra/local.sh VERB
 
-  demo          from nothing to a served model on phantom data, step by step; a second time reuses what is there
+  demo [gan]    from nothing to a served model on phantom data, step by step; a second time reuses what is there.
+                demo gan: super-resolution GANs, among them one that collapses
   test [ARGS]   every check and all tests; ARGS go to pytest. test --quick: the static checks and the unit tests
   docs          build the documentation and serve it on a free loopback port; docs --build only builds it
   up [--s3]     start MLflow and Ray on free loopback ports (with --s3, an S3 server too)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,8 +26,6 @@ LOOPBACK = "127.0.0.1"
 # SeaweedFS adds 10000 for its gRPC ports, which must stay below it too.
 _PORTS = range(20000, 22700)
 _GRPC_OFFSET = 10000
-# Unix socket paths end at 107 bytes, and Ray puts some 70 below its temporary folder.
-_MAX_TEMP = 30
 
 
 class ServiceError(RuntimeError):
@@ -163,10 +160,10 @@ def start_process(
 
 
 def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
+    """Whether a server of this machine answers with 200; never asked through a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=dict(headers or {})), timeout=5
-        ) as reply:
+        with opener.open(urllib.request.Request(url, headers=dict(headers or {})), timeout=5) as reply:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False
@@ -183,11 +180,6 @@ def make_folder(path: Path) -> Path:
     path = Path(path).absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def short_temp() -> Path:
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="glioray-", dir=base if len(base) <= _MAX_TEMP - 18 else "/tmp"))
 
 
 def _process(pid: int, started: float) -> psutil.Process | None:

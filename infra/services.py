@@ -21,10 +21,12 @@ from processes import (
     free_port,
     free_ports,
     make_folder,
-    short_temp,
     start_process,
     write_secret,
 )
+
+from glioray.machine import make_private_folder, plain_python
+from glioray.storage import sqlite_uri
 
 __all__ = [
     "Service",
@@ -51,8 +53,8 @@ def start_mlflow(folder: Path, port: int | None = None, artifacts: str | None = 
     folder = make_folder(folder)
     port = port or free_port()
     address = f"http://{LOOPBACK}:{port}"
-    store = f"sqlite:///{folder / 'mlflow.db'}"
-    destination = artifacts or str(folder / "artifacts")
+    store = sqlite_uri(folder / "mlflow.db")
+    destination = artifacts or (folder / "artifacts").as_uri()
     # fmt: off
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", destination,
@@ -103,7 +105,7 @@ def start_ray_head(
     token = token or folder / "auth_token"
     make_token(token)
     gcs, dashboard, client, agent, grpc = free_ports(5)
-    temp = short_temp()
+    temp = make_private_folder()
     # fmt: off
     command = [
         "--head", "--port", str(gcs), "--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard),
@@ -123,6 +125,7 @@ def start_ray_head(
     service = _start_ray(
         "the Ray head",
         command,
+        python=plain_python(temp),
         env={**(env or {}), **client_env},
         log=folder / "ray-head.log",
         cwd=cwd or folder,
@@ -151,12 +154,13 @@ def start_ray_worker(
         raise ServiceError("the head listens on loopback only; start it with several_nodes=True to add nodes")
     folder = make_folder(folder)
     agent, grpc = free_ports(2)
-    temp = short_temp()
+    temp = make_private_folder()
     client_env = dict(head.env)
     address = client_env.pop("RAY_ADDRESS")
     return _start_ray(
         "the Ray worker node",
         ["--address", address, *_node_flags(agent, grpc, num_cpus, object_store_bytes)],
+        python=plain_python(temp),
         env={**(env or {}), **client_env},
         log=folder / f"ray-worker-{agent}.log",
         cwd=folder,
@@ -187,7 +191,7 @@ def start_s3(
     keys = "".join(f'[{section}]\nkey = "{secrets.token_hex(32)}"\n' for section in sections)
     write_secret(folder / "security.toml", keys)
     s3, master, volume, filer, admin = free_ports(5)
-    sockets = short_temp()
+    sockets = make_private_folder()
     # fmt: off
     command = [
         _weed(), "mini", "-dir", str(make_folder(folder / "objects")), "-ip", LOOPBACK, "-ip.bind", LOOPBACK,
@@ -231,6 +235,7 @@ def _start_ray(
     name: str,
     flags: list[str],
     *,
+    python: str,
     env: dict[str, str],
     log: Path,
     cwd: Path,
@@ -239,16 +244,7 @@ def _start_ray(
     scratch: tuple[Path, ...],
     ready: Callable[[], bool] | None,
 ) -> Service:
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--block",
-        "--disable-usage-stats",
-        *flags,
-    ]
-    bin_folder = str(Path(sys.executable).parent)
+    command = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *flags]
     metrics, dashboard_metrics = free_ports(2)
     # A cluster's nodes do not have the package: PYTHONPATH stays here. `#!/usr/bin/env python3` must be this Python.
     env = {
@@ -259,7 +255,7 @@ def _start_ray(
         # Two more ports that are the same in every cluster by default.
         "AUTOSCALER_METRIC_PORT": str(metrics),
         "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
-        "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
     }
     return start_process(
         name,

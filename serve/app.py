@@ -33,9 +33,10 @@ from glioray.api.requests import Request, Uri, as_flag
 from glioray.cli.flags import build_request, parse_flags
 from glioray.cli.job import run_job
 from glioray.engine.on_mlflow.client import tracking_uri
-from glioray.engine.on_ray.connect import connect, log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import connect, worker_resources
 from glioray.engine.serving import NOTICE
 from glioray.errors import GliorayError, UsageError
+from glioray.progress import log_to_stderr
 from serve.deployments import make_application
 from serve.schemas import Settings
 

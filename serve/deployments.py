@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from glioray.engine.on_ray.connect import log_to_stderr
+from glioray.progress import log_to_stderr
 from glioray.tasks import load_task
 from serve.api import make_api
 from serve.schemas import Settings

@@ -17,6 +17,8 @@ import pytest
 import services
 from xdist.scheduler import LoadScopeScheduling
 
+from glioray.machine import bypass_proxies
+
 ROOT = Path(__file__).resolve().parents[1]
 
 _SESSION = tempfile.TemporaryDirectory(prefix="glt-", ignore_cleanup_errors=True)
@@ -41,6 +43,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 Path(os.environ["RAY_TMPDIR"]).mkdir()
+bypass_proxies()
 
 
 # Folder of tests, and its marker -> seconds a test may take: many times what it takes on two quiet cores, so that no

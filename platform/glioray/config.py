@@ -333,7 +333,8 @@ class TrainConfig(Config):
         "epochs and minutes ends first.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="Arithmetic of the network; 'auto' takes bf16 where the device is faster with it."
+        "auto",
+        description="Arithmetic of the network; 'auto' takes bf16 where it is faster: a CPU times both at the start.",
     )
     num_validations: int = Field(
         10,

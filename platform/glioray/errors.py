@@ -15,9 +15,15 @@ keeps its arguments positional, so that Ray can pickle it from a worker to the d
 
 
 class GliorayError(Exception):
-    """Base of all errors that glioray raises on purpose; jobs print them without a traceback."""
+    """Base of all errors that glioray raises on purpose; jobs print them without a traceback.
+
+    Attributes:
+        exit_code: of a job.
+        may_pass: whether the same work may succeed when it is tried again.
+    """
 
     exit_code = 1
+    may_pass = False
 
 
 class UsageError(GliorayError, ValueError):
@@ -28,6 +34,8 @@ class UsageError(GliorayError, ValueError):
 
 class StorageError(GliorayError):
     """A bucket, a folder or an object cannot be read or written."""
+
+    may_pass = True
 
 
 class CaseError(GliorayError):
@@ -61,6 +69,16 @@ class ModelError(GliorayError):
 class TrainingError(GliorayError):
     """A run failed: too few resources, or a worker that died."""
 
+    may_pass = True
+
 
 class DivergenceError(TrainingError):
     """A loss or a gradient is not finite. Deterministic: retrying will not help."""
+
+    may_pass = False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or else its type; at most 300 characters."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .;")
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -14,14 +14,16 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, MutableSequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from glioray.errors import StorageError, UsageError
+from glioray.machine import bypass_proxies, expand_path
 
 # Objects from this size on travel in parallel parts of it; one request can send at most 5 GiB.
 _PART_BYTES = 16 << 20
@@ -100,6 +102,12 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Delete the object, if it exists."""
 
+    def check_writable(self) -> None:
+        """Make the folder, and try whether objects can be written; leaves none.
+
+        Raises: StorageError if not.
+        """
+
 
 def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """The storage at a URI: a path, `file://…` or `s3://bucket/prefix`.
@@ -113,7 +121,7 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
         raise UsageError(f"'{readable}' is not a name in UTF-8; rename the folder")
     if scheme == "s3":
         return S3Storage(text)
-    if scheme in ("", "file"):
+    if not scheme or text.startswith("file:/"):
         return FileStorage(text)
     raise UsageError(f"'{text}' has the scheme '{scheme}'; use a folder, file:// or s3://bucket/prefix")
 
@@ -148,6 +156,23 @@ def printable(name: str) -> str:
 def is_local(uri: str) -> bool:
     """Whether the URI is a folder on this machine."""
     return not uri.startswith("s3://")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a SQLite file for SQLAlchemy, which decodes it and ends it at a question mark."""
+    return f"sqlite:///{path.as_posix().replace('%', '%25').replace('?', '%3F')}"
+
+
+def _file_path(uri: str) -> str:
+    """The path of a `file:` URI, which may have '#' and '?' as they are.
+
+    Raises:
+        UsageError: it names another host, as `file://data/x` does where `file:///data/x` is meant.
+    """
+    host, path = re.fullmatch("file:(?://([^/]*))?(/.*)?", uri, re.DOTALL).groups()  # type: ignore[union-attr]
+    if host not in (None, "", "localhost") or path is None:
+        raise UsageError(f"'{uri}' is not a path on this machine; write it as file:///{host}{path or ''}")
+    return unquote(path)
 
 
 def _validate_key(key: str) -> str:
@@ -196,8 +221,7 @@ class FileStorage:
     """A folder. It need not exist before the first write."""
 
     def __init__(self, uri: str) -> None:
-        path = unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
-        self.root = Path(path).expanduser().absolute()
+        self.root = expand_path(_file_path(uri) if uri.startswith("file:/") else uri)
         self.uri = str(self.root)
 
     def list(
@@ -251,6 +275,12 @@ class FileStorage:
     def delete(self, key: str) -> None:
         with self._wrap_errors(key, "deleted"):
             (self.root / _validate_key(key)).unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        with _wrap_os_errors(self.root, "written"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
 
     def _wrap_errors(self, key: str, action: str) -> AbstractContextManager[None]:
         return _wrap_os_errors(f"{self.uri}/{key}", action)
@@ -397,6 +427,14 @@ class S3Storage:
         with self._wrap_errors(key, "deleted"):
             self._s3.delete_object(Bucket=self.bucket, Key=self._full_key(key))
 
+    def check_writable(self) -> None:
+        # An upload that is never completed asks for the right to write, and leaves nothing.
+        key = self._full_key(f".{secrets.token_hex(8)}.tmp")
+        with self._wrap_errors("", "written"):
+            self._s3.head_bucket(Bucket=self.bucket)  # some servers make a bucket that is missing
+            upload = self._s3.create_multipart_upload(Bucket=self.bucket, Key=key)
+            self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload["UploadId"])
+
     def _fetch(self, key: str, target: BinaryIO) -> None:
         """Stream an object into `target`, in parallel ranges if it is large."""
         from s3transfer.exceptions import S3DownloadFailedError
@@ -422,6 +460,7 @@ class S3Storage:
             import boto3
             from botocore.config import Config
 
+            bypass_proxies()
             # Path style: self-hosted stores rarely resolve a host name per bucket.
             style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
             # A missing server fails within seconds; a busy one is tried three more times.

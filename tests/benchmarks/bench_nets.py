@@ -27,7 +27,7 @@ import torch
 from measure import refuse
 from torch import nn
 
-from glioray.engine.precision import autocast, gains_by_bf16, to_device
+from glioray.engine.precision import autocast, has_bf16, to_device
 from glioray.losses import build_loss
 from glioray.nets import SEGMENTATION_NETS, build_net
 
@@ -100,7 +100,7 @@ def _measure(
         if step == 2:
             _wait(device)
             began = time.perf_counter()
-        with autocast(device, "auto"):
+        with autocast(device, "bf16" if has_bf16(device) else "fp32"):
             outputs = net(images)
         optimizer.zero_grad(set_to_none=True)
         loss(outputs, masks).backward()
@@ -140,7 +140,7 @@ def _tell(rows: dict[str, dict[str, Any]], device: torch.device, args: argparse.
     line = {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "device": name,
-        "bf16": gains_by_bf16(device),
+        "bf16": has_bf16(device),
         "batch": args.batch,
         "size": list(args.size),
         "unit": "slices/s",

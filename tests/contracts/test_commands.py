@@ -20,7 +20,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def run_here(repo: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs `python jobs/NAME.py FLAGS` in this process, which spares the import of torch; for what starts no Ray."""
     # It would outlive the test, and keep what is logged from pytest.
-    monkeypatch.setattr("glioray.engine.on_ray.connect.log_to_stderr", lambda: None)
+    monkeypatch.setattr("glioray.cli.job.log_to_stderr", lambda: None)
+    monkeypatch.setattr("glioray.cli.job.Console.start", lambda self: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def run(job: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +87,49 @@ def test_every_job_is_executable_explains_itself_and_refuses_what_it_does_not_kn
         ("train_unet", [], "give --data with a folder or s3://bucket/prefix"),
         ("prepare", ["--data", "gs://bucket"], "use a folder, file:// or s3://bucket/prefix"),
         ("predict", ["--data", "/tmp"], "give --out"),
+        ("prepare", ["--data", "/tmp", "--folds", "1"], "--folds is 1; expected at least 2"),
+        (
+            "compare",
+            ["--data", "/tmp", "--nets", "unet", "--folds", "1"],
+            "--folds is 1; expected at least 2",
+        ),
+        (
+            "prepare",
+            ["--data", "/tmp", "--ratios", "0.8", "0.3", "0"],
+            "--ratios is (0.8, 0.3, 0.0); expected three",
+        ),
+        ("prepare", ["--data", "/tmp", "--out", "/dev/null/x"], "--out: '/dev/null/x' cannot be written"),
+        (
+            "predict",
+            ["--data", "/tmp", "--out", "/dev/null", "--model", "/tmp"],
+            "--out: '/dev/null' cannot be",
+        ),
+        (
+            "evaluate",
+            ["--data", "/tmp", "--out", "/dev/null", "--model", "/tmp"],
+            "--out: '/dev/null' cannot be",
+        ),
+        (
+            "compare",
+            ["--data", "/tmp", "--nets", "unet", "--minutes-each", "1", "--out", "/dev/null"],
+            "--out: ",
+        ),
+        (
+            "calibrate",
+            ["--data", "/tmp", "--recipe", "mri_tiny", "--out", "/dev/null"],
+            "--out: '/dev/null' cannot",
+        ),
+        (
+            "train_unet",
+            ["--data", "/tmp", "--storage", "/dev/null"],
+            "--storage, by default GLIORAY_STORAGE or ~/gl",
+        ),
+        (
+            "tune_unet",
+            ["--data", "/tmp", "--name", "a/b"],
+            "--name is 'a/b'; expected a name without '/' and ':'",
+        ),
+        ("evaluate", ["--data", "/tmp", "--model", "/tmp", "--split", "validation"], "labelled"),
     ],
 )
 def test_invalid_requests_are_refused_in_one_sentence(

@@ -63,6 +63,13 @@ class StorageContract:
         assert [info.key for info in storage.list("nothing")] == []
         assert [info.key for info in storage.list("nothing/below")] == []
 
+    def test_says_that_it_can_be_written_and_leaves_nothing(self, storage: Storage) -> None:
+        storage.check_writable()
+        below = open_storage(join_uri(storage.uri, "not/yet #1%20?"))
+        below.check_writable()
+        below.write("a", b"")
+        assert [info.key for info in storage.list()] == ["not/yet #1%20?/a"]
+
     def test_lists_more_than_one_page(self, storage: Storage) -> None:
         keys = [f"many/{number:04d}" for number in range(1050)]
         for key in keys:
@@ -358,6 +365,35 @@ def test_opens_by_scheme(tmp_path: Path) -> None:
             open_storage(uri)
     with pytest.raises(UsageError, match="names no bucket"):
         open_storage("s3://")
+
+
+def test_a_file_uri_is_a_path_of_this_machine(tmp_path: Path) -> None:
+    for uri, path in (
+        ("file:///a/b c", "/a/b c"),
+        ("file:///a%20b", "/a b"),
+        ("file:///a%2520b", "/a%20b"),
+        ("file:///a#b?c", "/a#b?c"),
+        ("file:///a%23b%3Fc", "/a#b?c"),
+        ("file://localhost/a", "/a"),
+        ("file:/a", "/a"),
+        ("/a%20b#c?d", "/a%20b#c?d"),
+    ):
+        assert open_storage(uri).uri == path
+    folder = tmp_path / "100% #1?"
+    assert open_storage(folder.as_uri()).uri == str(folder)
+    for uri in ("file://data/brats", "file://data"):
+        with pytest.raises(UsageError, match="is not a path on this machine; write it as file:///data"):
+            open_storage(uri)
+
+
+def test_where_nothing_can_be_written_is_a_sentence(tmp_path: Path, s3_server: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for uri in (str(file), f"{file}/below", "/proc/none", "s3://no-such-bucket/x"):
+        message = _error(open_storage(uri).check_writable)
+        assert uri.rstrip("/x") in message
+        assert "cannot be written" in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_two_ranks_learn_what_one_rank_learns(gan_plan: RunPlan, tmp_path: Path,
         spec, nets = read_superres(package)
         assert tuple(nets) == spec.stages == ("psnr", "gan")
         assert spec.metrics == result["metrics"]
-        assert spec.collapse in ("healthy", "collapsed")
+        assert spec.collapse in ("healthy", "collapsed", "dead")
 
     # The same name again is the same run, which is over: nothing is trained twice.
     again = run_training(gan_plan)

@@ -23,7 +23,7 @@ from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.cli import Job
 from glioray.cli.job import run_job
 from glioray.config import MODALITIES, OPTIMIZERS, NetConfig, PreprocessConfig
-from glioray.errors import DataError, ModelError, TrainingError, UsageError
+from glioray.errors import DataError, ModelError, StorageError, TrainingError, UsageError
 from glioray.losses import SEGMENTATION_LOSSES
 from glioray.nets import SEGMENTATION_NETS
 from glioray.tasks import open_labelling, open_package
@@ -358,7 +358,15 @@ def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from glioray.storage import open_storage
 
+    manifest = replace(manifest, data=str(tmp_path / "data"))
     manifest.save(open_storage(tmp_path))
+    with pytest.raises(StorageError, match=r"the cases of the manifest .* lie in .*data', which is gone: "):
+        open_data(str(tmp_path), "")
+    (tmp_path / "data").mkdir()
+    for modality in MODALITIES:
+        with pytest.raises(DataError, match=r"5 of the 5 cases of the manifest .*, a1 the first, are no"):
+            open_data(str(tmp_path), "")
+        (tmp_path / "data" / modality).touch()
     for uri in (str(tmp_path), f"{tmp_path}/manifest.json"):
         assert open_data(uri, "", seed=0) == manifest
     first = open_data(str(tmp_path), "", fold="1")
@@ -367,7 +375,7 @@ def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture
     assert every.splits == {"train": ("a1", "a2", "b1", "c1"), "val": (), "test": ()}
     for fold, sentence in (
         ("2", "No fold 2 in the manifest; it has 2, numbered from 0"),
-        ("x", "--fold is 'x'; use a number"),
+        ("x", "--fold is 'x'; use the number of a fold"),
     ):
         with pytest.raises(UsageError, match=sentence):
             open_data(str(tmp_path), "", fold=fold)

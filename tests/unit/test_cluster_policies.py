@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from glioray.engine.on_ray import connect as cluster
 from glioray.engine.on_ray import train
 from glioray.engine.on_ray.connect import WorkerResources, check_shared, default_concurrency, worker_resources
-from glioray.errors import CaseError, DataError, GliorayError, TrainingError, UsageError
+from glioray.errors import (
+    CaseError,
+    DataError,
+    DivergenceError,
+    GliorayError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
 
 Nodes = Callable[..., None]
 
@@ -127,8 +140,114 @@ def test_folders_are_for_one_node_or_a_mount(nodes: Nodes, monkeypatch: pytest.M
         UsageError, match=r"--storage is the folder '/runs' but the cluster has 2 nodes; use s3://"
     ):
         check_shared("/runs", "--storage")
+    monkeypatch.setenv("GLIORAY_SHARED_FILESYSTEM", "0")
+    with pytest.raises(UsageError, match="the cluster has 2 nodes"):
+        check_shared("/runs", "--storage")
     monkeypatch.setenv("GLIORAY_SHARED_FILESYSTEM", "1")
     check_shared("/runs", "--storage")
+
+
+def test_an_address_where_no_driver_can_join_is_refused_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+):
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        cluster.ray, "init", lambda *args, **options: pytest.fail("Ray would try for minutes")
+    )
+    for address, sentence in (
+        (f"127.0.0.1:{free_port}", "no Ray cluster answers at RAY_ADDRESS=.* \\(.*refused\\)"),
+        (f"ray://127.0.0.1:{free_port}", "no Ray cluster answers"),
+        ("no-such-host.invalid:6379", "no Ray cluster answers"),
+        ("127.0.0.1:123456", "no Ray cluster answers"),
+        ("http://127.0.0.1:8265", "is for `ray job submit`, which reads it from RAY_API_SERVER_ADDRESS"),
+        ("head", "a driver joins a cluster by host:port"),
+        ("head:port", "a driver joins a cluster by host:port"),
+        (":6379", "a driver joins a cluster by host:port"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UsageError, match=sentence):
+            cluster.connect()
+
+
+@pytest.mark.parametrize(
+    "raised", [RuntimeError("Version mismatch\nand more"), ConnectionError("Version mismatch.")]
+)
+def test_what_ray_raises_becomes_a_sentence(monkeypatch: pytest.MonkeyPatch, raised: Exception):
+    def fail(*args: object, **options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for address, sentence in (
+            (
+                f"127.0.0.1:{listener.getsockname()[1]}",
+                r"RAY_ADDRESS=.* cannot be joined \(Version mismatch\)",
+            ),
+            ("", r"no local Ray can start on this machine \(Version mismatch\)"),
+        ):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(UsageError, match=sentence):
+                cluster.connect()
+
+
+def test_a_local_ray_has_ports_and_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    given: list[tuple[dict[str, str], dict[str, Any]]] = []
+
+    def start(address: str, **options: Any) -> None:
+        given.append((dict(os.environ), options))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", start)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    for temp in ("/tmp", f"/tmp/{60 * 'x'}"):
+        monkeypatch.setenv("RAY_TMPDIR", temp)
+        before = dict(os.environ)
+        with pytest.raises(UsageError):
+            cluster.connect()
+        assert os.environ == before
+    (first, options), (second, further) = given
+    for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
+        assert first[name] != second[name]
+    assert first["RAY_AUTH_TOKEN"] == second["RAY_AUTH_TOKEN"]
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert options["_temp_dir"] == further["_temp_dir"] == "/tmp/ray"
+
+
+def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fits: list[Exception | None] = []
+
+    class Trainer:
+        def __init__(self, *args: object, **options: object) -> None: ...
+
+        def fit(self) -> None:
+            error = fits.pop(0)
+            if error is not None:
+                raise error
+            (tmp_path / train.RESULT_FILE).write_text('{"metrics": {}}')
+
+    monkeypatch.setattr(train, "TorchTrainer", Trainer)
+    plan: Any = SimpleNamespace(
+        storage=str(tmp_path), config=SimpleNamespace(train=SimpleNamespace(num_workers=1))
+    )
+    resources = WorkerResources(num_cpus=1, num_gpus=0, num_threads=1)
+    died = _WrapperError("the worker died")
+    for errors, left, expected in (
+        ([died, StorageError("away"), None], [], None),
+        ([died, died, died, None], [None], TrainingError),
+        ([UsageError("other settings"), None], [None], UsageError),
+        ([_WrapperError(cause=CaseError("a", "f", "moved", "look")), None], [None], CaseError),
+        ([DivergenceError("nan"), None], [None], DivergenceError),
+    ):
+        fits[:] = errors
+        if expected is None:
+            assert train.run_training(plan, resources=resources) == {"metrics": {}}
+        else:
+            with pytest.raises(expected):
+                train.run_training(plan, resources=resources)
+        assert fits == left
 
 
 class _WrapperError(Exception):

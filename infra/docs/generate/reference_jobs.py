@@ -18,8 +18,9 @@ _INTRODUCTION = """# Jobs
 
 Generated from the scripts in `jobs/` and `serve/app.py`: their docstrings and their `--help`.
 
-Every job logs to stderr and prints one JSON object as the last line of stdout. Exit codes: 0 done, 1 failed, 2 invalid
-flag, setting or name. `--dry-run` resolves and checks the config and prints it, without training.
+Every job shows on stderr how far it is, a bar on a terminal and else a line a minute, and prints one JSON object as the
+last line of stdout. What Ray, MLflow and other libraries say goes to a log file, which the job names first. Exit codes:
+0 done, 1 failed, 2 invalid flag, setting or name. `--dry-run` resolves and checks the config and prints it, without training.
 """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glioray.api.data import check_modalities, open_data
-from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import CalibrateRequest
 from glioray.api.verbs import as_verb
 from glioray.config import with_settings
@@ -81,7 +81,7 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
     config, resolver = _resolve(request)
-    out = open_storage(out_uri(request.out))
+    out = open_storage(ready_out(request.out))
     connect()
     manifest = open_data(data, storage, seed=request.seed or 0, labels=request.labels)
     check_modalities(manifest, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from glioray.api.configs import resolve_recipe, short_settings
 from glioray.api.data import check_labelled_regions
-from glioray.api.places import out_uri
+from glioray.api.places import ready_out
 from glioray.api.requests import CompareRequest
 from glioray.api.train import open_plan
 from glioray.api.verbs import as_verb
@@ -78,7 +78,7 @@ def compare(request: CompareRequest) -> CompareResult:
     task, config, entrants, budget = _resolve(request)
     cross_validates = task.comparison.cross_validates
     num_seeds = request.seeds or (1 if cross_validates else _NUM_SEEDS_WITHOUT_FOLDS)
-    out = out_uri(request.out) if request.out else None
+    out = ready_out(request.out) if request.out else None
     with open_plan(request, task, config, "comparison") as plan:
         if cross_validates:
             folds = plan.manifest.with_folds(_NUM_FOLDS if request.folds is None else request.folds)

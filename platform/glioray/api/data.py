@@ -12,7 +12,7 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import MANIFEST, Manifest, check_conventions, load_manifest
 from glioray.config import MODALITIES
 from glioray.engine.on_ray.data import index_data
-from glioray.errors import DataError, UsageError
+from glioray.errors import DataError, StorageError, UsageError
 from glioray.storage import join_uri, open_storage
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,11 @@ def open_data(
         DataError: no case can be used.
         UsageError: no such fold, masks that several label conventions fit, or a manifest that reads them otherwise.
     """
+    if fold is not None and fold != "all" and not str(fold).isdigit():
+        raise UsageError(f"--fold is '{fold}'; use the number of a fold, from 0 on, or all")
     if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
         manifest = load_manifest(uri)
+        _check_present(manifest, uri)
         check_conventions(manifest, labels)
     else:
         manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed, labels=labels)
@@ -52,9 +55,28 @@ def open_data(
     if fold == "all":
         every = tuple(entry.case_id for entry in manifest.select("labelled"))
         return dataclasses.replace(manifest, splits={"train": every, "val": (), "test": ()})
-    if not str(fold).isdigit():
-        raise UsageError(f"--fold is '{fold}'; use a number from 0 to {len(manifest.folds) - 1}, or all")
     return manifest.with_fold(int(fold))
+
+
+def _check_present(manifest: Manifest, uri: str) -> None:
+    """Refuse a manifest whose cases have moved, before a worker looks for them.
+
+    Raises:
+        DataError: files of some case are not there.
+        StorageError: the place itself cannot be listed.
+    """
+    try:
+        there = {item.key for item in open_storage(manifest.data).list()}
+    except StorageError as error:
+        raise StorageError(
+            f"the cases of the manifest '{uri}' lie in '{manifest.data}', which is gone: {error}"
+        ) from error
+    moved = [entry.case_id for entry in manifest.cases if not there.issuperset(entry.files.keys())]
+    if moved:
+        raise DataError(
+            f"{len(moved)} of the {len(manifest.cases)} cases of the manifest '{uri}', {moved[0]} the first, are no longer "
+            f"in '{manifest.data}'; bring them back, or prepare the data again where they are now"
+        )
 
 
 def find_cases(uri: str, *, labels: str | None = None) -> tuple[str, list[CaseFiles], list[Problem]]:

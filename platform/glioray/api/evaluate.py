@@ -12,7 +12,7 @@ from typing import Any
 
 from glioray.api.data import open_data
 from glioray.api.models import resolve_model
-from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import EvaluateRequest
 from glioray.api.verbs import as_verb
 from glioray.cases.manifest import Manifest
@@ -80,9 +80,9 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         StorageError: MLflow or the storage cannot be reached.
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
+    out = ready_out(request.out) if request.out else None
     with _opened(request) as (package, folder):
         segmenter = open_segmenter(package, request.segmenter, folder / "segmenter")
-        out = out_uri(request.out) if request.out else None
         connect()
         manifest = open_data(data, storage, labels=request.labels)
         # Before the work: MLflow may be away.

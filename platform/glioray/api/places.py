@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glioray.errors import UsageError
-from glioray.storage import is_local, open_storage
+from glioray.errors import StorageError, UsageError
+from glioray.storage import is_local, open_storage, sqlite_uri
 
 
 def data_uri(uri: str | None) -> str:
@@ -40,6 +41,17 @@ def out_uri(uri: str | None) -> str:
     if not uri:
         raise UsageError("no place for the results; give --out with a folder or s3://bucket/prefix")
     return absolute_uri(uri, "--out")
+
+
+def ready_out(uri: str | None) -> str:
+    """`out_uri`, of a place that results can be written to; a folder is made.
+
+    Raises:
+        UsageError: it is not given, or nothing can be written there.
+    """
+    out = out_uri(uri)
+    check_writable(out, "--out")
+    return out
 
 
 def absolute_uri(uri: str, flag: str) -> str:
@@ -91,7 +103,8 @@ def use_tracking(storage: str) -> Iterator[str]:
     """MLflow's address while a request is carried out: MLFLOW_TRACKING_URI, or a SQLite file beside the runs.
 
     Raises:
-        UsageError: MLFLOW_TRACKING_URI is not set and the runs lie in a bucket, where no such file can be.
+        UsageError: MLFLOW_TRACKING_URI is not set and the runs lie in a bucket, where no such file can be, or in a folder
+            that cannot be written.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
@@ -101,8 +114,11 @@ def use_tracking(storage: str) -> Iterator[str]:
         raise UsageError(
             "MLFLOW_TRACKING_URI is not set; point it at your MLflow server, or keep runs in a folder"
         )
-    Path(storage).mkdir(parents=True, exist_ok=True)
-    address = f"sqlite:///{Path(storage) / 'mlflow.db'}"
+    check_writable(storage, "--storage, by default GLIORAY_STORAGE or ~/glioray")
+    address = sqlite_uri(Path(storage) / "mlflow.db")
+    # MLflow makes the folder of the encoded address, which SQLAlchemy decodes.
+    stray = Path(address.removeprefix("sqlite:///")).parent
+    is_stray = not stray.exists()
     # Clients and local Ray's workers read it from the environment.
     os.environ["MLFLOW_TRACKING_URI"] = address
     try:
@@ -112,3 +128,18 @@ def use_tracking(storage: str) -> Iterator[str]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = given
+        if is_stray:
+            with contextlib.suppress(OSError):
+                os.removedirs(stray)
+
+
+def check_writable(uri: str, flag: str) -> None:
+    """Make a folder, and refuse a place that nothing can be written to.
+
+    Raises:
+        UsageError: names the flag, the place and what the system or the store says.
+    """
+    try:
+        open_storage(uri).check_writable()
+    except StorageError as error:
+        raise UsageError(f"{flag}: {error}") from error

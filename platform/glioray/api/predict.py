@@ -12,7 +12,7 @@ from typing import Any
 
 from glioray.api.data import find_cases
 from glioray.api.models import resolve_model
-from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.places import data_uri, out_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import PredictRequest
 from glioray.api.verbs import as_verb
 from glioray.cases.manifest import declare_conventions
@@ -76,7 +76,8 @@ def predict(request: PredictRequest) -> PredictResult:
         ModelError: there is no such model, or it makes no masks.
         DataError: there is no case.
     """
-    data, out, _ = _places(request)
+    data, _, _ = _places(request)
+    out = ready_out(request.out)
     data, cases, problems = find_cases(data, labels=request.labels)
     if request.labels is None:
         cases = declare_conventions(open_storage(data), cases)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from glioray.api.places import data_uri, out_uri, storage_uri, use_tracking
+from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import PrepareRequest
 from glioray.api.verbs import as_verb
 from glioray.cases.casefiles import CaseFiles, Problem
@@ -18,12 +18,15 @@ from glioray.engine.on_mlflow.data_report import publish_report
 from glioray.engine.on_ray.connect import connect
 from glioray.engine.on_ray.data import describe_cases
 from glioray.errors import DataError, UsageError
+from glioray.progress import IN_LOG
 from glioray.reports.data_figures import choose_pictured
 from glioray.storage import join_uri, open_storage
 from glioray.tasks import build_recipe, find_recipe
 
 _log = logging.getLogger(__name__)
 _DEFAULT_RECIPE = "unet_small"
+_NUM_SHOWN = 20
+"""Problems that are shown one by one."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def prepare(request: PrepareRequest) -> PrepareResult:
         DataError: there is no case.
         StorageError: the data or the place for results cannot be reached.
     """
+    data_uri(request.data)
+    out, storage = ready_out(request.out), storage_uri(request.storage)
     data, cases, problems, shown = _find(request)
-    out, storage = out_uri(request.out), storage_uri(request.storage)
     if not request.report:
         return _prepare(request, data, cases, problems, shown, out)
     with use_tracking(storage) as tracking_uri:
@@ -143,16 +147,18 @@ def _prepare(
 
 def _log_manifest(manifest: Manifest) -> None:
     """Log a line a problem, a line a case, then counts and what the files do not tell."""
-    for problem in manifest.problems:
-        _log.warning("problem: %s", problem)
+    for number, problem in enumerate(manifest.problems):
+        _log.warning("problem: %s", problem, extra=IN_LOG if number >= _NUM_SHOWN else None)
+    if len(manifest.problems) > _NUM_SHOWN:
+        _log.warning("and %d problems more, in the answer", len(manifest.problems) - _NUM_SHOWN)
     for entry in manifest.cases:
         labels = ", ".join(f"{name} {count}" for name, count in entry.label_voxels.items()) or "no mask"
         size = " x ".join(str(n) for n in entry.shape)
         spacing = " x ".join(f"{mm:g}" for mm in entry.spacing_mm)
         _log.info(
-            "%s: %s at %s mm, %s: %s", entry.case_id, size, spacing, entry.convention or "unlabelled", labels
-        )
-    for name, ids in manifest.splits.items():
-        _log.info("%s: %d cases", name, len(ids))
+            "%s: %s at %s mm, %s: %s", entry.case_id, size, spacing, entry.convention or "unlabelled", labels,
+            extra=IN_LOG,
+        )  # fmt: skip
+    _log.info("cases: %s", ", ".join(f"{name} {len(ids)}" for name, ids in manifest.splits.items()))
     for note in manifest.notes:
         _log.warning("note: %s", note)

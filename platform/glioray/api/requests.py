@@ -6,6 +6,7 @@ nothing heavy: no torch, no Ray.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -35,6 +36,26 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]
 """On the command line a flag that may be repeated."""
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _as_model_name(value: str) -> str:
+    if not value.strip(" .") or {"/", ":"} & set(value):
+        raise ValueError("a name without '/' and ':'")
+    return value
+
+
+ModelName = Annotated[str, AfterValidator(_as_model_name)]
+"""Of a registered model, as MLflow takes it."""
+
+
+def _as_shares(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) < 0 or not math.isclose(sum(value), 1.0, abs_tol=1e-6):
+        raise ValueError("three numbers of at least 0 that add up to 1")
+    return value
+
+
+Shares = Annotated[tuple[float, float, float], Field(strict=False), AfterValidator(_as_shares)]
+"""Of train, val and test."""
 
 Settings = Mapping[str, Any]
 """Values by dotted setting, such as {"optim.lr": 0.001}."""
@@ -189,7 +210,7 @@ class TuneRequest(_Trained):
     concurrent: Count | None = as_flag(
         None, "trials at once (default: as many as there are CPUs or GPUs)", "N"
     )
-    name: str | None = as_flag(None, "registered model (default: the task's own name)", "NAME")
+    name: ModelName | None = as_flag(None, "registered model (default: the task's own name)", "NAME")
     mode: Literal["search", "pareto", "pbt"] = as_flag(
         "search",
         "search (one objective, with ASHA), pareto (quality against PSNR gain, or Dice against the arithmetic of a "
@@ -235,6 +256,7 @@ class CompareRequest(_Configured):
         None,
         "folds of the cross-validation, without the patients of a manifest's test split (default: 5)",
         "K",
+        ge=2,
     )
     seeds: Count | None = as_flag(
         None,
@@ -251,7 +273,7 @@ class EvaluateRequest(_Tracked, _Labelled):
 
     model: Uri | None = as_flag(None, _MODEL_FORMS, "URI")
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
-    split: str = as_flag(
+    split: Literal["unseen", "train", "val", "test", "labelled", "all"] = as_flag(
         "unseen", "unseen (cases of patients it was not trained on), train, val, test or labelled", "SPLIT"
     )
     segmenter: Uri | None = as_flag(
@@ -289,10 +311,8 @@ class PrepareRequest(_Tracked, _Labelled):
 
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
     seed: int | None = as_flag(None, "seed of the split, with --shuffle (default: 0)", "S")
-    ratios: Annotated[tuple[float, float, float], Field(strict=False)] = as_flag(
-        (0.8, 0.2, 0.0), "shares of train, val and test among patients", "SHARE"
-    )
-    folds: int = as_flag(5, "folds for cross-validation", "K")
+    ratios: Shares = as_flag((0.8, 0.2, 0.0), "shares of train, val and test among patients", "SHARE")
+    folds: int = as_flag(5, "folds for cross-validation", "K", ge=2)
     shuffle: bool = as_flag(False, "split in a seeded order rather than in the order of ids")
     report: bool = as_flag(
         False, "write report.html too: labels, areas, intensities, pictures; and log them to MLflow"
@@ -311,7 +331,7 @@ class PromoteRequest(_Stored, _Labelled):
     model: Uri | None = as_flag(
         None, "models:/NAME/VERSION, models:/NAME@alias or runs:/ID/model, which is registered first", "URI"
     )
-    name: str | None = as_flag(
+    name: ModelName | None = as_flag(
         None,
         "registered model, for a run's model (default: glioray-unet, or glioray-superres for super-resolution)",
         "NAME",
@@ -329,7 +349,7 @@ class EnsembleRequest(_Tracked):
     checkpoints: bool = as_flag(
         False, "each --model is a run's folder; all checkpoints that it kept become members"
     )
-    name: str = as_flag("glioray-unet", "registered model", "NAME")
+    name: ModelName = as_flag("glioray-unet", "registered model", "NAME")
     run_name: str | None = as_flag(None, "name of the run", "NAME")
 
 
@@ -365,7 +385,9 @@ class CalibrateRequest(_Stored, _Labelled):
     out: Uri | None = as_flag(None, "where results are written: a folder or s3://bucket/prefix", "URI")
     recipe: str | None = as_flag(None, "super-resolution recipe (default: mri)", "NAME")
     seed: int | None = as_flag(None, "seed of the split, where the data have no manifest (default: 0)", "S")
-    split: str = as_flag("val", "cases to use: val, train, test, labelled or all", "SPLIT")
+    split: Literal["train", "val", "test", "labelled", "all"] = as_flag(
+        "val", "cases to use: val, train, test, labelled or all", "SPLIT"
+    )
     set: Settings = as_flag(
         {}, "override one setting of the recipe, such as collapse.threshold=0.4; may be repeated", "KEY=VALUE"
     )

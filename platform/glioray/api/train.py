@@ -14,13 +14,15 @@ from glioray.api.models import LoadedModel, load_model
 from glioray.api.places import choose_run_name, data_uri, storage_uri, use_tracking
 from glioray.api.requests import TrainRequest
 from glioray.api.verbs import as_verb
+from glioray.engine.on_mlflow.client import connect as connect_tracking
 from glioray.engine.on_mlflow.runs import Kind
-from glioray.engine.on_ray.connect import check_shared, connect
+from glioray.engine.on_ray.connect import check_shared, check_workers, connect
 from glioray.engine.on_ray.train import run_training
-from glioray.engine.run import RunPlan
+from glioray.engine.run import RunPlan, check_claim
 from glioray.engine.task import Task
 from glioray.serialization import to_dict
-from glioray.storage import join_uri
+from glioray.slices.cache import CacheConfig
+from glioray.storage import join_uri, open_storage
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def train(request: TrainRequest) -> TrainResult:
     """
     task, config = resolve_config(request)
     with open_plan(request, task, config, "train") as plan:
+        check_claim(open_storage(plan.storage), task.complete(plan))
         result = run_training(plan)
     verdict = task.verdict(result["metrics"])
     answer = training_answer(result, plan) | {"run_name": plan.run_name, "checkpoint": plan.storage}
@@ -109,9 +112,12 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
     run_name = choose_run_name(request.run_name, config.recipe)
+    cache = CacheConfig.from_environment()
     with use_tracking(storage) as tracking_uri:
+        connect_tracking(tracking_uri)
         connect()
         check_shared(storage, "--storage")
+        check_workers(config.train.num_workers)
         manifest = open_data(data, storage, seed=config.train.seed, fold=request.fold, labels=request.labels)
         check_modalities(manifest, config)
         if task.output == "labels":
@@ -125,6 +131,7 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
             tracking_uri=tracking_uri,
             experiment=request.experiment,
             kind=kind,
+            cache=cache,
         )
 
 

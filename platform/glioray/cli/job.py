@@ -7,13 +7,16 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from glioray.api import requests
+from glioray.cli.console import Console
 from glioray.cli.flags import build_request, parse_flags
-from glioray.errors import GliorayError
+from glioray.errors import GliorayError, first_line
+from glioray.progress import log_to_stderr
 from glioray.serialization import json_schema
 
 _DRY_RUN = {"dry-run": "print what would be done, such as the resolved config, without starting Ray"}
@@ -83,15 +86,18 @@ class Job:
     def run(self) -> NoReturn:
         """Carry out the command line of this process, print the answer and exit."""
         name, *argv = sys.argv
+        console = Console(Path(name).stem)
 
         def work() -> dict[str, Any]:
             parsed = self.parse(argv, name=Path(name).name)
             if parsed is None:
                 return {}
-            _log_to_stderr()
+            if not any(parsed[1].values()):
+                console.start()
+            log_to_stderr()
             return self._carry_out(*parsed)
 
-        run_job(work)
+        run_job(work, console)
 
     def _carry_out(self, request: requests.Request, switches: Mapping[str, bool]) -> dict[str, Any]:
         if switches.get("schema"):
@@ -123,12 +129,17 @@ class Job:
         return hidden
 
 
-def run_job(work: Callable[[], dict[str, Any]]) -> NoReturn:
-    """Run a job: its answer is one JSON object, the last line of stdout; everything else goes to stderr.
+def run_job(work: Callable[[], dict[str, Any]], console: Console | None = None) -> NoReturn:
+    """Run a job: its answer is one JSON object, the last line of stdout; everything else goes to stderr or the log.
 
     Exits with 0; with 1 when the job failed; with 2 for an invalid flag, setting or name. An answer may state its own
     under "exit_code", which is left out of the JSON.
+
+    Args:
+        work: returns the answer.
+        console: which `work` may start.
     """
+    console = console or Console("")
     if {"-h", "--help"} & set(sys.argv[1:]):
         work()  # prints to stdout, where help is looked for
         sys.exit(0)
@@ -136,21 +147,29 @@ def run_job(work: Callable[[], dict[str, Any]]) -> NoReturn:
         try:
             result = work()
             code = result.pop("exit_code", 0)
+            _leave_cluster()  # or a worker's last words would come after ours
+            console.stop()
             answer(json.dumps(result, default=str))
         except GliorayError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = error.exit_code
+            code = _fail(console, str(error), error.exit_code)
         except KeyboardInterrupt:
-            print("error: interrupted; run again with the same --run-name to resume", file=sys.stderr)
-            code = 130
+            code = _fail(console, "interrupted; run again with the same --run-name to resume", 130)
+        except Exception as error:
+            if console.log is None:
+                raise
+            traceback.print_exc()
+            code = _fail(
+                console, f"{first_line(error)} ({type(error).__name__}); its origin is in the log", 1
+            )
     sys.exit(code)
 
 
-def _log_to_stderr() -> None:
-    # Imported late: an invalid flag is answered before Ray is loaded.
-    from glioray.engine.on_ray.connect import log_to_stderr
-
-    log_to_stderr()
+def _fail(console: Console, sentence: str, code: int) -> int:
+    if console.log is not None:
+        _leave_cluster()
+        console.stop()
+    console.show(f"error: {sentence}")
+    return code
 
 
 def _leave_cluster() -> None:
@@ -168,7 +187,6 @@ def _stdout_kept() -> Iterator[Callable[[str], None]]:
     os.dup2(2, 1)
 
     def answer(line: str) -> None:
-        _leave_cluster()  # or a worker's last words would come after ours
         sys.stdout.flush()
         os.write(kept, f"{line}\n".encode())
 

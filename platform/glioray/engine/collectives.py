@@ -66,6 +66,11 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not _is_distributed() or dist.get_rank() == 0
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if _is_distributed():

@@ -16,11 +16,14 @@ from glioray.engine.checkpoint import Checkpoint, load_state, save_checkpoint
 from glioray.engine.collectives import Ranks, barrier, from_first, gather
 from glioray.engine.threads import ThreadChoice
 from glioray.errors import DivergenceError
+from glioray.progress import IN_LOG, log_progress
 from glioray.slices.store import Batch
 from glioray.storage import Storage
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
+_NUM_SHOWN = 4
+"""Metrics of a validation that its line names, its first ones; the log has all."""
 
 Report = Callable[[dict[str, float]], None]
 """Called by every rank, equally often: after each epoch that was validated and saved."""
@@ -139,7 +142,7 @@ def fit(
             done = progress()
             if ranks.is_first and time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
-                _log_progress(epoch, config, len(rows), feed.num_steps, rows[-1], logged - began, done)
+                log_progress(_log, "training", done, began, f"{_epoch(epoch, config)}, {_format(rows[-1])}")
             if done >= 1:
                 break
         seconds = time.monotonic() - epoch_began
@@ -148,7 +151,8 @@ def fit(
         if done < 1 and int(done * config.num_validations) == int(validated * config.num_validations):
             continue
         validated, validation_began = done, time.monotonic()
-        metrics = {**train, **learner.validate(), "epoch": epoch, "step": step, "num_slices": num_slices}
+        validation = learner.validate()
+        metrics = {**train, **validation, "epoch": epoch, "step": step, "num_slices": num_slices}
         validation_s = time.monotonic() - validation_began
         done = progress()
         if done >= 1 and not learner.stopped:
@@ -168,7 +172,9 @@ def fit(
                 "rng": rng,
             }
             save_checkpoint(storage, learner.checkpoint(step, state, metrics), config.num_kept)
-            _log.info("epoch %d/%d: %s", epoch, config.max_epochs, _format(metrics))
+            shown = _format(dict(list(validation.items())[:_NUM_SHOWN]))
+            log_progress(_log, "training", done, began, f"{_epoch(epoch, config)} validated: {shown}")
+            _log.info("%s: %s", _epoch(epoch, config), _format(metrics), extra=IN_LOG)
         barrier()  # no rank reports a checkpoint before it is written
         report(metrics)
     return metrics
@@ -208,20 +214,9 @@ def _restore_rng(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _log_progress(
-    epoch: int,
-    config: TrainConfig,
-    row: int,
-    num_rows: int,
-    metrics: dict[str, float],
-    spent_s: float,
-    done: float,
-) -> None:
-    left = spent_s * (1 - done) / max(done, 1e-6) / 60
-    _log.info(
-        "epoch %d/%d, step %d/%d, %s; %.0f %% done, %.1f minutes left",
-        epoch, config.max_epochs, row, num_rows, _format(metrics), 100 * done, left,
-    )  # fmt: skip
+def _epoch(epoch: int, config: TrainConfig) -> str:
+    # Of a run that minutes end, nobody knows how many there will be.
+    return f"epoch {epoch}" if config.minutes is not None else f"epoch {epoch} of {config.max_epochs}"
 
 
 def _format(metrics: dict[str, float]) -> str:

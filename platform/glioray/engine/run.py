@@ -139,24 +139,37 @@ def claim_run(storage: Storage, plan: RunPlan) -> None:
     """Write the run's config to its storage, or check that the run stored there is this one.
 
     Raises:
+        UsageError: as `check_claim`.
+    """
+    check_claim(storage, plan)
+    if not storage.exists(CONFIG_FILE):
+        text = json.dumps({"identity": _identity(plan), "config": to_dict(plan.config)}, indent=1)
+        storage.write(CONFIG_FILE, text.encode())
+
+
+def check_claim(storage: Storage, plan: RunPlan) -> None:
+    """Check that a run stored there is this one.
+
+    Raises:
         UsageError: a run of that name has other settings or other data.
     """
+    if not storage.exists(CONFIG_FILE):
+        return
+    there = json.loads(storage.read(CONFIG_FILE))["identity"]
+    changed = [name for name, value in _identity(plan).items() if there.get(name) != value]
+    if changed:
+        raise UsageError(
+            f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
+            "--run-name, or repeat its flags to resume it"
+        )
+
+
+def _identity(plan: RunPlan) -> dict[str, str]:
     config = to_dict(plan.config)
     # Length and world size may change on resume; model, loss and data may not.
     for name in ("max_epochs", "minutes", "num_workers"):
         config["train"].pop(name)
-    identity = {"settings": fingerprint(config), "data": plan.manifest.hash}
-    if storage.exists(CONFIG_FILE):
-        there = json.loads(storage.read(CONFIG_FILE))["identity"]
-        changed = [name for name, value in identity.items() if there.get(name) != value]
-        if changed:
-            raise UsageError(
-                f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
-                "--run-name, or repeat its flags to resume it"
-            )
-        return
-    text = json.dumps({"identity": identity, "config": to_dict(plan.config)}, indent=1)
-    storage.write(CONFIG_FILE, text.encode())
+    return {"settings": fingerprint(config), "data": plan.manifest.hash}
 
 
 def _open_logger(plan: RunPlan) -> RunLogger:

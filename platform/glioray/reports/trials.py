@@ -13,6 +13,7 @@ _STATE_COLOURS = {
     "complete": "#3fa34d",
     "running": "#5b8def",
     "collapsed": "#e4972e",
+    "dead": "#7a5195",
     "pruned": "#9a9a9a",
     "failed": "#d1495b",
 }
@@ -25,7 +26,8 @@ def trials_figure(
 
     Args:
         rows: one a trial: "trial" (number), "objective" (higher is better; None or non-finite where there is none),
-            "setting", and "state" ("complete", "running", "collapsed", "pruned", "failed"). A trial that failed or has no
+            "setting", and "state" ("complete", "running", "collapsed", "dead", "pruned",
+            "failed"). A trial that failed or has no
             objective is a cross at the bottom, whatever value the search algorithm was given for it.
         label: of the setting.
         is_log: whether the setting's axis is logarithmic.

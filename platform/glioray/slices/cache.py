@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -24,7 +25,8 @@ import numpy as np
 
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
-from glioray.errors import StorageError
+from glioray.errors import StorageError, UsageError
+from glioray.machine import expand_path
 from glioray.slices.preprocess import SliceStack
 
 _log = logging.getLogger(__name__)
@@ -50,16 +52,30 @@ class CacheConfig:
 
     @classmethod
     def from_environment(cls) -> CacheConfig:
-        """The settings of the environment, or the defaults.
+        """The settings of the environment, or the defaults; a variable that is empty counts as not set.
 
         Reads GLIORAY_CACHE (by default ~/.cache/glioray), GLIORAY_CACHE_DISK_GB and GLIORAY_CACHE_MEMORY_GB.
+
+        Raises:
+            UsageError: a size that is not a number of GB.
         """
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return cls(
-            folder=os.environ.get("GLIORAY_CACHE") or str(Path(home) / "glioray"),
-            disk_bytes=int(float(os.environ.get("GLIORAY_CACHE_DISK_GB", "100")) * (1 << 30)),
-            memory_bytes=int(float(os.environ.get("GLIORAY_CACHE_MEMORY_GB", "8")) * (1 << 30)),
+            folder=str(expand_path(os.environ.get("GLIORAY_CACHE") or f"{home}/glioray")),
+            disk_bytes=_gigabytes("GLIORAY_CACHE_DISK_GB", cls.disk_bytes),
+            memory_bytes=_gigabytes("GLIORAY_CACHE_MEMORY_GB", cls.memory_bytes),
         )
+
+
+def _gigabytes(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip()
+    try:
+        size = float(text or default / (1 << 30))
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise UsageError(f"{name} is '{text}'; expected a number of GB, such as 20")
+    return int(size * (1 << 30))
 
 
 class SliceCache:

@@ -119,6 +119,71 @@ def test_the_verbs_are_said(repo: Path, args: list[str], code: int, where: str) 
     assert all(verb in said for verb in ("demo", "test", "docs", "up", "down", "status"))
 
 
+@pytest.fixture
+def clone(repo: Path, tmp_path: Path) -> Path:
+    """The two shell scripts where they lie in a clone, whose Python shows how it was called."""
+    root = tmp_path / "a clone's folder"
+    (root / "infra").mkdir(parents=True)
+    (root / ".venv" / "bin").mkdir(parents=True)
+    shown = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "no_proxy")
+    stub = root / ".venv" / "bin" / "python"
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"print(json.dumps([os.getcwd(), sys.argv[1:], {{n: os.environ[n] for n in {shown} if n in os.environ}}]))\n"
+    )
+    stub.chmod(0o755)
+    for name, target in (
+        ("local.sh", root / "infra" / "local.sh"),
+        ("ray.sh", root / ".venv" / "bin" / "ray"),
+    ):
+        target.write_bytes((repo / "infra" / name).read_bytes())
+        target.chmod(0o755)
+    return root
+
+
+def test_the_scripts_find_their_clone_however_they_are_called(clone: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    # `cd` prints, and goes there, where CDPATH has a folder of that name.
+    for name in ("infra", ".venv/bin"):
+        (elsewhere / name).mkdir(parents=True)
+    for name in ("infra/local.sh", ".venv/bin/ray"):
+        link = elsewhere / Path(name).name
+        link.symlink_to(clone / name)
+        args = ["status"] if "local" in name else ["status", "--x y"]
+        for command, folder in (([clone / name], elsewhere), ([link], elsewhere), ([name], clone)):
+            env = {"PATH": os.environ["PATH"], "CDPATH": str(elsewhere), "PYTHONHOME": "/none"}
+            env |= {"PIP_USER": "1"} if "local" in name else {}
+            done = subprocess.run(
+                ["bash", *command, *args], cwd=folder, env=env, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            cwd, argv, variables = json.loads(done.stdout)
+            expected = ["infra/local.py", *args] if "local" in name else ["-m", "ray.scripts.scripts", *args]
+            assert (argv, variables) == (expected, {})
+            assert cwd == str(clone if "local" in name else folder)
+    assert not (elsewhere / ".venv" / "installed.txt").exists()
+
+
+def test_a_cluster_on_loopback_is_not_reached_through_a_proxy(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clone / ".glioray").mkdir()
+    monkeypatch.setattr(local, "ENV", clone / ".glioray" / "env.sh")
+    local._write_env(SERVICES, os.getpid())
+    ours = "127.0.0.1,localhost,::1"
+    for given, expected in (
+        ({}, ours),
+        ({"no_proxy": "a,b"}, f"a,b,{ours}"),
+        ({"NO_PROXY": "a"}, f"a,{ours}"),
+        ({"no_proxy": "*"}, "*"),
+        ({"no_proxy": f"x,{ours}"}, f"x,{ours}"),
+    ):
+        env = {"PATH": os.environ["PATH"], "http_proxy": "http://proxy:1", **given}
+        command = [str(clone / ".venv" / "bin" / "ray"), "status"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)[2]["no_proxy"] == expected
+
+
 def test_ray_without_a_cluster_says_what_to_do(repo: Path, tmp_path: Path) -> None:
     shim = tmp_path / ".venv" / "bin" / "ray"
     shim.parent.mkdir(parents=True)
@@ -171,6 +236,8 @@ def test_the_gate_runs_every_check_and_fails_with_any(
         (["--quick"], [], True),
         (["-k", "a or b", "tests/unit"], ["-k", "a or b", "tests/unit"], False),
         (["--quick", "-x", "--lf"], ["-x", "--lf"], True),
+        (["--durations=20"], ["--durations=20"], False),
+        (["--", "-x", "tests/unit"], ["-x", "tests/unit"], False),
     ],
 )
 def test_arguments_of_the_gate_go_to_pytest(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -120,6 +122,18 @@ def test_the_environment_is_passed_on_and_an_empty_value_removes(
     service = _start(tmp_path, code, env={"GIVEN": "x", "REMOVED": ""})
     service.stop()
     assert service.log.read_text().strip() == "['x', '', None]"
+
+
+def test_a_server_of_this_machine_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.HTTPServer((processes.LOOPBACK, 0), http.server.SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{processes.free_port()}")
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert processes.answers(f"{address}/")
+        assert not processes.answers(f"{address}/none")
+        server.shutdown()
+        thread.join()
 
 
 def test_free_ports_differ_and_are_free() -> None:

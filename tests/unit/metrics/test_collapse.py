@@ -18,7 +18,7 @@ from glioray.cases.load import load_case
 from glioray.config import PreprocessConfig
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.storage import open_storage
-from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report
+from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report, lost_share
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig, DegradeConfig, GanConfig
 from glioray.tasks.superres.degrade import degrade
 from glioray.tasks.superres.panel import pick_panel
@@ -46,6 +46,9 @@ def missed(stacks: Stacks, config: GanConfig) -> list[str]:
     rows = calibrate(hr, again(hr), again, config.collapse)
     assert [row.name for row in rows] == [*PLANTED, *HEALTHY]
     assert all(row.is_ok == (row.score >= 0.5) for row in rows if row.expected == "collapsed")
+    dead = [row for row in rows if row.expected == "dead"]
+    assert len(dead) == 3
+    assert all(row.is_ok == (row.reason == "dead" and row.score >= 0.5) for row in dead)
     assert all(row.is_ok == (row.score < HEALTHY_LIMIT) for row in rows if row.expected == "healthy")
     return [f"{row.name}: {row.score:.2f} by {row.reason}" for row in rows if not row.is_ok]
 
@@ -292,6 +295,75 @@ def test_a_resumed_watch_equals_an_uninterrupted_one():
         assert resumed.is_collapsed == watch.is_collapsed
         found += [(resumed.judge(report_of(score)), resumed.objective(0.2)) for score in scores[cut:]]
         assert found == expected
+
+
+def lost_of(dead: float, collapse: float = 0.0) -> CollapseReport:
+    parts = {"conditioning": collapse, "dead": dead}
+    return CollapseReport(max(parts.values()), max(parts, key=lambda name: parts[name]), parts)
+
+
+def verdicts(reports: Sequence[CollapseReport], **rules: int) -> list[str]:
+    watch = CollapseWatch(CollapseConfig(**rules))
+    found = []
+    for report in reports:
+        watch.judge(report)
+        found.append(watch.verdict)
+    return found
+
+
+def test_a_run_that_lost_its_gain_for_good_is_dead():
+    gone, back, leap = lost_of(1.0), lost_of(0.2), lost_of(0.0, collapse=1.0)
+    assert verdicts([gone] * 6) == ["healthy"] * 4 + ["dead"] * 2
+    # What comes back was not lost for good, however often.
+    assert verdicts([gone, gone, back] * 4, grace=0) == ["healthy"] * 12
+    # A leap in the grace, and dead from then on: the score alone stays below its threshold.
+    assert verdicts([leap, *[lost_of(0.9, collapse=0.4)] * 4], grace=1) == ["healthy"] * 3 + ["dead"] * 2
+    # A leap among dead evaluations is no sign of life; two leaps are a collapse.
+    assert verdicts([gone, leap, gone], grace=0) == ["healthy", "healthy", "dead"]
+    assert verdicts([gone, leap, leap, gone], grace=0)[2:] == ["collapsed", "dead"]
+    assert verdicts([gone] * 3, grace=0, window=2) == ["healthy", "healthy", "dead"]
+    # Before the adversarial stage there is nothing to lose.
+    watch = CollapseWatch(CollapseConfig(grace=0))
+    assert not any(watch.judge(gone, adversarial=False) for _ in range(5))
+
+
+def test_a_dead_run_ranks_below_every_healthy_one():
+    worst, dead = (CollapseWatch(CollapseConfig(grace=0)) for _ in range(2))
+    worst.judge(lost_of(0.49))
+    for _ in range(3):
+        dead.judge(lost_of(0.6))
+    assert dead.verdict == "dead"
+    assert worst.objective(-1) == -1 > dead.objective(0.9) == -1.6
+    # Too short to be dead for good, but its model is: of the latest evaluation alone.
+    short = CollapseWatch(CollapseConfig())
+    short.judge(lost_of(1.0))
+    assert (short.verdict, short.objective(0.3)) == ("healthy", -2)
+    short.judge(lost_of(0.0))
+    assert short.objective(0.3) == 0.3
+
+
+def test_the_share_that_is_lost_of_a_given_course():
+    """(gain in dB, quality) of the pixel stage, then of each evaluation."""
+    before = {"gain_psnr": 1.6, "quality": 0.2}
+    course = [(1.6, 0.2), (1.2, 0.15), (0.4, 0.1), (0.0, 0.0), (-1.6, -0.1), (-1.0, 0.35), (0.1, 0.2)]
+    shares = [lost_share(before, {"gain_psnr": gain, "quality": quality}) for gain, quality in course]
+    assert shares == pytest.approx([0, 0.25, 0.75, 1, 2, 0, 0.9375])
+    # A pixel stage without a gain leaves nothing to lose; one that only blurs has no quality to excuse a loss by.
+    nothing = {"gain_psnr": 0.2, "quality": 0.3}
+    assert lost_share(nothing, {"gain_psnr": -3.0, "quality": 0.0}) == 0
+    blurred = {"gain_psnr": 1.0, "quality": -0.1}
+    assert lost_share(blurred, {"gain_psnr": 0.0, "quality": 0.0}) == 1
+    assert lost_share(blurred, {"gain_psnr": 0.0, "quality": 0.1}) == 0
+
+
+def test_a_collapse_is_not_called_dead(scene: tuple[Tensor, Tensor]):
+    hr, lr = scene
+    again = partial(lower, config=DegradeConfig(hr_size=64, lr_size=16))
+    black = collapse_report(torch.zeros_like(hr), hr, lr, again, CollapseConfig(), lost=15.0)
+    assert (black.score, black.reason, black.components["dead"]) == (1.0, "conditioning", 0.0)
+    bicubic = collapse_report(plant("bicubic", hr, lr), hr, lr, again, CollapseConfig(), lost=0.9)
+    assert (bicubic.score, bicubic.reason) == (pytest.approx(0.8), "dead")
+    assert bicubic.collapse == 0
 
 
 def test_every_healthy_run_outranks_every_collapsed_one():

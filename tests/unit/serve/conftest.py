@@ -40,10 +40,10 @@ MODALITIES = ("t1", "t1c", "t2", "flair")
 def make_package(tmp_path: Path) -> Callable[..., Path]:
     """Writes a package of unet_tiny, with settings of its own and weights of a seed; returns its folder."""
 
-    def make(seed: int, **settings: Any) -> Path:
+    def make(seed: int, *, out_channels: int = 3, **settings: Any) -> Path:
         spec = ModelSpec(
             config=override(unet_tiny(), **settings),
-            out_channels=3,
+            out_channels=out_channels,
             spacing_mm=(1.0, 1.0, 1.0),
             manifest_hash="0" * 12,
             metrics={"dice_wt": 0.5},

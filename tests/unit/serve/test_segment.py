@@ -74,6 +74,28 @@ def test_labels_come_in_the_convention_asked_for(
     np.testing.assert_array_equal(found, default)
 
 
+def test_a_cavity_has_a_number_in_every_mask_of_a_model_that_labels_it(
+    make_package: Callable[..., Path], files: dict[str, bytes], detail_of: Callable[[Any, int], str]
+) -> None:
+    package = make_package(0, out_channels=5, **{"loss.name": "dice_ce", "loss.target": "classes"})
+    watch = ModelWatch(str(package), Predictor.load, poll_s=3600, device="cpu")
+    watch.refresh()
+    with TestClient(make_api(Settings(), {"segmentation": watch}), raise_server_exceptions=False) as client:
+        default = client.post("/v1/segment", files=files)
+        same = client.post("/v1/segment", files=files, data={"labels": "1=ncr,2=ed,3=et,4=rc"})
+        np.testing.assert_array_equal(_canonical(default.content), _canonical(same.content))
+        assert (_canonical(default.content) == 4).any()
+        whole = client.post("/v1/segment", files=files, data={"labels": "wt"})
+        np.testing.assert_array_equal(
+            _canonical(whole.content) == 1, np.isin(_canonical(default.content), REGION_LABELS["wt"])
+        )
+        refused = client.post("/v1/segment", files=files, data={"labels": "brats-et4"})
+        assert detail_of(refused, 422) == (
+            "labels is 'brats-et4', which has no number for the resection cavity that the model labels; send "
+            "labels=brats2024"
+        )
+
+
 def test_the_mask_follows_a_reoriented_copy(client: TestClient, files: dict[str, bytes]) -> None:
     turned = {}
     affine = AFFINE[:, [2, 0, 1, 3]].copy()

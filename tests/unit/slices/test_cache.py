@@ -14,7 +14,7 @@ import pytest
 from glioray.cases.load import Case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PLANES, PreprocessConfig
-from glioray.errors import StorageError
+from glioray.errors import StorageError, UsageError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 
@@ -263,6 +263,23 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GLIORAY_CACHE_MEMORY_GB", "0")
     expected = CacheConfig(folder="/fast", disk_bytes=3 << 29, memory_bytes=0)
     assert CacheConfig.from_environment() == expected
+
+
+def test_variables_that_are_empty_or_odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    for name in ("XDG_CACHE_HOME", "GLIORAY_CACHE", "GLIORAY_CACHE_DISK_GB", "GLIORAY_CACHE_MEMORY_GB"):
+        monkeypatch.setenv(name, "")
+    assert CacheConfig.from_environment() == CacheConfig(folder="/h/.cache/glioray")
+    monkeypatch.setenv("GLIORAY_CACHE", "~/fast")
+    assert CacheConfig.from_environment().folder == "/h/fast"
+    monkeypatch.setenv("GLIORAY_CACHE", "fast")
+    assert CacheConfig.from_environment().folder == str(Path("fast").absolute())
+    for name in ("GLIORAY_CACHE_DISK_GB", "GLIORAY_CACHE_MEMORY_GB"):
+        for text in ("100GB", "-1", "nan", "inf", "1,5"):
+            monkeypatch.setenv(name, text)
+            with pytest.raises(UsageError, match=f"{name} is '{text}'; expected a number of GB"):
+                CacheConfig.from_environment()
+        monkeypatch.setenv(name, " ")
 
 
 def test_entries_of_older_versions_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ from glioray.engine.promotion import compare_to_champion
 from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
 from glioray.tasks import find_task, load_task
+from glioray.tasks.segmentation.objective import Sizes
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.recipes import unet_tiny
 from glioray.tasks.superres.collapse import CollapseReport
@@ -24,13 +25,18 @@ from glioray.tasks.superres.package import SuperResSpec
 from glioray.tasks.superres.recipes import mri_tiny
 
 
-def _spec(dice: float, *, fitted: bool) -> ModelSpec:
+def _spec(dice: float, *, fitted: bool, **changes: Any) -> ModelSpec:
+    facts: dict[str, Any] = {
+        "val_cases": {"c1": {"wt": dice}},
+        "val_sizes": {"c1": {"wt": Sizes(10.0, 10.0, 10 * dice)}},
+        **changes,
+    }
     return ModelSpec(
         config=override(unet_tiny(), **{"postprocess.fit_thresholds": fitted}),
         out_channels=3,
         spacing_mm=(1.0, 1.0, 1.0),
         manifest_hash="m",
-        val_cases={"c1": {"wt": dice}},
+        **facts,
     )
 
 
@@ -59,11 +65,49 @@ def promote(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def test_the_better_of_two_on_the_same_cases(promote: Callable[..., dict[str, Any]]):
-    assert (
-        "mean Dice 0.8000 beats 0.7000"
-        in promote(_spec(0.8, fitted=False), _spec(0.7, fitted=False))["reason"]
-    )
+    answer = promote(_spec(0.8, fitted=False), _spec(0.7, fitted=False))
+    assert "objective 0.8000 beats 0.7000" in answer["reason"]
+    assert answer["objective"] == answer["dice_mean"] == {"candidate": 0.8, "champion": 0.7}
+    assert answer["false_alarms"] == {"candidate": 0, "champion": 0}
     assert "the champion stays" in promote(_spec(0.7, fitted=False), _spec(0.7, fitted=False))["reason"]
+
+
+def test_a_region_that_a_case_lacks_is_no_merit(promote: Callable[..., dict[str, Any]]):
+    """The champion never predicts ET; one of its two validation cases has none."""
+    whole, empty = Sizes(10.0, 10.0, 9.0), Sizes(0.0, 0.0, 0.0)
+    never = _spec(
+        0.9,
+        fitted=False,
+        val_cases={"c1": {"wt": 0.9, "et": 0.0}, "c2": {"wt": 0.9, "et": 1.0}},
+        val_sizes={"c1": {"wt": whole, "et": Sizes(4.0, 0.0, 0.0)}, "c2": {"wt": whole, "et": empty}},
+    )
+    found = _spec(
+        0.9,
+        fitted=False,
+        val_cases={"c1": {"wt": 0.9, "et": 0.75}, "c2": {"wt": 0.9, "et": 0.0}},
+        val_sizes={
+            "c1": {"wt": whole, "et": Sizes(4.0, 4.0, 3.0)},
+            "c2": {"wt": whole, "et": Sizes(0.0, 0.2, 0.0)},
+        },
+    )
+    answer = promote(found, never)
+    assert answer["promoted"] is False  # a dry run
+    assert "objective" in answer["reason"]
+    assert "beats 0.4500" in answer["reason"]
+    assert answer["dice_mean"]["candidate"] < answer["dice_mean"]["champion"]
+
+
+def test_a_package_without_volumes_is_refused_where_it_has_to_be_compared(
+    promote: Callable[..., dict[str, Any]],
+):
+    older = _spec(0.7, fitted=False, val_sizes={})
+    for pair, role in (
+        ((_spec(0.8, fitted=False), older), "champion"),
+        ((older, _spec(0.8, fitted=False)), "candidate"),
+    ):
+        with pytest.raises(UsageError, match=rf"package of the {role} records no volumes .* give --data"):
+            promote(*pair)
+    assert promote(older, None)["reason"] == "there was no champion"
 
 
 @pytest.mark.parametrize(("candidate", "present"), [(True, False), (False, True), (True, True)])
@@ -109,6 +153,12 @@ def test_a_collapsed_model_never_becomes_champion(
         ModelError, match=r"has collapsed \(conditioning, score 0\.91\) and cannot be promoted"
     ):
         promote(_superres(0.9, "collapsed"), present)
+    dead = _superres(0.9, "dead")
+    dead.metrics.update(gain_psnr=0.05, pixel_gain_psnr=1.5, collapse_reason=6.0)
+    with pytest.raises(
+        ModelError, match=r"is dead \(a gain over bicubic of 0\.05 dB is left of the 1\.50 dB"
+    ):
+        promote(dead, present)
     with pytest.raises(ModelError, match="never scored for collapse and cannot be promoted"):
         promote(_superres(0.9, "unjudged"), present)
 

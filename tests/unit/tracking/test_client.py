@@ -1,8 +1,22 @@
 """The address of the server, and what is said when nothing answers."""
 
-import pytest
+from __future__ import annotations
 
-from glioray.engine.on_mlflow.client import connect, shown, tracking_uri
+import datetime
+import http.server
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from glioray.api.places import use_tracking
+from glioray.engine.on_mlflow.client import artifact_location, connect, shown, tracking_uri, unreachable
 from glioray.errors import StorageError, UsageError
 
 
@@ -36,3 +50,90 @@ def test_a_closed_port_is_told_without_the_password(free_port: int):
 def test_addresses_are_shown_without_credentials():
     assert shown("https://me:pa:ss@host/mlflow") == "https://host/mlflow"
     assert shown("http://host:5000") == "http://host:5000"
+
+
+class _Quiet(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.HTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _self_signed(folder: Path) -> Path:
+    """A file with the key and the certificate of 127.0.0.1."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+    path = folder / "server.pem"
+    path.write_bytes(private + certificate.public_bytes(encoding))
+    return path
+
+
+def test_a_server_on_loopback_is_not_asked_through_a_proxy(
+    server: http.server.HTTPServer, free_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
+    connect(f"http://127.0.0.1:{server.server_port}", attempts=1)
+
+
+def test_the_probe_uses_mlflows_own_certificates(
+    server: http.server.HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pem = _self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    address = f"https://127.0.0.1:{server.server_port}"
+    with pytest.raises(
+        StorageError, match=r"cannot be verified: name the authority.*MLFLOW_TRACKING_INSECURE_TLS"
+    ):
+        connect(address, attempts=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(pem))
+    assert unreachable(address) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+    assert (
+        unreachable(address)
+        == f"no certificates at MLFLOW_TRACKING_SERVER_CERT_PATH: {tmp_path / 'none.pem'}"
+    )
+    monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    with pytest.warns(Warning, match="Unverified HTTPS"):
+        assert unreachable(address) is None
+
+
+@pytest.mark.contracts
+def test_a_sqlite_file_lies_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "100%20 of a?b#c; ä'\"&=+"
+    with use_tracking(str(folder)) as address:
+        client = connect(address)
+        location = client.get_experiment(client.create_experiment("x", artifact_location(address)))
+        run = client.create_run(location.experiment_id)
+        client.log_text(run.info.run_id, "text", "a file.txt")
+    assert (folder / "mlflow.db").is_file()
+    (found,) = (folder / "mlartifacts").rglob("a file.txt")
+    assert found.read_text() == "text"
+    assert list(tmp_path.iterdir()) == [folder]

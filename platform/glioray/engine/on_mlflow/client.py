@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
-from glioray.errors import StorageError, UsageError
+from glioray.errors import StorageError, UsageError, first_line
+from glioray.machine import bypass_proxies
 
 _SQLITE = "sqlite:///"
 _CONNECT_TIMEOUT_S = 5.0
@@ -40,6 +43,7 @@ def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
         StorageError: the server does not answer within seconds.
     """
     address = tracking_uri() if uri is None else _checked(uri)
+    bypass_proxies()
     if address.startswith(_SQLITE):
         return MlflowClient(tracking_uri=address, registry_uri=address)
     for attempt in range(attempts):
@@ -58,7 +62,7 @@ def artifact_location(address: str) -> str | None:
     """Return where a new experiment stores its files: beside a SQLite file, or None to let the server decide."""
     if not address.startswith(_SQLITE):
         return None
-    return (Path(address.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
+    return (Path(unquote(address.removeprefix(_SQLITE))).parent / "mlartifacts").as_uri()
 
 
 def page_url(address: str, page: str, **query: str) -> str | None:
@@ -81,17 +85,21 @@ def page_link(page: str, **query: str) -> str:
 
 
 def unreachable(address: str) -> str | None:
-    """Return why no MLflow server answers at an address, in a few words; None if one does."""
+    """Return why no MLflow server answers at an address, in a few words; None if one does.
+
+    The request is MLflow's own, so that its variables for certificates and credentials hold.
+    """
     try:
-        answer = requests.get(
-            f"{address.rstrip('/')}/health", timeout=(_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S)
+        answer = http_request(
+            get_default_host_creds(address.rstrip("/")),
+            "/health",
+            "GET",
+            max_retries=0,
+            timeout=(_CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S),
+            raise_on_status=False,
         )
-    except requests.Timeout:
-        return "no answer in time"
-    except requests.ConnectionError as error:
+    except (MlflowException, requests.RequestException) as error:
         return _short_cause(error)
-    except requests.RequestException as error:
-        return type(error).__name__
     return f"HTTP status {answer.status_code}" if answer.status_code >= 500 else None
 
 
@@ -121,12 +129,6 @@ def shown(address: str) -> str:
     return re.sub(r"//[^/@]*@", "//", address)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, at most 300 characters."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .;")
-    return text if len(text) <= 300 else f"{text[:300]}…"
-
-
 def _checked(uri: str) -> str:
     if not uri:
         raise UsageError(
@@ -143,7 +145,7 @@ def _checked(uri: str) -> str:
     return uri.rstrip("/")
 
 
-def _short_cause(error: requests.ConnectionError) -> str:
+def _short_cause(error: Exception) -> str:
     text = str(error)
     for words in (
         "Connection refused",
@@ -153,6 +155,15 @@ def _short_cause(error: requests.ConnectionError) -> str:
     ):
         if words in text:
             return words.lower()
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "its certificate cannot be verified: name the authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH, or set "
+            "MLFLOW_TRACKING_INSECURE_TLS=true"
+        )
     if "resolve" in text or "name resolution" in text:
         return "the host name is not known"
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        return "no answer in time"
+    if "TLS CA certificate bundle" in text:
+        return f"no certificates at MLFLOW_TRACKING_SERVER_CERT_PATH: {text.rpartition(': ')[2]}"
     return "no connection"

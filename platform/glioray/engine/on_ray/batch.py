@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import ray.data
 import torch
 
 from glioray.cases.casefiles import CaseFiles
-from glioray.engine.on_ray.connect import log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import worker_resources
 from glioray.engine.on_ray.data import quiet_data
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import GliorayError
+from glioray.progress import log_progress, log_to_stderr
 from glioray.serialization import from_dict, to_dict
 
 _log = logging.getLogger(__name__)
@@ -64,10 +66,12 @@ def map_cases(
         num_gpus=share.num_gpus or None,
     )
     answers: list[dict[str, Any]] = []
+    began = time.monotonic()
     for number, row in enumerate(dataset.iter_rows(), 1):
         answer = json.loads(row["answer"])
-        failed = f" failed: {answer['error']}" if "error" in answer else ""
-        _log.info("case %d/%d: %s%s", number, len(cases), answer["case_id"], failed)
+        if "error" in answer:
+            _log.warning("%s failed: %s", answer["case_id"], answer["error"])
+        log_progress(_log, f"working on {len(cases)} cases", number / len(cases), began, answer["case_id"])
         answers.append(answer)
     return sorted(answers, key=lambda answer: str(answer["case_id"]))
 

@@ -25,11 +25,12 @@ from glioray.engine.comparison import (
     report_results,
 )
 from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import train_run
 from glioray.errors import DivergenceError, GliorayError
+from glioray.progress import log_to_stderr
 from glioray.storage import join_uri
 
 _log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def _execute_trial(
 
 def execute_run(run: ComparisonRun, workers: WorkerResources) -> RunResult:
     """Train and judge one run. Its result is final unless it failed for another reason than divergence."""
-    log_to_stderr()
+    log_to_stderr(shown=False)
     plan = dataclasses.replace(run.plan, num_threads=workers.num_threads)
     comparison: Comparison = plan.task.comparison
     try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,23 @@ from typing import Any
 import ray
 import ray.train
 from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
+from ray.exceptions import RayError
 
 import glioray
 from glioray.engine.on_mlflow.provenance import git_commit
 from glioray.engine.on_ray.data import TASK_CPUS
-from glioray.errors import UsageError
+from glioray.errors import UsageError, first_line
+from glioray.machine import bypass_proxies, find_temp, free_port, plain_python, read_switch
+from glioray.progress import LISTENS
 from glioray.storage import is_local
 
 _log = logging.getLogger(__name__)
+
+_ANSWER_S = 10.0
+# The same in every Ray of a machine by default, and a second one's traceback reaches the driver.
+_SHARED_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+# Of this process's local Rays; Ray reads it once.
+_TOKEN = secrets.token_hex(32)
 
 # Without these, torch on small machines spends much of its time in page faults: glibc returns memory too eagerly.
 WORKER_ENVIRONMENT = {
@@ -51,30 +63,42 @@ def connect(*modules: Path) -> None:
     have them installed. Credentials are not: nodes have their own, and Ray's dashboard shows a job's environment.
 
     Raises:
-        UsageError: no cluster answers at the address.
+        UsageError: no cluster answers at the address within seconds, or none that this driver can join; or no local Ray
+            can start on this machine.
     """
     if ray.is_initialized():
         return
+    _quiet_ray()
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_cluster = address != "local"
     # Keep what `ray job submit --runtime-env-json` set: Ray refuses a second value.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     variables = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()}
+    if os.environ.get(LISTENS):
+        variables[LISTENS] = os.environ[LISTENS]
     given = job.get("env_vars") or {}
     runtime_env: dict[str, Any] = {
         "env_vars": {name: value for name, value in variables.items() if name not in given}
     }
     if "py_modules" not in job:
         runtime_env["py_modules"] = [str(Path(glioray.__file__).parent), *map(str, modules)]
-    try:
-        ray.init(address, runtime_env=runtime_env, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it or unset RAY_ADDRESS to run locally"
-        ) from error
-    token = Path("~/.ray/auth_token").expanduser()
-    if not on_cluster and token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)  # Ray leaves it readable by everyone
+    bypass_proxies()
+    options: dict[str, Any] = {"runtime_env": runtime_env, "logging_level": logging.WARNING}
+    if on_cluster:
+        _check_address(address)
+        try:
+            ray.init(address, **options)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            raise UsageError(
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({first_line(error)}); correct that, or "
+                "unset RAY_ADDRESS to run locally"
+            ) from error
+    else:
+        with _local_options() as more:
+            try:
+                ray.init("local", **options, **more)
+            except (OSError, RuntimeError, ValueError, RayError) as error:
+                raise UsageError(f"no local Ray can start on this machine ({first_line(error)})") from error
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = ray.cluster_resources()
     _log.info(
@@ -84,6 +108,57 @@ def connect(*modules: Path) -> None:
         found.get("CPU", 0),
         found.get("GPU", 0),
     )
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that Ray would try for a quarter of an hour, or answer with a traceback.
+
+    Raises:
+        UsageError: it is not an address that a driver joins, or nobody listens there.
+    """
+    if address == "auto":
+        return
+    scheme, separator, rest = address.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    if (separator and scheme != "ray") or not colon or not host or not port.isdigit():
+        raise UsageError(
+            f"RAY_ADDRESS is '{address}'; a driver joins a cluster by host:port, such as 10.0.0.5:6379, and an http "
+            "address is for `ray job submit`, which reads it from RAY_API_SERVER_ADDRESS: submit the job there, or unset "
+            "RAY_ADDRESS to run locally"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)}); start it, correct the address, or "
+            "unset RAY_ADDRESS to run locally"
+        ) from error
+
+
+@contextmanager
+def _local_options() -> Iterator[dict[str, Any]]:
+    """Keyword arguments of `ray.init` for a local Ray on this machine; its environment holds in the context.
+
+    Raises:
+        UsageError: there is no folder for its sessions.
+    """
+    variables = {name: str(free_port()) for name in _SHARED_PORTS}
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        # Ray would write one into the home, readable by everyone.
+        variables["RAY_AUTH_TOKEN"] = _TOKEN
+    kept = {name: os.environ.get(name) for name in variables}
+    python = sys.executable
+    os.environ.update(variables)
+    sys.executable = plain_python()
+    try:
+        yield {"_temp_dir": str(find_temp() / "ray")}
+    finally:
+        sys.executable = python
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def disconnect() -> None:
@@ -98,11 +173,27 @@ def check_shared(uri: str, flag: str) -> None:
         UsageError: the cluster has several nodes and the URI is a local folder that is not declared as shared.
     """
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    if num_nodes > 1 and is_local(uri) and not os.environ.get("GLIORAY_SHARED_FILESYSTEM"):
+    if num_nodes > 1 and is_local(uri) and not read_switch("GLIORAY_SHARED_FILESYSTEM"):
         raise UsageError(
             f"{flag} is the folder '{uri}' but the cluster has {num_nodes} nodes; use s3://…, or set "
             "GLIORAY_SHARED_FILESYSTEM=1 if every node mounts that folder"
         )
+
+
+def check_workers(num_workers: int) -> dict[str, dict[str, float]]:
+    """Return the resources of each node that is alive, by its id.
+
+    Raises:
+        UsageError: the cluster is too small; Ray itself would wait forever.
+    """
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes.values()) for kind in ("CPU", "GPU"))
+    for found, kind in ((gpus or num_workers, "GPUs"), (cpus, "CPUs")):
+        if num_workers > found:
+            raise UsageError(
+                f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
+            )
+    return nodes
 
 
 def worker_resources(num_workers: int) -> WorkerResources:
@@ -114,14 +205,9 @@ def worker_resources(num_workers: int) -> WorkerResources:
     Raises:
         UsageError: the cluster is too small; Ray itself would wait forever.
     """
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    nodes = check_workers(num_workers)
     cpus = sum(node.get("CPU", 0.0) for node in nodes.values())
     gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
-    for found, kind in ((gpus or num_workers, "GPUs"), (cpus, "CPUs")):
-        if num_workers > found:
-            raise UsageError(
-                f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
-            )
     if gpus:
         nodes = {name: node for name, node in nodes.items() if node.get("GPU", 0) >= 1}
     now = {
@@ -150,15 +236,7 @@ def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> fl
     return None
 
 
-def log_to_stderr() -> None:
-    """Log progress to stderr; Ray forwards a worker's lines to the driver."""
-    logger = logging.getLogger("glioray")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+def _quiet_ray() -> None:
     # The logger that repeats every reported metric is named after its file.
     files = [
         name

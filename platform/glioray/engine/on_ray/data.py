@@ -20,6 +20,7 @@ from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_
 from glioray.cases.statistics import CaseStatistics, describe_case
 from glioray.config import PreprocessConfig
 from glioray.errors import DataError, GliorayError
+from glioray.progress import log_progress
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
@@ -74,7 +75,7 @@ def describe_cases(
     items = [json.dumps(to_dict(files)) for files in cases]
     quiet_data()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(examine, num_cpus=TASK_CPUS)
-    for row in _with_progress(dataset.iter_rows(), len(items), "checked"):
+    for row in _with_progress(dataset.iter_rows(), len(items), "checking"):
         entry, problems = json.loads(row["answer"])
         yield (
             None if entry is None else from_dict(CaseEntry, entry),
@@ -126,7 +127,7 @@ def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig
     if not missing:
         return
     by_id = {entry.case_id: entry for entry in missing}
-    for stacks in _with_progress(stream_cases(data, missing, config, cache), len(missing), "decoded"):
+    for stacks in _with_progress(stream_cases(data, missing, config, cache), len(missing), "decoding"):
         here.put(by_id[stacks[0].case_id], stacks)
 
 
@@ -227,11 +228,7 @@ def _assemble(blocks: Iterable[dict[str, Any]]) -> Iterator[SliceStack]:
 
 
 def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:
-    began = said = time.monotonic()
+    began = time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row
-        now = time.monotonic()
-        if now - said > 5 or number == total:
-            said = now
-            left = (now - began) / number * (total - number)
-            _log.info("%s %d/%d, %.0f s left", verb, number, total, left)
+        log_progress(_log, f"{verb} {total} cases", number / total, began)

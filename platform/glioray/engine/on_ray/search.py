@@ -19,13 +19,13 @@ from glioray.engine.descriptions import describe_sweep
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE
 from glioray.engine.search import Row, Search, SweepPlan, check_sweep
-from glioray.engine.space import CustomSpace, format_space
+from glioray.engine.space import format_space
 from glioray.engine.trials import (
     build_row,
     choose_setting,
@@ -36,6 +36,7 @@ from glioray.engine.trials import (
     rank_rows,
 )
 from glioray.errors import GliorayError, TrainingError, UsageError
+from glioray.progress import IN_LOG, log_to_stderr
 from glioray.reports.pareto import pareto_figure, pareto_front
 from glioray.reports.trials import trials_figure
 from glioray.storage import join_uri, open_storage
@@ -72,7 +73,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     _check_same_space(plan)
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
-        open_storage(base.storage).write(SPACE_FILE, json.dumps(_custom_json(plan.custom)).encode())
+        open_storage(base.storage).write(SPACE_FILE, json.dumps(_identity(plan)).encode())
         _train_warm_starts(plan, logger.run_id)
         results = _fit(plan, logger.run_id)
         rows = rank_rows([build_row(result, search) for result in results])
@@ -101,7 +102,10 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
             {"glioray.winner": best["trial"], "glioray.model": model, "glioray.winner_run": run_id}
         )
         logger.describe(describe_sweep(plan, rows, summary, won, logger))
-        _log.info("winner: trial %s (not retrained), registered as %s", best["trial"], model)
+        _log.info(
+            "winner: trial %s with %s %.4g (not retrained), registered as %s",
+            best["trial"], search.objective, best["objective"], model,
+        )  # fmt: skip
     result = {
         "run_id": logger.run_id,
         "run_url": logger.url,
@@ -115,25 +119,33 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     return result | ({"front": front} if plan.mode == "pareto" else {})
 
 
-def _custom_json(custom: CustomSpace) -> dict[str, Any]:
-    return {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
+def _identity(plan: SweepPlan) -> dict[str, Any]:
+    """What a search must keep when it resumes, beside its config: its own entries and its objective."""
+    custom = plan.custom
+    space = {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
+    return {**space, "objective": plan.search.objective}
 
 
 def _check_same_space(plan: SweepPlan) -> None:
-    """Refuse to resume a search with other entries: Tune would keep the old ones.
+    """Refuse to resume a search with other entries, since Tune would keep the old ones, or with another objective.
 
     Raises:
-        UsageError: a search of that name has other entries.
+        UsageError: a search of that name has other entries, or trials of another objective.
     """
     storage = open_storage(plan.base.storage)
-    if not storage.exists(CONFIG_FILE):
+    if not storage.exists(CONFIG_FILE) or not any(storage.list("ray/")):
         return
-    # Searches from before there was such a file have no entries.
-    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else _custom_json(CustomSpace())
-    if kept != _custom_json(plan.custom):
+    name, now = plan.base.run_name, _identity(plan)
+    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else {}
+    if kept.get("objective") != now["objective"]:
         raise UsageError(
-            f"the search '{plan.base.run_name}' exists with another search space ({json.dumps(kept['entries'])}); "
-            "choose another --run-name, or repeat its --search flags to resume it"
+            f"the search '{name}' was begun by a version of glioray that ranks trials by another objective, which does "
+            f"not compare with '{now['objective']}'; choose another --run-name"
+        )
+    if kept != now:
+        raise UsageError(
+            f"the search '{name}' exists with another search space ({json.dumps(kept['entries'])}); choose another "
+            "--run-name, or repeat its --search flags to resume it"
         )
 
 
@@ -145,7 +157,8 @@ def _log_rows(
     is_healthy: Mapping[str, bool],
 ) -> None:
     search = plan.search
-    table = f"{search.describe(summary, plan.mode)}\n{format_table(rows, search.columns)}"
+    summary_text = search.describe(summary, plan.mode)
+    table = f"{summary_text}\n{format_table(rows, search.columns)}"
     # The settings that a member ended with are not those of its whole run.
     weights = {} if plan.mode == "pbt" else importances(rows, plan.space)
     if weights:
@@ -170,7 +183,8 @@ def _log_rows(
         )
         logger.log_figure(figure, "pareto.png")
     logger.log_metrics({k: float(v) for k, v in summary.items() if not isinstance(v, list)}, step=0)
-    _log.info("\n%s", table)
+    _log.info("%s", summary_text.strip())
+    _log.info("\n%s", table, extra=IN_LOG)
 
 
 def _winner_metrics(search: Search, best: Row) -> dict[str, float]:
@@ -228,6 +242,7 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
             population(plan),
             folder=folder,
             resources=resources.resources(),
+            num_trials=plan.num_trials,
             space=member_domains(plan),
             num_kept=num_kept(config.train.num_validations),
         )
@@ -257,11 +272,12 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
         ),
         folder=folder,
         resources={"CPU": 0.01} if num_workers > 1 else resources.resources(),
+        num_trials=plan.num_trials,
     )
 
 
 def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, resources: WorkerResources) -> None:
-    log_to_stderr()
+    log_to_stderr(shown=False)
     trial_id = tune.get_context().get_trial_id()
     search = plan.search
     last: dict[str, Any] = {"percent": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.connect import WorkerResources, log_to_stderr, worker_resources
+from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.run import RunPlan, train_run
 from glioray.errors import GliorayError, TrainingError
+from glioray.progress import log_to_stderr
 from glioray.storage import join_uri, open_storage
+
+_log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 _MAX_FAILURES = 2
@@ -32,6 +36,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train on `plan.config.train.num_workers` ranks; dead workers restart from the latest checkpoint.
 
+    An error that would come again, such as one of the data or of a setting, ends the run at once.
+
     Args:
         plan: the run.
         resources: of each rank; by default an equal part of the whole cluster.
@@ -45,37 +51,41 @@ def run_training(
     """
     num_workers = plan.config.train.num_workers
     resources = resources or worker_resources(num_workers)
-    name = Path(plan.storage).name
     # In a dict because mypy sees the signature of an older RunConfig.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"plan": plan, "num_threads": resources.num_threads, "to_report": to_report},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=resources.num_gpus > 0,
-            resources_per_worker=resources.resources(),
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=join_uri(plan.storage, "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
-            callbacks=list(callbacks),
-            **quiet,
-        ),
-    )
     storage = open_storage(plan.storage)
     storage.delete(RESULT_FILE)
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise _cause(error) from error
+    for failures in range(_MAX_FAILURES + 1):
+        # Ray Train itself would retry every error; a trainer of the same name resumes.
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"plan": plan, "num_threads": resources.num_threads, "to_report": to_report},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=resources.num_gpus > 0,
+                resources_per_worker=resources.resources(),
+            ),
+            run_config=ray.train.RunConfig(
+                name=Path(plan.storage).name,
+                storage_path=join_uri(plan.storage, "ray"),
+                callbacks=list(callbacks),
+                **quiet,
+            ),
+        )
+        try:
+            trainer.fit()
+            break
+        except Exception as error:
+            cause = _cause(error)
+            if failures == _MAX_FAILURES or not cause.may_pass:
+                raise cause from error
+            _log.warning("%s; restarting from the latest checkpoint", cause)
     result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
     return result
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
-    log_to_stderr()
+    log_to_stderr(shown=settings["plan"].kind == "train")
     context = ray.train.get_context()
     ranks = Ranks(
         rank=context.get_world_rank(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan, train_run
+from glioray.progress import log_progress
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +45,46 @@ class PercentASHA(ASHAScheduler):
         return str(super().on_trial_result(tune_controller, trial, result))
 
 
+class _Progress(tune.Callback):
+    """Logs how far a search is, and how each trial ended."""
+
+    def __init__(self, num_trials: int) -> None:
+        self.num_trials, self.began_s = num_trials, 0.0
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self.began_s = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        ended = [one for one in trials if one.is_finished()]
+        running = [one for one in trials if not one.is_finished()]
+        percent = 100 * len(ended) + sum((one.last_result or {}).get("percent", 0) for one in running)
+        # The last trial's own end says that the search is done.
+        done = min(percent / (100 * self.num_trials), 0.99)
+        log_progress(_log, f"search of {self.num_trials} trials", done, self.began_s, f"{len(ended)} ended")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        reason = result.get("reason") or f"objective {result.get('objective', float('nan')):.4g}"
+        self._log_end(trials, trial, f"at {result.get('percent', 0)} %: {reason}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "its process died").strip().splitlines()
+        self._log_end(trials, trial, f"with an error: {lines[-1]}")
+
+    def _log_end(self, trials: list[Any], trial: Any, how: str) -> None:
+        number = len({one.trial_id for one in trials if one.is_finished()} | {trial.trial_id})
+        _log.info("trial %d of %d, %s, ended %s", number, self.num_trials, trial.trial_id, how)
+
+
 def run_trials(
     trainable: Callable[..., Any],
     config: tune.TuneConfig,
     *,
     folder: str,
     resources: Mapping[str, float],
+    num_trials: int,
     space: dict[str, Any] | None = None,
     num_kept: int | None = None,
 ) -> list[tune.Result]:
@@ -59,6 +95,7 @@ def run_trials(
         config: how trials are proposed and stopped; a resumed sweep keeps its own.
         folder: URI where Tune keeps them.
         resources: of a trial.
+        num_trials: in all.
         space: what Tune itself draws, where no search algorithm does.
         num_kept: checkpoints of a trial that Tune keeps, where trials report some.
     """
@@ -78,6 +115,7 @@ def run_trials(
                 storage_path=path,
                 failure_config=tune.FailureConfig(max_failures=1),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=num_kept),
+                callbacks=[_Progress(num_trials)],
                 verbose=0,
             ),
         )

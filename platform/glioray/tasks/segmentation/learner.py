@@ -18,13 +18,15 @@ from glioray.engine.checkpoint import Checkpoint
 from glioray.engine.collectives import Ranks, gather, reduce_sum
 from glioray.engine.loop import check_finite
 from glioray.engine.optim import MovingAverage, build_optimizer, learning_rate, to_evaluation, to_training
-from glioray.engine.precision import autocast, to_device
+from glioray.engine.precision import autocast, choose_precision, to_device
 from glioray.losses import build_loss
+from glioray.serialization import to_dict
 from glioray.slices.augment import Augment
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import Batch
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.metrics import Counts, confusion, dice_by_region, mean_dice
+from glioray.tasks.segmentation.objective import Sizes, objective, region_sizes
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slice_validation import HeldOutSlices, predict_slices
@@ -32,6 +34,8 @@ from glioray.tasks.segmentation.thresholds import Histogram, fit_thresholds, reg
 
 _log = logging.getLogger(__name__)
 _NUM_PICTURES = 4
+NUM_AVERAGED = 3
+"""Validations, including the latest, that the objective is averaged over; see `infra/decisions/0009`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +93,14 @@ class SegmentationLearner:
         self.augment = Augment(config.augment, config.train.seed + 1_000_003 * ranks.node_rank)
         self.pictures: list[Picture] = []
         self.stopped = ""
-        self.tags: dict[str, str] = {}
+        self.precisions: dict[str, str] = {}
         self._histograms: list[dict[str, Histogram]] = []
+        self._scores: list[float] = []
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tag the precisions of training and prediction, once they are chosen."""
+        return {f"glioray.precision_{work}": name for work, name in self.precisions.items()}
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """Take one step; return `loss`, `lr` and the gradient's norm before clipping."""
@@ -101,8 +111,11 @@ class SegmentationLearner:
         self.ddp.train()
         to_training(self.optimizer)
         images, masks = self.augment(batch.to(self.device), epoch)
-        with autocast(self.device, self.config.train.precision):
-            outputs = self.ddp(images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if "training" not in self.precisions:
+            self.precisions["training"] = self._training_precision(images, masks)
+        with autocast(self.device, self.precisions["training"]):
+            outputs = self.ddp(images)
         loss = self.loss(outputs, masks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -115,18 +128,45 @@ class SegmentationLearner:
             self.average.update(self.net)
         return {"loss": float(loss.detach()), "lr": lr, "grad_norm": norm}
 
+    def _training_precision(self, images: torch.Tensor, masks: torch.Tensor) -> str:
+        """The precision in which a network like this one learns faster from such a batch."""
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            net = to_device(self.spec.build(), self.device).train()
+
+        def step(precision: str) -> None:
+            with autocast(self.device, precision):
+                outputs = net(images)
+            self.loss(outputs, masks).backward()
+            net.zero_grad()
+
+        return choose_precision(
+            config.train.precision,
+            self.device,
+            step,
+            work="training",
+            identity=[to_dict(config.net), self.spec.out_channels, to_dict(config.loss), list(images.shape)],
+            shared=True,
+        )
+
     def validate(self) -> dict[str, float]:
         """Compute the patient-level 3-D Dice of the averaged weights, postprocessed as when served."""
-        predictor = Predictor(self.spec, self._inference_net(), str(self.device))
+        precision = self.precisions.get("prediction")
+        predictor = Predictor(self.spec, self._inference_net(), str(self.device), precision=precision)
+        if precision is None:
+            self.precisions["prediction"] = predictor.choose_precision(shared=True)
+            predictor = Predictor(
+                self.spec, predictor.net, str(self.device), precision=self.precisions["prediction"]
+            )
         if self.val_slices is not None:
             return self._validate_slices(predictor, self.val_slices)
-        tables: dict[str, Counts] = {}
+        tables: dict[str, tuple[Counts, float]] = {}
         histograms: dict[str, dict[str, Histogram]] = {}
         self.pictures = []
         for stacks in self.val_cases:
             probs = predictor.probs_of_stacks(stacks)
             labels = predictor.decode(probs, stacks[0].voxel_ml)
-            tables[stacks[0].case_id] = counts_in_case(stacks[0], labels)
+            tables[stacks[0].case_id] = counts_in_case(stacks[0], labels), stacks[0].voxel_ml
             if self.config.postprocess.fit_thresholds:
                 known = self._known(stacks[0].case_id)
                 histograms[stacks[0].case_id] = _region_histograms(stacks[0], probs, known)
@@ -139,9 +179,21 @@ class SegmentationLearner:
             return {}
         tables = dict(sorted(tables.items()))
         labelled = [self._known(case_id) for case_id in tables]
-        dice = dice_by_region(list(tables.values()), labelled)
-        self.spec = dataclasses.replace(self.spec, val_cases=dict(zip(tables, dice, strict=True)))
-        return mean_dice(list(tables.values()), labelled)
+        counts = [table for table, _ in tables.values()]
+        dice = dice_by_region(counts, labelled)
+        sizes = [region_sizes(*table, known) for table, known in zip(tables.values(), labelled, strict=True)]
+        self.spec = dataclasses.replace(
+            self.spec,
+            val_cases=dict(zip(tables, dice, strict=True)),
+            val_sizes=dict(zip(tables, sizes, strict=True)),
+        )
+        return {**mean_dice(counts, labelled), **self._objective(sizes)}
+
+    def _objective(self, sizes: Sequence[Mapping[str, Sizes]]) -> dict[str, float]:
+        """`objective` of these cases, averaged over the latest validations."""
+        terms = objective(sizes)
+        self._scores = [*self._scores, terms["objective"]][-NUM_AVERAGED:]
+        return {**terms, "objective": float(np.mean(self._scores))}
 
     def _known(self, case_id: str) -> tuple[str, ...]:
         return self.labelled_regions.get(case_id, REGIONS)
@@ -164,26 +216,30 @@ class SegmentationLearner:
                 "on, test the model on other patients", len(self._histograms), *thresholds,
             )  # fmt: skip
         fitted = {f"threshold_{name}": value for name, value in zip(REGIONS, thresholds, strict=True)}
+        self._scores.pop()  # the validation without them
         return {**self.validate(), **fitted}
 
     def _validate_slices(self, predictor: Predictor, held_out: HeldOutSlices) -> dict[str, float]:
         """Average Dice over slices, not patients; see `engine.splits.INFLATED`."""
-        tables: list[tuple[Counts, tuple[str, ...]]] = []
+        tables: list[tuple[Counts, tuple[str, ...], float]] = []
         self.pictures = []
         shown = held_out.indices[:: max(len(held_out.indices) // _NUM_PICTURES, 1)][:_NUM_PICTURES]
         for index, truth, prediction in predict_slices(predictor, held_out):
             number, place = held_out.store.locate(index)
-            known = self._known(held_out.store.stacks[number].case_id)
-            tables.append((confusion(truth, prediction), known))
+            stack = held_out.store.stacks[number]
+            tables.append((confusion(truth, prediction), self._known(stack.case_id), stack.voxel_ml))
             if index in shown:
                 num_modalities = len(self.config.preprocess.modalities)
-                stack = held_out.store.stacks[number]
                 self.pictures.append(_slice_picture(stack, place, prediction, num_modalities))
         tables = [table for part in gather(tables) for table in part]
-        return mean_dice(*zip(*tables, strict=True)) if tables else {}
+        if not tables:
+            return {}
+        sizes = [region_sizes(table, voxel_ml, known) for table, known, voxel_ml in tables]
+        dice = mean_dice([table for table, *_ in tables], [known for _, known, _ in tables])
+        return {**dice, **self._objective(sizes)}
 
     def state(self) -> dict[str, Any]:
-        """Return network, optimiser and weight average, with the settings they depend on."""
+        """Return network, optimiser, weight average and the latest objectives."""
         to_evaluation(self.optimizer)
         average = self.average
         return {
@@ -192,6 +248,8 @@ class SegmentationLearner:
             "average": None
             if average is None
             else {"weights": average.weights, "num_updates": average.num_updates},
+            "scores": self._scores,
+            "precisions": self.precisions,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -202,6 +260,9 @@ class SegmentationLearner:
             for name, tensor in state["average"]["weights"].items():
                 self.average.weights[name].copy_(tensor)
             self.average.num_updates = state["average"]["num_updates"]
+        # Older checkpoints have neither.
+        self._scores = list(state.get("scores", []))
+        self.precisions = dict(state.get("precisions", {}))
 
     def checkpoint(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> Checkpoint:
         """Pack the model that validation evaluated."""

@@ -19,6 +19,7 @@ from glioray.nets import build_net
 from glioray.nets.ensemble import Ensemble
 from glioray.serialization import from_dict, to_dict
 from glioray.tasks.segmentation.config import RunConfig
+from glioray.tasks.segmentation.objective import Sizes
 
 FORMAT = "glioray-segmentation-2"
 
@@ -36,6 +37,7 @@ class ModelSpec:
         train_images: digests of their images, which must not evaluate the model under other names either.
         metrics: of its last validation.
         val_cases: Dice of each region at that validation, by case id.
+        val_sizes: volumes of each region at that validation, by case id; older packages have none.
         regions: those of WT, TC and ET that some training mask labels; the model predicts no others.
         num_members: networks whose probabilities are averaged (`Ensemble`), equal but for their weights.
     """
@@ -48,6 +50,7 @@ class ModelSpec:
     train_images: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    val_sizes: dict[str, dict[str, Sizes]] = field(default_factory=dict)
     regions: tuple[str, ...] = REGIONS
     num_members: int = 1
 

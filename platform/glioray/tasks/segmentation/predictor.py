@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from glioray.cases.load import Case
 from glioray.config import REGIONS
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, to_device
+from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_precision, to_device
 from glioray.errors import ModelError
+from glioray.serialization import to_dict
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import SliceStore
 from glioray.slices.volumes import probs_on_grid
@@ -26,9 +27,17 @@ from glioray.tasks.segmentation.postprocess import decode_labels, postprocess
 class Predictor:
     """Predicts whole cases; safe to call from one thread at a time."""
 
-    def __init__(self, spec: ModelSpec, net: nn.Module, device: str = "cpu", batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        net: nn.Module,
+        device: str = "cpu",
+        batch_size: int = 16,
+        precision: str | None = None,
+    ) -> None:
         self.spec, self.device, self.batch_size = spec, torch.device(device), batch_size
         self.net = to_device(net, self.device).eval()
+        self._precision = precision
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Predictor:
@@ -76,6 +85,32 @@ class Predictor:
         labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
         return postprocess(labels, config.postprocess, voxel_ml)
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the network, "bf16" or "fp32"; where it was not given, it is chosen once."""
+        if self._precision is None:
+            self._precision = self.choose_precision()
+        return self._precision
+
+    def choose_precision(self, *, shared: bool = False) -> str:
+        """The precision that predicts batches of the model's own size faster; see `engine.precision`."""
+        config = self.spec.config
+        shape = (self.batch_size, config.preprocess.num_channels, *config.preprocess.size)
+
+        def step(precision: str) -> None:
+            images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+            with torch.inference_mode(), autocast(self.device, precision):
+                self.net(images.contiguous(memory_format=torch.channels_last))
+
+        return choose_precision(
+            config.train.precision,
+            self.device,
+            step,
+            work="prediction",
+            identity=[to_dict(config.net), self.spec.out_channels, self.spec.num_members, shape],
+            shared=shared,
+        )
+
     def check_spacing(self, case: Case) -> None:
         """Refuse voxels of a size that the model was not trained on and that are not resampled.
 
@@ -98,7 +133,7 @@ class Predictor:
         columns = columns and stack.plane != "sagittal"  # its columns run from bottom to top
         flips = [(*r, *c) for r in ([(), (2,)] if rows else [()]) for c in ([(), (3,)] if columns else [()])]
         parts = []
-        with torch.inference_mode(), autocast(self.device, config.train.precision):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             for batch in SliceStore([stack], config.preprocess).stack_batches(0, self.batch_size):
                 images = batch.to(self.device).images.contiguous(memory_format=torch.channels_last)
                 total = sum(

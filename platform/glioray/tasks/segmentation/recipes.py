@@ -24,6 +24,22 @@ def unet_tiny() -> RunConfig:
     )
 
 
+def unet_phantom() -> RunConfig:
+    """The demo's: a small network, and as many steps as it takes to learn phantoms of 2 mm; not a useful model."""
+    return RunConfig(
+        recipe="unet_phantom",
+        preprocess=PreprocessConfig(size=(96, 80)),
+        sample=SampleConfig(foreground_share=0.6, balance_cases=True, steps_per_epoch=60),
+        net=NetConfig(
+            options={"width": 24, "depth": 3, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12}
+        ),
+        loss=_REGION_LOSS,
+        optim=OptimConfig(lr=5e-3, weight_decay=1e-2, warmup=0.1, ema=0.97),
+        postprocess=PostprocessConfig(min_et_ml=0.5),
+        train=TrainConfig(batch_size=8, max_epochs=12, num_validations=6),
+    )
+
+
 def unet_small() -> RunConfig:
     """Minutes on two cores: half resolution, all three planes, one network."""
     return RunConfig(
@@ -102,6 +118,7 @@ def keras_study() -> RunConfig:
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "unet_tiny": unet_tiny,
+    "unet_phantom": unet_phantom,
     "unet_small": unet_small,
     "attention_small": attention_small,
     "unet_brats": unet_brats,

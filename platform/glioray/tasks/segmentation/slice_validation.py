@@ -34,7 +34,7 @@ def predict_slices(
     for low in range(0, len(held_out.indices), predictor.batch_size):
         indices = held_out.indices[low : low + predictor.batch_size]
         batch = held_out.store.draw(indices)
-        with torch.inference_mode(), autocast(predictor.device, config.train.precision):
+        with torch.inference_mode(), autocast(predictor.device, predictor.precision):
             images = batch.to(predictor.device).images.contiguous(memory_format=torch.channels_last)
             logits = predictor.net(images).float()
         probs = logits.softmax(1) if config.loss.target == "classes" else logits.sigmoid()

@@ -74,7 +74,7 @@ def calibration_markdown(
     wrong = [row for row in rows if not row.is_ok]
     lines = [f"# Collapse score: {title}", ""]
     lines += [f"- {advise(row, config)}" for row in wrong] or [
-        f"Every planted collapse scores {config.threshold:g} or more, every healthy output less than {HEALTHY_LIMIT:g}."
+        f"Every planted output scores {config.threshold:g} or more, every healthy output less than {HEALTHY_LIMIT:g}."
     ]
     lines += ["", f"![Three outputs of each row with their score]({picture})", ""]
     lines += [f"| outputs | expected | score | {' | '.join(COLLAPSE_COMPONENTS)} |"]

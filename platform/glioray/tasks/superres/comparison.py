@@ -21,8 +21,9 @@ from glioray.nets.gan import build_discriminator
 from glioray.reports.tables import Table
 from glioray.slices.cache import SliceCache
 from glioray.storage import Storage, open_storage
+from glioray.tasks.superres.collapse import fault_word
 from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
-from glioray.tasks.superres.config import GanConfig
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, DEAD, GanConfig
 from glioray.tasks.superres.entrants import GOAT_STUDY, gan_entrant_config
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.panel import pick_panel
@@ -52,7 +53,7 @@ class SuperResComparison:
     cross_validates = False
     report_name = "comparison"
     stores_all = True
-    states: tuple[str, ...] = ("collapsed",)
+    states: tuple[str, ...] = ("collapsed", DEAD)
 
     def entrants(
         self, config: GanConfig, chosen: Mapping[str, Any], settings: Mapping[str, Any]
@@ -80,7 +81,7 @@ class SuperResComparison:
         }
 
     def summarize(self, result: RunResult) -> str:
-        if result["state"] == "collapsed":
+        if result["state"] in self.states:
             return str(result["reason"])
         return f"quality {result['figures']['quality']:.3f}"
 
@@ -148,7 +149,8 @@ def _verdict(last: Mapping[str, float], stopped: str) -> dict[str, str]:
     """
     if not last["is_collapsed"] and last["objective"] >= -1:
         return {"state": "complete", "reason": ""}
-    return {"state": "collapsed", "reason": stopped or f"collapsed at its end: {fault(last)}"}
+    state = fault_word(COLLAPSE_COMPONENTS[int(last["collapse_reason"])])
+    return {"state": state, "reason": stopped or f"{state} at its end: {fault(last)}"}
 
 
 def _keep_pictures(plan: RunPlan, storage: Storage, fill: Fill) -> dict[str, Any]:

@@ -24,7 +24,9 @@ DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
 
 PixelLoss = Literal["l1", "mse", "charbonnier"]
 
-COLLAPSE_COMPONENTS = ("invalid", "conditioning", "diversity", "texture", "artefact", "fidelity")
+DEAD = "dead"
+
+COLLAPSE_COMPONENTS = ("invalid", "conditioning", "diversity", "texture", "artefact", "fidelity", DEAD)
 
 
 class DegradeConfig(Config):
@@ -150,7 +152,7 @@ class PretrainConfig(Config):
 
 
 class CollapseConfig(Config):
-    """When a generator counts as collapsed: bounds (ok, bad) of each component, between which it rises from 0 to 1.
+    """When a generator counts as collapsed, or dead: bounds (ok, bad) of each component, between which it rises from 0 to 1.
 
     The defaults were measured on slices of real cases; `jobs/calibrate.py` checks them on others.
     """
@@ -168,6 +170,10 @@ class CollapseConfig(Config):
         (6.0, 14.0), description="dB above the real spectrum, beyond the low resolution's Nyquist frequency."
     )
     fidelity: Interval = Field((2.0, 6.0), description="dB of foreground PSNR below bicubic.")
+    dead: Interval = Field(
+        (0.5, 1.0),
+        description="Share of the pixel stage's gain in PSNR that is lost, without more quality in exchange.",
+    )
     threshold: float = Field(
         0.5, gt=0, le=1, description="Score from which an evaluation counts as collapsed."
     )
@@ -179,7 +185,12 @@ class CollapseConfig(Config):
         6,
         description="Last evaluations that `patience` looks at; at least `patience`, which means those in a row.",
     )
-    stop: bool = Field(True, description="Stop a collapsed run at once.")
+    dead_patience: int = Field(
+        3,
+        ge=1,
+        description="Last evaluations, after `grace`, that must all be dead or collapsed for a run to be dead.",
+    )
+    stop: bool = Field(True, description="Stop a collapsed or dead run at once.")
     num_slices: int = Field(64, description="Most slices of the panel that is evaluated.")
     min_slices: int = Field(32, ge=2, description="Fewest slices that can be evaluated.")
     per_patient: int = Field(

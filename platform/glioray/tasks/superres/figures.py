@@ -19,7 +19,7 @@ from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 COMPONENT_COLOURS = dict(
     zip(
         COLLAPSE_COMPONENTS,
-        ("#6d597a", "#5b8def", "#3fa34d", "#d99a00", "#e07be0", "#8d6e63"),
+        ("#6d597a", "#5b8def", "#3fa34d", "#d99a00", "#e07be0", "#8d6e63", "#4c9f9b"),
         strict=True,
     )
 )

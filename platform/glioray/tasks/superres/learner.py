@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from glioray.engine.checkpoint import Checkpoint
 from glioray.engine.collectives import Ranks, gather, reduce_sum
 from glioray.engine.optim import MovingAverage, build_optimizer, learning_rate
-from glioray.engine.precision import autocast, to_device
+from glioray.engine.precision import autocast, choose_precision, to_device
 from glioray.errors import DivergenceError
 from glioray.losses.adversarial import build_gan_loss, r1_penalty
 from glioray.losses.reconstruction import build_pixel_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
 from glioray.nets.gan import build_discriminator
+from glioray.serialization import to_dict
 from glioray.slices.store import Batch
+from glioray.tasks.superres.collapse import describe_evaluation
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, stage_weights
@@ -98,14 +100,16 @@ class GanLearner:
         self.certainty: list[float] = []
         self.stopped = ""
         self.objective = 0.0
+        self.precisions: dict[str, str] = {}
 
     @property
     def tags(self) -> dict[str, str]:
-        """Tag the extractors of loss and evaluation with their hashes, and the collapse verdict."""
+        """Tag the extractors of loss and evaluation with their hashes, and the verdict on collapse."""
         extractors = {
             f"glioray.extractor_{name}": self.spec.extractors.get(name, "none") for name in ("loss", "judge")
         }
-        return {**extractors, "glioray.collapse": self.spec.collapse}
+        precisions = {f"glioray.precision_{work}": name for work, name in self.precisions.items()}
+        return {**extractors, "glioray.collapse": self.spec.collapse, **precisions}
 
     def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
         """Take a step of the pixel stage, or of the discriminator and, every `d_steps`-th time, the generator."""
@@ -113,6 +117,8 @@ class GanLearner:
         if not self.is_adversarial and share < 1 and progress >= share:
             self._begin_game()
         pairs = draw_pairs(batch.to(self.device), self.config, epoch, node_rank=self.node_rank)
+        if "training" not in self.precisions:
+            self.precisions["training"] = self._training_precision(pairs)
         self.generator.train()
         self.critic.train()
         if not self.is_adversarial:
@@ -123,6 +129,26 @@ class GanLearner:
             figures |= self._generator_step(pairs, done)
             figures["grad_ratio"] = figures["grad_g"] / max(figures["grad_d"], 1e-12)
         return figures
+
+    def _training_precision(self, pairs: Pairs) -> str:
+        """The precision in which a generator like this one learns faster from such a batch."""
+        with torch.random.fork_rng(devices=[]):
+            net = to_device(self.spec.build(), self.device).train()
+
+        def step(precision: str) -> None:
+            with autocast(self.device, precision):
+                sr = net(_channels_last(pairs.lr), pairs.hr.shape[-2:])
+            self.pixel(sr.float(), pairs.hr).backward()
+            net.zero_grad()
+
+        return choose_precision(
+            self.config.train.precision,
+            self.device,
+            step,
+            work="training",
+            identity=[to_dict(self.config.generator), list(pairs.lr.shape), list(pairs.hr.shape)],
+            shared=True,
+        )
 
     def _begin_game(self) -> None:
         """Start the adversarial stage from the averaged weights of the pixel stage, kept as the PSNR model."""
@@ -148,14 +174,14 @@ class GanLearner:
     def _discriminator_step(self, pairs: Pairs, done: float) -> dict[str, float]:
         loss = self.config.loss
         rate = learning_rate(self.config.optim_d, done)
-        with torch.no_grad(), autocast(self.device, self.config.train.precision):
+        with torch.no_grad(), autocast(self.device, self.precisions["training"]):
             sr = self.generator(_channels_last(pairs.lr), pairs.hr.shape[-2:]).float()
         penalised = loss.r1 > 0 and self.num_d_steps % loss.r1_every == 0
         real = self._noisy(pairs.hr, pairs.rngs, done).detach().requires_grad_(penalised)
         fake = self._noisy(sr, pairs.rngs, done)
         # One pass over both: DDP with batch norm cannot do two forward passes before a backward one. In float32 if it
         # is differentiated twice.
-        with autocast(self.device, "fp32" if penalised else self.config.train.precision):
+        with autocast(self.device, "fp32" if penalised else self.precisions["training"]):
             logits = self.parallel_d(_channels_last(torch.cat([real, fake])))
         real_logits, fake_logits = logits.float().chunk(2)
         game = self.game.discriminator(real_logits, fake_logits)
@@ -205,14 +231,14 @@ class GanLearner:
         fake = self._noisy(sr, pairs.rngs, done)
         compares = self.config.loss.adversarial == "ragan" or _has_batch_norm(self.critic)
         images = torch.cat([self._noisy(pairs.hr, pairs.rngs, done), fake]) if compares else fake
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, self.precisions["training"]):
             logits = self.critic(_channels_last(images)).float()
         self.critic.requires_grad_(True)
         real_logits, fake_logits = logits.chunk(2) if compares else (logits, logits)
         return self.game.generator(real_logits.detach(), fake_logits)
 
     def _super_resolve(self, pairs: Pairs) -> Tensor:
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.device, self.precisions["training"]):
             sr: Tensor = self.parallel_g(_channels_last(pairs.lr), pairs.hr.shape[-2:])
         return sr.float()
 
@@ -274,6 +300,8 @@ class GanLearner:
     def validate(self) -> dict[str, float]:
         """Compute the panel's metrics, collapse score and objective, equal on every rank."""
         found: dict[str, Any] = {}
+        if "super-resolution" not in self.precisions:
+            self.precisions["super-resolution"] = self._resolver().choose_precision(shared=True)
         if self.judge is not None:
             found = self.judge(self._resolver(), self.is_adversarial)
         found = gather(found)[0]
@@ -282,7 +310,7 @@ class GanLearner:
         self.objective = metrics["objective"]
         self.spec = dataclasses.replace(self.spec, collapse=found["verdict"], reason=found["reason"])
         if metrics["is_collapsed"] and self.config.collapse.stop:
-            self.stopped = f"collapsed: {found['reason']} {metrics['collapse_score']:.2f}"
+            self.stopped = f"{found['verdict']}: {describe_evaluation(metrics)}"
         return metrics
 
     def _warn_of_saturation(self) -> None:
@@ -319,6 +347,7 @@ class GanLearner:
             "is_adversarial": self.is_adversarial,
             "num_d_steps": self.num_d_steps,
             "stopped": self.stopped,
+            "precisions": self.precisions,
             "judge": None if self.judge is None else self.judge.state(),
         }
 
@@ -335,6 +364,7 @@ class GanLearner:
         self.psnr = state["psnr"]
         self.is_adversarial, self.num_d_steps = state["is_adversarial"], state["num_d_steps"]
         self.stopped = state["stopped"]
+        self.precisions = dict(state["precisions"])
         if self.judge is not None and state["judge"] is not None:
             self.judge.load_state(state["judge"])
 
@@ -357,7 +387,8 @@ class GanLearner:
         for stage, weights in self._generators().items():
             nets[stage] = self.spec.build()
             nets[stage].load_state_dict(weights)
-        return SuperResolver(self.spec, nets, str(self.device))
+        precision = self.precisions.get("super-resolution")
+        return SuperResolver(self.spec, nets, str(self.device), precision=precision)
 
 
 def _parallel(net: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from glioray.cases.load import Case, brain_mask
 from glioray.cases.nifti import make_header
 from glioray.config import PreprocessConfig
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, to_device
+from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_precision, to_device
 from glioray.errors import CaseError, ModelError
+from glioray.serialization import to_dict
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, unit_range
 from glioray.slices.volumes import MAX_VOXELS, prepare_volume, resample, resample_labels
 from glioray.tasks.superres.degrade import degrade, upsample
@@ -48,11 +49,17 @@ class SuperResolver:
     """Super-resolves images; safe to call from one thread at a time."""
 
     def __init__(
-        self, spec: SuperResSpec, nets: Mapping[str, nn.Module], device: str = "cpu", batch_size: int = 16
+        self,
+        spec: SuperResSpec,
+        nets: Mapping[str, nn.Module],
+        device: str = "cpu",
+        batch_size: int = 16,
+        precision: str | None = None,
     ) -> None:
         self.spec, self.device, self.batch_size = spec, torch.device(device), batch_size
         self.nets = {stage: to_device(net, self.device).eval() for stage, net in nets.items()}
         self._mixed: tuple[float, nn.Module] | None = None
+        self._precision = precision
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> SuperResolver:
@@ -95,6 +102,34 @@ class SuperResolver:
             self._mixed = (blend, net)
         return self._mixed[1]
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the generator, "bf16" or "fp32"; where it was not given, it is chosen once."""
+        if self._precision is None:
+            self._precision = self.choose_precision()
+        return self._precision
+
+    def choose_precision(self, *, shared: bool = False) -> str:
+        """The precision that super-resolves images of the training's size faster; see `engine.precision`."""
+        config = self.spec.config
+        size, lr_size = config.degrade.hr_size, config.degrade.lr_size
+        shape = (self.batch_size, config.num_channels, lr_size, lr_size)
+        net = self.generator()
+
+        def step(precision: str) -> None:
+            lr = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+            with torch.inference_mode(), autocast(self.device, precision):
+                net(lr.contiguous(memory_format=torch.channels_last), (size, size))
+
+        return choose_precision(
+            config.train.precision,
+            self.device,
+            step,
+            work="super-resolution",
+            identity=[to_dict(config.generator), shape, size],
+            shared=shared,
+        )
+
     def images(self, lr: Tensor, size: Size | None = None, blend: float | None = None) -> Tensor:
         """Super-resolve images (N, C, h, w) in [0, 1] to (N, C, H, W) float32 on the CPU; not clipped.
 
@@ -120,7 +155,7 @@ class SuperResolver:
         net = self.generator(blend)
         rows = lr.reshape(-1, wanted, height, width)
         parts = []
-        with torch.inference_mode(), autocast(self.device, self.spec.config.train.precision):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             for part in rows.split(max(1, min(self.batch_size, _BATCH_PX // math.prod(size)))):
                 part = part.float().to(self.device).contiguous(memory_format=torch.channels_last)
                 parts.append(net(part, size).float().cpu())

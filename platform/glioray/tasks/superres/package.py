@@ -33,7 +33,7 @@ class SuperResSpec:
         train_images: digests of their images, which must not evaluate the model under other names either.
         stages: those of `STAGES` whose weights it contains.
         metrics: of its last validation, including the collapse score.
-        collapse: verdict of that validation: "healthy", "collapsed", or "unjudged" without a panel.
+        collapse: verdict of that validation: "healthy", "collapsed", "dead", or "unjudged" without a panel.
         reason: the component behind the score.
         extractors: name and hash of the extractors of the loss ("loss") and of evaluation ("judge").
     """

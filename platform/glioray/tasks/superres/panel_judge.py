@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from glioray.metrics.image import image_metrics
-from glioray.tasks.superres.collapse import CollapseReport, CollapseWatch, collapse_report
+from glioray.tasks.superres.collapse import (
+    CollapseReport,
+    CollapseWatch,
+    collapse_report,
+    fault_word,
+    lost_share,
+)
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
 from glioray.tasks.superres.degrade import degrade, upsample
 from glioray.tasks.superres.lpips import Lpips
@@ -31,6 +37,7 @@ class PanelJudge:
         self.panel, self.config = panel, config
         self.distance = None if lpips is None else lpips.foreground_and_whole
         self.figures: dict[str, float] | None = None
+        self.pixel: dict[str, float] = {}
         self.size = (config.degrade.lr_size, config.degrade.lr_size)
         rngs = [np.random.default_rng([config.train.seed, number, 11]) for number in range(len(panel))]
         self.lr = degrade(panel.hr, self.size, config.degrade, rngs)
@@ -41,22 +48,20 @@ class PanelJudge:
     def __call__(self, resolver: SuperResolver, is_adversarial: bool) -> dict[str, Any]:
         """Score the next generator of the run.
 
-        Returns: `metrics`, all finite; `verdict` ("healthy" or "collapsed") and `reason`.
+        Returns: `metrics`, all finite; `verdict` ("healthy", "collapsed" or "dead") and `reason`.
         """
-        hr = self.panel.hr
-        self.sr = resolver.images(self.lr, (hr.shape[-2], hr.shape[-1]))
-        report = self.score(self.sr)
+        size = (self.panel.hr.shape[-2], self.panel.hr.shape[-1])
+        if is_adversarial and not self.pixel and "psnr" in resolver.nets:
+            found = self._measure(resolver.images(self.lr, size, blend=0.0))
+            self.pixel = {name: found[name] for name in ("gain_psnr", "quality")}
+        self.sr = resolver.images(self.lr, size)
+        figures = self._measure(self.sr)
+        lost = lost_share(self.pixel, figures) if self.pixel else 0.0
+        report = self.score(self.sr, lost)
         is_collapsed = self.watch.judge(report, adversarial=is_adversarial)
-        figures = self.figures = image_metrics(
-            _folded(self.sr),
-            _folded(hr),
-            _folded(self.bicubic),
-            lr_size=self.size,
-            lpips=self.distance,
-            previous=self.figures,
-        )
         metrics = {
             **figures,
+            **{f"pixel_{name}": value for name, value in self.pixel.items()},
             "collapse_score": report.score,
             **{f"collapse_{name}": value for name, value in report.components.items()},
             "collapse_reason": float(COLLAPSE_COMPONENTS.index(report.reason)),
@@ -67,26 +72,43 @@ class PanelJudge:
         bad = is_collapsed or report.score >= self.config.collapse.threshold
         return {
             "metrics": metrics,
-            "verdict": "collapsed" if bad else "healthy",
+            "verdict": fault_word(report.reason) if bad else "healthy",
             "reason": report.reason,
         }
 
-    def score(self, sr: Tensor) -> CollapseReport:
-        """Compute the collapse score of outputs (N, C, H, W); every channel counts as an image."""
+    def _measure(self, sr: Tensor) -> dict[str, float]:
+        self.figures = image_metrics(
+            _folded(sr),
+            _folded(self.panel.hr),
+            _folded(self.bicubic),
+            lr_size=self.size,
+            lpips=self.distance,
+            previous=self.figures,
+        )
+        return self.figures
+
+    def score(self, sr: Tensor, lost: float = 0.0) -> CollapseReport:
+        """Compute the collapse score of outputs (N, C, H, W); every channel counts as an image.
+
+        Args:
+            sr: the outputs.
+            lost: `lost_share` of the pixel stage's gain.
+        """
 
         def again(images: Tensor) -> Tensor:
             return degrade(images[:, None], self.size, self.config.degrade)[:, 0]
 
         lr, hr = _folded(self.lr), _folded(self.panel.hr)
-        return collapse_report(_folded(sr), hr, lr, again, self.config.collapse)
+        return collapse_report(_folded(sr), hr, lr, again, self.config.collapse, lost=lost)
 
     def state(self) -> dict[str, Any]:
         """Return plain values to resume from."""
-        return self.watch.state()
+        return {**self.watch.state(), "pixel": self.pixel}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Resume from the result of `state`."""
         self.watch.load_state(state)
+        self.pixel = dict(state["pixel"])
 
 
 def _folded(images: Tensor) -> Tensor:

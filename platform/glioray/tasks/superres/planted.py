@@ -1,4 +1,4 @@
-"""Planted collapses and healthy outputs, to calibrate the collapse score."""
+"""Planted collapsed and dead outputs, and healthy ones, to calibrate the collapse score."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glioray.tasks.superres.collapse import Degrade, collapse_report
-from glioray.tasks.superres.config import CollapseConfig
+from glioray.metrics.image import image_metrics
+from glioray.tasks.superres.collapse import Degrade, collapse_report, fault_word, lost_share
+from glioray.tasks.superres.config import DEAD, CollapseConfig
 from glioray.tasks.superres.degrade import upsample
 
 HEALTHY_LIMIT = 0.3
@@ -45,7 +46,7 @@ Maker = Callable[[Scene], Tensor]
 
 
 def plant(name: str, hr: Tensor, lr: Tensor) -> Tensor:
-    """Make the outputs (N, H, W) float32 of a generator with the named collapse (or a healthy one); deterministic.
+    """Make the outputs (N, H, W) float32 of a generator with the named fault (or of a healthy one); deterministic.
 
     Args:
         name: of `PLANTED` or `HEALTHY`.
@@ -69,11 +70,11 @@ class Calibration:
 
     Attributes:
         name: of the outputs.
-        expected: "collapsed" or "healthy".
+        expected: "collapsed", "dead" or "healthy".
         score: their collapse score.
         reason: the component with that score.
         components: all components, by name.
-        is_ok: whether the score is on the expected side of its bound.
+        is_ok: whether the score is on the expected side of its bound; of a dead one, by its own component.
     """
 
     name: str
@@ -91,7 +92,7 @@ def calibrate(
     config: CollapseConfig,
     more_healthy: Mapping[str, Tensor] | None = None,
 ) -> list[Calibration]:
-    """Score each planted collapse (expected to reach the threshold) and healthy output (expected below 0.3).
+    """Score each planted output (expected to reach the threshold) and each healthy one (expected below 0.3).
 
     Args:
         hr: (N, H, W) in [0, 1], the truth.
@@ -108,11 +109,24 @@ def calibrate(
     for name in (*PLANTED, *healthy):
         is_planted = name in PLANTED
         outputs = plant(name, hr, lr) if is_planted else healthy[name]
-        report = collapse_report(outputs, hr, lr, degrade, config)
+        lost = _lost_share(name, outputs, hr, lr)
+        report = collapse_report(outputs, hr, lr, degrade, config, lost=lost)
+        expected = "healthy" if not is_planted else DEAD if name in AFTER_PIXELS else "collapsed"
         is_ok = report.score >= config.threshold if is_planted else report.score < HEALTHY_LIMIT
-        expected = "collapsed" if is_planted else "healthy"
+        is_ok &= expected == "healthy" or fault_word(report.reason) == expected
         rows.append(Calibration(name, expected, report.score, report.reason, report.components, is_ok))
     return rows
+
+
+def _lost_share(name: str, outputs: Tensor, hr: Tensor, lr: Tensor) -> float:
+    """`lost_share` of outputs that follow a pixel stage with a gain, else 0; quality is by HFEN."""
+    if name not in AFTER_PIXELS:
+        return 0.0
+    bicubic, lr_size = plant("bicubic", hr, lr), (lr.shape[-2], lr.shape[-1])
+    before, now = (
+        image_metrics(sr, hr, bicubic, lr_size=lr_size) for sr in (plant("some detail", hr, lr), outputs)
+    )
+    return lost_share(before, now)
 
 
 def advise(row: Calibration, config: CollapseConfig) -> str:
@@ -217,9 +231,9 @@ def _blurred(scene: Scene) -> Tensor:
     return F.conv2d(F.conv2d(padded, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))[:, 0]
 
 
-def _some_detail(scene: Scene) -> Tensor:
-    """Output bicubic with some of the missing detail, as a generator trained by L1 does."""
-    return scene.bicubic + 0.4 * (scene.hr - scene.bicubic)
+def _detail(share: float) -> Maker:
+    """Output bicubic with a share of the missing detail; 0.4 is what a generator trained by L1 may add."""
+    return lambda scene: scene.bicubic + share * (scene.hr - scene.bicubic)
 
 
 def _invented_detail(scene: Scene) -> Tensor:
@@ -263,13 +277,21 @@ PLANTED: dict[str, Maker] = {
     "exploded": lambda scene: 1e6 * scene.noise(*scene.hr.shape),
     "not a number": _with_nan,
     "infinite": _with_inf,
+    "bicubic, after pixels": lambda scene: scene.bicubic,
+    "hardly any detail, after pixels": _detail(0.05),
+    "untrained on bicubic, after pixels": _untrained_skip,
 }
 
 HEALTHY: dict[str, Maker] = {
     "real": lambda scene: scene.hr,
     "bicubic": lambda scene: scene.bicubic,
     "slightly blurred": _blurred,
-    "some detail": _some_detail,
+    "some detail": _detail(0.4),
     "invented detail": _invented_detail,
     "untrained on bicubic": _untrained_skip,
+    "some detail, after pixels": _detail(0.4),
+    "less detail, after pixels": _detail(0.25),
 }
+
+AFTER_PIXELS = frozenset(name for name in (*PLANTED, *HEALTHY) if name.endswith(", after pixels"))
+"""Outputs of the adversarial stage after a pixel stage that ended with "some detail"; the planted ones are dead."""

@@ -233,10 +233,25 @@ def mri_tiny() -> GanConfig:
     )
 
 
+def mri_phantom() -> GanConfig:
+    """The demo's: `mri_tiny` at x2, with steps enough to gain over bicubic on phantoms; not a useful model."""
+    return mri_tiny().replace(
+        recipe="mri_phantom",
+        preprocess=PreprocessConfig(normalize="unit", size=(96, 80)),
+        degrade=DegradeConfig(hr_size=64, lr_size=32),
+        sample=SampleConfig(balance_cases=True, steps_per_epoch=40),
+        generator=NetConfig(
+            name="srresnet", options={"width": 32, "num_blocks": 4, "norm": "none", "residual_scale": 0.2}
+        ),
+        train=TrainConfig(batch_size=4, max_epochs=20, num_validations=20),
+    )
+
+
 GAN_RECIPES: dict[str, Callable[[], GanConfig]] = {
     "mri": mri,
     "mri_small": mri_small,
     "mri_tiny": mri_tiny,
+    "mri_phantom": mri_phantom,
     "srgan_paper": srgan_paper,
     "esrgan_paper": esrgan_paper,
     "srgan_small": srgan_small,

@@ -79,7 +79,7 @@ class SuperResAnswer(BaseModel):
     generators: tuple[str, ...] = Field(
         description="psnr and gan, which `blend` lies between; or one of them"
     )
-    collapse: str = Field(description="of its last validation: healthy, collapsed or unjudged")
+    collapse: str = Field(description="of its last validation: healthy, collapsed, dead or unjudged")
     spacing_mm: tuple[float, float, float] = Field(
         description="median of its training cases, the high resolution, along X, Y, Z in RAS+ order"
     )

@@ -1,6 +1,6 @@
-"""What a search for super-resolution GANs varies, and what its trials are worth: a collapsed one never wins.
+"""What a search for super-resolution GANs varies, and what its trials are worth: a collapsed or dead one never wins.
 
-A trial's own collapse watch ends it where it collapses; a search reads the verdict. All trials start from one generator
+A trial's own collapse watch ends it where it collapses or dies; a search reads the verdict. All trials start from one generator
 that was pretrained by its pixels.
 """
 
@@ -18,7 +18,7 @@ from glioray.engine.search import Objective, Point, Row, Search
 from glioray.engine.space import Space
 from glioray.engine.trials import count_rows, saved_share
 from glioray.errors import DataError
-from glioray.tasks.superres.config import CollapseConfig, GanConfig
+from glioray.tasks.superres.config import DEAD, CollapseConfig, GanConfig
 from glioray.tasks.superres.search_figures import rates_figure
 from glioray.tasks.superres.space import (
     RATIO,
@@ -41,7 +41,7 @@ class SuperResSearch(Search):
     rate = "optim_g.lr"
     kept_metrics = (
         *("train_", "collapse_", "bicubic_", "dice_", "psnr", "ssim", "nrmse", "hfen", "lpips", "hf_db"),
-        *("gain_psnr", "quality", "objective", "is_collapsed", "stage"),
+        *("gain_psnr", "pixel_gain_psnr", "quality", "objective", "is_collapsed", "stage"),
     )
     columns = ("percent", "quality", "gain_psnr", "collapse_score")
     # Rates and weights. All else is the recipe's, as optimisers and networks pass from one member to another.
@@ -67,13 +67,14 @@ class SuperResSearch(Search):
         return apply_gan_point(config, point, sources)
 
     def grace_percent(self, config: GanConfig) -> int:
-        """Not before the watch can have seen a collapse.
+        """Not before the watch can have seen a collapse or a death.
 
         Until then a trial's objective is its quality, and ASHA would compare collapsed trials with healthy ones; or it
         would stop one for its rank, and the collapse would stay unknown.
         """
         rules = config.collapse
-        verdict = 100 * (rules.grace + rules.patience) // config.train.num_validations + 1
+        num_needed = rules.grace + max(rules.patience, rules.dead_patience)
+        verdict = 100 * num_needed // config.train.num_validations + 1
         return min(100, max(30, verdict))
 
     def to_report(self, metrics: Mapping[str, float], config: GanConfig) -> dict[str, Any]:
@@ -120,24 +121,26 @@ class SuperResSearch(Search):
         return pretraining(config, begin, end, source)
 
     def summarize(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Also how many trials collapsed, how early each was stopped, and the share of planned steps that saved.
+        """Also how many trials collapsed or died, how early each was stopped, and the share of planned steps that saved.
 
         Steps are the adversarial ones of trials.
         """
         counts = count_rows(rows)
+        stopped = ("collapsed", DEAD)
         return {
             **counts,
-            "num_collapsed": sum(row["state"] == "collapsed" for row in rows),
-            "stopped_at_percent": sorted(row["percent"] for row in rows if row["state"] == "collapsed"),
-            "saved_by_collapse": saved_share(rows, "collapsed", counts["planned_steps"]),
+            **{f"num_{state}": sum(row["state"] == state for row in rows) for state in stopped},
+            "stopped_at_percent": sorted(row["percent"] for row in rows if row["state"] in stopped),
+            "saved_by_collapse": sum(saved_share(rows, state, counts["planned_steps"]) for state in stopped),
         }
 
     def describe(self, summary: Mapping[str, Any], mode: str) -> str:
         if mode == "pbt":
             return (
                 f"{summary['num_complete']} of {summary['num_trials']} members ended healthy, "
-                f"{summary['num_collapsed']} collapsed and {summary['num_failed']} failed. Members that lagged or "
-                "collapsed continued from better ones; the settings are those that each ended with.\n"
+                f"{summary['num_collapsed']} collapsed, {summary['num_dead']} died and {summary['num_failed']} failed. "
+                "Members that lagged, collapsed or died continued from better ones; the settings are those that each "
+                "ended with.\n"
             )
         stopped = summary["stopped_at_percent"]
         when = ""
@@ -146,9 +149,9 @@ class SuperResSearch(Search):
         elif stopped:
             when = f", stopped at {stopped[0]} % of its run"
         return (
-            f"{summary['num_collapsed']} of {summary['num_trials']} trials collapsed{when}; {summary['num_failed']} "
-            f"failed, {summary['num_pruned']} were pruned by ASHA. Of {summary['planned_steps']} planned steps, "
-            f"{summary['saved_by_collapse']:.0%} were saved by stopping collapsed trials and "
+            f"{summary['num_collapsed']} of {summary['num_trials']} trials collapsed and {summary['num_dead']} died{when}; "
+            f"{summary['num_failed']} failed, {summary['num_pruned']} were pruned by ASHA. Of "
+            f"{summary['planned_steps']} planned steps, {summary['saved_by_collapse']:.0%} were saved by stopping them and "
             f"{summary['saved_by_asha']:.0%} by ASHA.\n"
         )
 

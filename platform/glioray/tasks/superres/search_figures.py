@@ -13,11 +13,12 @@ from matplotlib.patches import Patch
 from glioray.reports.axes import dot, finish, is_finite
 
 _COLLAPSED = "#d1495b"
-_MARKERS = {"complete": "o", "running": "D", "collapsed": "X", "pruned": "v", "failed": "P"}
+_MARKERS = {"complete": "o", "running": "D", "collapsed": "X", "dead": "s", "pruned": "v", "failed": "P"}
 _STATES = {
     "complete": "complete",
     "running": "running",
     "collapsed": "stopped: collapsed",
+    "dead": "stopped: dead",
     "pruned": "pruned",
     "failed": "failed",
 }
@@ -27,9 +28,9 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
     """Draw the discriminator's learning rate against the generator's, a marker a trial, coloured by collapse score.
 
     Args:
-        rows: one a trial: "trial" (number), "lr_g", "lr_d", "state" ("complete", "running", "collapsed", "pruned",
-            "failed"), "score" (collapse score, 0 to 1; the colour), "objective" (the size, of healthy ones) and
-            "reason" (written beside collapsed ones); the last three may be None or absent. A trial without a rate is
+        rows: one a trial: "trial" (number), "lr_g", "lr_d", "state" ("complete", "running", "collapsed", "dead",
+            "pruned", "failed"), "score" (collapse score, 0 to 1; the colour), "objective" (the size, of healthy ones) and
+            "reason" (written beside collapsed and dead ones); the last three may be None or absent. A trial without a rate is
             left out.
         threshold: score from which a trial counts as collapsed. The shaded area is nearest to such a trial; unless
             there are trials on both sides, nothing is shaded.
@@ -66,7 +67,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
         nearest = ((ground - places[scored]) ** 2).sum(-1).argmin(-1)
         inside = bad[scored][nearest].astype(float)
         axes.contourf(10**xs, 10**ys, inside, levels=[0.5, 1.5], colors=[_COLLAPSED], alpha=0.1, zorder=0)
-        handles.append(Patch(color=_COLLAPSED, alpha=0.15, label="nearest trial collapsed"))
+        handles.append(Patch(color=_COLLAPSED, alpha=0.15, label="nearest trial collapsed or died"))
     ends = 10 ** np.array([min(low), max(high)])
     (line,) = axes.plot(
         ends, ends, color="gray", linewidth=0.8, linestyle="--", zorder=1, label="equal rates"
@@ -99,9 +100,9 @@ def rates_figure(rows: Sequence[Mapping[str, Any]], *, threshold: float = 0.5) -
                 zorder=3,
             )
             picture = made if has_score else picture
-            if (state == "collapsed" or (has_score and float(row["score"]) >= threshold)) and row.get(
-                "reason"
-            ):
+            if (
+                state in ("collapsed", "dead") or (has_score and float(row["score"]) >= threshold)
+            ) and row.get("reason"):
                 # To the left, as collapse is at the right edge; outside the layout, so that long reasons do not narrow it.
                 axes.annotate(
                     str(row["reason"]),

@@ -18,6 +18,7 @@ import numpy as np
 
 from glioray.engine.comparison import RunResult
 from glioray.reports.tables import Table
+from glioray.tasks.superres.config import DEAD
 
 METRICS = {
     "quality": "quality",
@@ -55,13 +56,14 @@ class Standing:
     """One entrant's place.
 
     Attributes:
-        rank: from 1, by mean quality; entrants with collapsed or failed runs come after those without.
+        rank: from 1, by mean quality; entrants with collapsed, dead or failed runs come after those without.
         label: of the entrant.
         num_runs: its runs.
         num_collapsed: how many of them collapsed.
+        num_dead: how many of them died.
         num_failed: how many of them failed; a failed run has no metrics.
-        reason: of its first run that collapsed or failed.
-        metrics: by a name of `METRICS`, over the runs that have it; a collapsed run's are those of its end.
+        reason: of its first run that collapsed, died or failed.
+        metrics: by a name of `METRICS`, over the runs that have it; a collapsed or dead run's are those of its end.
         num_parameters: of the generator.
         num_critic_parameters: of the discriminator.
         minutes: training time of a run, mean.
@@ -72,6 +74,7 @@ class Standing:
     label: str
     num_runs: int
     num_collapsed: int
+    num_dead: int
     num_failed: int
     reason: str
     metrics: dict[str, Spread]
@@ -110,7 +113,7 @@ def run_metrics(history: Sequence[Mapping[str, float]], batch_size: int) -> dict
 
 
 def rank_entrants(results: Sequence[RunResult]) -> list[Standing]:
-    """Rank the entrants, the highest mean quality first; those with collapsed or failed runs are last."""
+    """Rank the entrants, the highest mean quality first; those with collapsed, dead or failed runs are last."""
     rows = []
     for label in dict.fromkeys(result["label"] for result in results):
         own = [result for result in results if result["label"] == label]
@@ -125,6 +128,7 @@ def rank_entrants(results: Sequence[RunResult]) -> list[Standing]:
                 label=label,
                 num_runs=len(own),
                 num_collapsed=sum(result["state"] == "collapsed" for result in own),
+                num_dead=sum(result["state"] == DEAD for result in own),
                 num_failed=len(own) - len(ended),
                 reason=next((result["reason"] for result in own if result["state"] != "complete"), ""),
                 metrics={
@@ -158,7 +162,7 @@ def text_table(standings: Sequence[Standing]) -> Table:
         [
             row.rank,
             row.label,
-            f"{row.num_runs - row.num_collapsed - row.num_failed} of {row.num_runs}",
+            f"{row.num_runs - _num_unhealthy(row)} of {row.num_runs}",
             *(
                 row.metrics[name].text(_DIGITS.get(name, 3)) if name in row.metrics else None
                 for name in shown
@@ -204,10 +208,12 @@ def interpret(standings: Sequence[Standing], *, budget: str, num_seeds: int, pan
     elif len(standings) > 1:
         sentences.append(_lead(best, standings[1], num_seeds))
     for row in standings:
-        if row.num_collapsed or row.num_failed:
+        if _was_unstable(row):
             parts = [
                 f"{count} of {row.num_runs} runs {state}"
-                for count, state in ((row.num_collapsed, "collapsed"), (row.num_failed, "failed"))
+                for count, state in (
+                    *((row.num_collapsed, "collapsed"), (row.num_dead, "died"), (row.num_failed, "failed")),
+                )
                 if count
             ]
             sentences.append(f"{row.label}: {' and '.join(parts)} ({row.reason}).")
@@ -255,8 +261,12 @@ def _lead(best: Standing, second: Standing, num_seeds: int) -> str:
     return f"{lead}, {gap:.3f} ahead of {second.label}; {verdict}."
 
 
+def _num_unhealthy(row: Standing) -> int:
+    return row.num_collapsed + row.num_dead + row.num_failed
+
+
 def _was_unstable(row: Standing) -> bool:
-    return row.num_collapsed + row.num_failed > 0
+    return _num_unhealthy(row) > 0
 
 
 def _mean(row: Standing, name: str) -> float:

@@ -24,8 +24,9 @@ from glioray.losses.perceptual import PerceptualLoss
 from glioray.nets.gan import build_discriminator, build_generator
 from glioray.nets.gan.discriminators import MIN_SIZE
 from glioray.tasks.superres.case_metrics import evaluate_case
+from glioray.tasks.superres.collapse import describe_evaluation, fault_word
 from glioray.tasks.superres.comparison import SuperResComparison
-from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, GanConfig
+from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, DEAD, GanConfig
 from glioray.tasks.superres.evaluation import evaluate_superres
 from glioray.tasks.superres.export import export_superres
 from glioray.tasks.superres.extractors import resolve_extractor
@@ -84,7 +85,7 @@ class SuperResTask:
             return Verdict({"collapse": "unjudged", "reason": ""})
         reason = COLLAPSE_COMPONENTS[int(metrics["collapse_reason"])]
         if metrics["is_collapsed"]:
-            return Verdict({"collapse": "collapsed", "reason": reason}, is_rejected=True)
+            return Verdict({"collapse": fault_word(reason), "reason": reason}, is_rejected=True)
         return Verdict({"collapse": "healthy", "reason": reason if metrics["collapse_score"] > 0 else ""})
 
     def check_promotable(self, spec: SuperResSpec, name: str) -> dict[str, str]:
@@ -168,7 +169,7 @@ def check_gan_buildable(config: GanConfig) -> None:
 
 
 def check_healthy(spec: SuperResSpec, name: str) -> None:
-    """Refuse a model whose training ended collapsed, or that was never scored.
+    """Refuse a model whose training ended collapsed or dead, or that was never scored.
 
     Raises:
         ModelError: says why.
@@ -178,6 +179,11 @@ def check_healthy(spec: SuperResSpec, name: str) -> None:
         shown = "" if score is None else f", score {score:.2f}"
         raise ModelError(
             f"{name} has collapsed ({spec.reason}{shown}) and cannot be promoted; train it again with a lower "
+            "optim_g.lr, or promote another"
+        )
+    if spec.collapse == DEAD:
+        raise ModelError(
+            f"{name} is dead ({describe_evaluation(spec.metrics)}) and cannot be promoted; train it again with a lower "
             "optim_g.lr, or promote another"
         )
     if spec.collapse != "healthy":

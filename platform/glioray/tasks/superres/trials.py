@@ -1,10 +1,11 @@
-"""Collapse in the trials of a search for super-resolution GANs."""
+"""Collapsed and dead generators in the trials of a search for super-resolution GANs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glioray.tasks.superres.collapse import describe_evaluation, fault_word
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig, GanConfig
 from glioray.tasks.superres.space import RATIO
 
@@ -24,18 +25,19 @@ def fault(metrics: Mapping[str, Any]) -> str:
     """
     score, worst = float(metrics["collapse_score"]), -1 - float(metrics["objective"])
     if score >= worst - 1e-6:
-        return f"{COLLAPSE_COMPONENTS[int(metrics['collapse_reason'])]} {score:.2f}"
+        return describe_evaluation(metrics)
     return f"a score of {worst:.2f} in one of its last evaluations"
 
 
 def refine_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `engine.trials.build_row`, with the state "collapsed" and the reasons of bad objectives."""
+    """A row of `engine.trials.build_row`, with the states "collapsed" and "dead" and the reasons of bad objectives."""
     metrics, refined = row["metrics"], dict(row)
     if "collapse_reason" not in metrics:
         return refined
     if metrics["is_collapsed"] and row["state"] != "failed":
-        refined["state"] = "collapsed"
-        refined["reason"] = f"collapsed: {fault(metrics)} at epoch {metrics['epoch']:.0f}"
+        state = fault_word(COLLAPSE_COMPONENTS[int(metrics["collapse_reason"])])
+        refined["state"] = state
+        refined["reason"] = f"{state}: {fault(metrics)} at epoch {metrics['epoch']:.0f}"
     elif row["state"] == "pruned" and metrics["objective"] < -1:
         # One bad evaluation makes a trial the last of its rung, before `patience` bad ones make it collapsed.
         refined["reason"] += f", at its first bad evaluation: {fault(metrics)}"

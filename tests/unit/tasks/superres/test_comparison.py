@@ -30,6 +30,20 @@ def test_run_that_ends_collapsed_is_never_healthy(
     assert module._verdict(last, stopped) == {"state": state, "reason": reason}
 
 
+def test_a_dead_run_is_not_called_collapsed():
+    last = {
+        "is_collapsed": 1.0,
+        "objective": -1.9,
+        "collapse_reason": 6.0,
+        "collapse_score": 0.9,
+        "gain_psnr": 0.05,
+        "pixel_gain_psnr": 1.5,
+    }
+    found = module._verdict(last, "")
+    assert found["state"] == "dead" in SuperResComparison.states
+    assert found["reason"].startswith("dead at its end: a gain over bicubic of 0.05 dB is left")
+
+
 def test_summary_is_the_quality_or_why_it_collapsed():
     comparison = SuperResComparison()
     complete = {"state": "complete", "reason": "", "figures": {"quality": 0.25}}

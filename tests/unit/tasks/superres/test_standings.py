@@ -58,6 +58,14 @@ def test_metrics_are_of_the_last_validation_and_the_worst_collapse():
     assert not {"epochs_to_90", "steps_per_s", "gain_dice", "lpips"} & set(worse)
 
 
+def test_a_dead_run_counts_against_its_entrant():
+    standings = rank_entrants([result("A", 0, 0.9, "dead"), result("B", 0, 0.1)])
+    assert [(row.label, row.num_dead, row.num_collapsed) for row in standings] == [("B", 0, 0), ("A", 1, 0)]
+    assert [row[2] for row in text_table(standings).rows] == ["1 of 1", "0 of 1"]
+    text = interpret(standings, budget="10 minutes", num_seeds=1, panel="64 images", judge="")
+    assert "A: 1 of 1 runs died" in text
+
+
 def test_collapsed_and_failed_entrants_are_last():
     results = [
         *(result("best but unstable", seed, 0.9, "collapsed" if seed else "complete") for seed in (0, 1)),

@@ -93,6 +93,27 @@ def test_a_collapsed_trial_of_the_largest_score_ranks_before_one_that_failed():
     assert [row["state"] for row in _rows(crashed, collapsed)] == ["collapsed", "failed"]
 
 
+def test_a_dead_trial_is_a_failure_of_its_own():
+    lost = {"collapse_reason": float(COLLAPSE_COMPONENTS.index("dead")), "pixel_gain_psnr": 1.5}
+    dead = _metrics(progress=0.4, score=0.9, objective=-1.9, gain=0.05, **lost)
+    # Better than dead, though worse than bicubic.
+    poor = _metrics(objective=-0.9)
+    late = _metrics(score=0.9, objective=-1.9, gain=0.05, is_collapsed=0.0, **lost)
+    rows = _rows(*(_result(_reported(metrics)) for metrics in (dead, poor, late)))
+    assert [row["state"] for row in rows] == ["complete", "dead", "complete"]
+    sentence = "a gain over bicubic of 0.05 dB is left of the 1.50 dB of the pixel stage"
+    assert rows[1]["reason"] == f"dead: {sentence} at epoch 4"
+    assert rows[2]["reason"] == f"bad in its last evaluations, too late to be stopped: {sentence}"
+    summary = SEARCH.summarize(rows)
+    assert (summary["num_dead"], summary["num_collapsed"], summary["stopped_at_percent"]) == (1, 0, [40])
+    assert summary["saved_by_collapse"] == pytest.approx(120 / 600)
+    assert "0 of 3 trials collapsed and 1 died, stopped at 40 %" in SEARCH.describe(summary, "search")
+    figure = rates_figure(rates_rows(rows, CONFIG))
+    assert any("1.50 dB" in text.get_text() for text in figure.axes[0].texts)
+    legend = figure.legends[0]
+    assert "stopped: dead" in [text.get_text() for text in legend.get_texts()]
+
+
 def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
     report = _reported(_metrics(progress=0.5, score=0.7, objective=-1.7, is_collapsed=0.0))
     (row,) = _rows(_result(report))
@@ -125,7 +146,7 @@ def test_a_trial_without_a_report_saved_nothing():
 
 def test_nothing_is_stopped_in_a_population(rows: list[dict[str, Any]]):
     text = SEARCH.describe(SEARCH.summarize(rows), "pbt")
-    assert text.startswith("1 of 5 members ended healthy, 1 collapsed and 2 failed.")
+    assert text.startswith("1 of 5 members ended healthy, 1 collapsed, 0 died and 2 failed.")
     assert "ASHA" not in text
 
 
@@ -152,8 +173,9 @@ def test_what_stopping_saved(rows: list[dict[str, Any]]):
     assert summary["saved_by_asha"] == pytest.approx(110 / 640)
     assert summary["stopped_at_percent"] == [40]
     assert (summary["num_collapsed"], summary["num_pruned"], summary["num_failed"]) == (1, 1, 2)
-    assert "1 of 5 trials collapsed, stopped at 40 % of its run; 2 failed, 1 were pruned" in SEARCH.describe(
-        summary, "search"
+    assert (
+        "1 of 5 trials collapsed and 0 died, stopped at 40 % of its run; 2 failed, 1 were pruned"
+        in SEARCH.describe(summary, "search")
     )
     assert "19% were saved" in SEARCH.describe(summary, "search")
     nothing = SEARCH.summarize(_rows(_result({}, error=RuntimeError("killed"))))
@@ -198,6 +220,9 @@ def test_the_setting_that_decides_the_objective_is_found():
 
 def test_components_are_named_by_their_number():
     for number, name in enumerate(COLLAPSE_COMPONENTS):
-        report = _reported(_metrics(progress=0.5, score=0.7, objective=-1.7) | {"collapse_reason": float(number)})  # fmt: skip
-        (row,) = _rows(_result(report))
-        assert row["reason"].startswith(f"collapsed: {name} 0.70")
+        metrics = _metrics(
+            progress=0.5, score=0.7, objective=-1.7, collapse_reason=number, pixel_gain_psnr=2.0
+        )
+        (row,) = _rows(_result(_reported(metrics)))
+        sentence = "dead: a gain over bicubic" if name == "dead" else f"collapsed: {name} 0.70"
+        assert row["reason"].startswith(sentence)
