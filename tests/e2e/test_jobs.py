@@ -98,13 +98,18 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
 
     champion = f"models:/{bucket}@champion"
     judged, _ = submit(
-        "jobs/evaluate.py", "--model", champion, "--data", prepared["manifest"], *shared, "--out", out
-    )
+        "jobs/evaluate.py", "--model", champion, "--data", prepared["manifest"], *shared, "--out", out,
+        "--metrics", "brats2026",
+    )  # fmt: skip
     assert set(judged["cases"]) == {"BraTS2021_90005"}
     assert set(judged["mean"]["wt"]) >= {"dice", "hd95_mm", "sensitivity", "specificity", "precision"}
     assert {"iou", "surface_dice", "volume_error_ml", "lesion_dice", "lesion_hd95_mm"} <= set(
         judged["mean"]["wt"]
     )
+    wt = judged["mean"]["wt"]
+    assert wt["brats2026_dice"] == pytest.approx(wt["dice"])
+    assert wt["brats2026_found"] + wt["brats2026_missed"] >= 1
+    assert "## By the rule of BraTS 2026" in open_storage(out).read("evaluation.md").decode()
     assert set(judged["slicewise"]) == {"background", "ncr", "ed", "et", "mean"}
     assert judged["intervals"] == {}  # one patient
     assert "Slice-level metrics inflate scores" in open_storage(out).read("evaluation.md").decode()
