@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from glioray.engine.on_ray.data import (
     prepare_case,
     stream_cases,
 )
+from glioray.errors import CaseError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.storage import open_storage
@@ -86,3 +90,41 @@ def test_cases_described_elsewhere_are_those_described_here(phantom_data: Path):
         for name in ("convention", "brain_voxels", "label_voxels", "percentiles", "histograms"):
             assert np.array_equal(getattr(case, name), getattr(expected, name)), name
         assert (case.picture is not None) == (files is cases[1])
+
+
+def test_a_mask_corrected_in_place_is_noticed(phantom_data: Path, tmp_path: Path):
+    """It has the same size, and even the same time of modification."""
+    data, manifests = tmp_path / "data", str(tmp_path / "manifests")
+    shutil.copytree(phantom_data / "BraTS2021_90000", data / "BraTS2021_90000")
+    packed = data / "BraTS2021_90000" / "BraTS2021_90000_seg.nii.gz"
+    mask = packed.with_suffix("")
+    original = gzip.decompress(packed.read_bytes())
+    packed.unlink()
+    mask.write_bytes(original)
+    times = mask.stat()
+
+    def write(content: bytes) -> None:
+        mask.write_bytes(content)
+        os.utime(mask, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    before = index_data(str(data), manifests)
+    assert index_data(str(data), manifests) == before
+    voxels = np.frombuffer(original, np.uint8, offset=352)
+    corrected = original[:352] + np.where(voxels == 1, 2, voxels).tobytes()
+    write(corrected)
+    after = index_data(str(data), manifests)
+    assert (before.cases[0].label_voxels["ncr"] > 0, after.cases[0].label_voxels["ncr"]) == (True, 0)
+    assert after.hash != before.hash
+
+    # Read by the manifest of before, the file is refused and nothing is kept under the old checksum.
+    cache = CacheConfig(folder=str(tmp_path / "cache"))
+    with pytest.raises(
+        CaseError, match=r"_seg\.nii: has changed since the manifest of its data set was made"
+    ):
+        fill_cache(before.data, before.cases, CONFIG, cache)
+    assert not SliceCache(cache, CONFIG).has(before.cases[0])
+    write(original)
+    fill_cache(before.data, before.cases, CONFIG, cache)
+    (kept, *_) = SliceCache(cache, CONFIG).get(before.cases[0]) or ()
+    assert kept.mask is not None
+    assert (kept.mask == 1).any()
