@@ -30,12 +30,10 @@ def unet_phantom() -> RunConfig:
         recipe="unet_phantom",
         preprocess=PreprocessConfig(size=(96, 80)),
         sample=SampleConfig(foreground_share=0.6, balance_cases=True, steps_per_epoch=60),
-        net=NetConfig(
-            options={"width": 24, "depth": 3, "stem_stride": 2, "lean": True, "norm": "batch", "prior": 0.12}
-        ),
+        net=NetConfig(options={"width": 16, "depth": 3, "lean": True, "norm": "batch", "prior": 0.12}),
         loss=_REGION_LOSS,
-        optim=OptimConfig(lr=5e-3, weight_decay=1e-2, warmup=0.1, ema=0.97),
-        postprocess=PostprocessConfig(min_et_ml=0.5),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-2, warmup=0.1, ema=0.97),
+        postprocess=PostprocessConfig(min_et_ml=0.4),
         train=TrainConfig(batch_size=8, max_epochs=12, num_validations=6),
     )
 
