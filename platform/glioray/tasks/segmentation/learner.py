@@ -34,7 +34,7 @@ from glioray.tasks.segmentation.thresholds import Histogram, fit_thresholds, reg
 
 _log = logging.getLogger(__name__)
 _NUM_PICTURES = 4
-NUM_AVERAGED = 3
+NUM_AVERAGED = 2
 """Validations, including the latest, that the objective is averaged over; see `infra/decisions/0009`."""
 
 

@@ -55,11 +55,10 @@ def sizes_of_metrics(metrics: CaseMetrics) -> dict[str, Sizes]:
 def objective(cases: Sequence[Mapping[str, Sizes]]) -> dict[str, float]:
     """Compute `objective`, from -1 to 1, and its terms: `objective` is `present_dice` less `false_alarms`.
 
-    `present_dice` is the mean over regions of the Dice over the cases that have the region, with their voxels pooled:
-    one small region that is missed then does not decide. `false_alarms` is the mean over regions of the
-    mean over cases of f / (2 V + f), where f is the predicted volume in a case without the region, and 0 elsewhere. V
-    is the region's mean volume in the cases that have it (the whole tumour's, if none has). A prediction that is
-    perfect but for f false ml beside V true ones loses the same Dice.
+    `present_dice` is the mean over regions of the mean Dice over the cases that have the region. `false_alarms` is the
+    mean over regions of the mean over cases of f / (2 V + f), where f is the predicted volume in a case without the
+    region, and 0 elsewhere. V is the region's mean volume in the cases that have it (the whole tumour's, if none has).
+    A prediction that is perfect but for f false ml beside V true ones loses the same Dice.
 
     Args:
         cases: each case's sizes of those of WT, TC and ET that its mask tells.
@@ -75,8 +74,7 @@ def objective(cases: Sequence[Mapping[str, Sizes]]) -> dict[str, float]:
         found = [case[name] for case in cases if name in case]
         there = [sizes for sizes in found if sizes.true_ml > 0]
         if there:
-            total = sum(sizes.true_ml + sizes.predicted_ml for sizes in there)
-            dice.append(2 * sum(sizes.common_ml for sizes in there) / total)
+            dice.append(_mean([2 * s.common_ml / (s.true_ml + s.predicted_ml) for s in there]))
         if found:
             room = 2 * (usual[name] or usual["wt"])
             false = [sizes.predicted_ml for sizes in found if not sizes.true_ml and sizes.predicted_ml]
