@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -128,7 +129,9 @@ def _machine() -> list[str]:
     except OSError:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return [model or platform.processor(), platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    # oneDNN can be kept from instructions that the machine has.
+    limits = [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
+    return [model or platform.processor(), platform.machine(), *limits]
 
 
 def _read(path: Path) -> dict[str, float] | None:
