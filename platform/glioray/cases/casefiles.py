@@ -19,6 +19,11 @@ ROLE_OF = {token: role for role, tokens in _ROLES.items() for token in tokens}
 STUDY = re.compile(r"(BraTS(?:-[A-Za-z]+)+-\d+)-\d+", re.IGNORECASE)
 """Matches the name of one visit of a patient of BraTS 2023 and later; the group names the patient."""
 
+_VISIT = re.compile(
+    r"(?P<upenn>UPENN-GBM-\d+)_\d+|(?P<other>.+?)[-_](?:ses|session|timepoint|visit|week)[-_]?\d+(?:[-_].*)?",
+    re.IGNORECASE,
+)
+_KEPT_NUMBER = re.compile(r"BraTS(?:2021_|-GLI-)(\d{5})", re.IGNORECASE)
 TCGA = re.compile(r"TCGA[-_]([A-Z0-9]{2})[-_]([A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 """Matches a name that begins with a patient of The Cancer Genome Atlas."""
 
@@ -95,14 +100,27 @@ class File:
 def patient_of(case_id: str) -> str:
     """The patient of a case: BraTS-GLI-00012-001 is a study of BraTS-GLI-00012.
 
-    Other ids name the patient. Patients of The Cancer Genome Atlas are written as TCGA-CS-4941 whatever the
+    So are UPENN-GBM-00001_21 and sub-01_ses-02 of UPENN-GBM-00001 and sub-01; other ids name the patient. Patients of The Cancer Genome Atlas are written as TCGA-CS-4941 whatever the
     collection's spelling, so that a patient who is in two collections stays on one side of a split.
     """
     match = STUDY.fullmatch(case_id)
     if match:
         return match.group(1)
     tcga = TCGA.match(case_id)
-    return f"TCGA-{tcga[1]}-{tcga[2]}".upper() if tcga else case_id
+    if tcga:
+        return f"TCGA-{tcga[1]}-{tcga[2]}".upper()
+    visit = _VISIT.fullmatch(case_id)
+    return visit["upenn"] or visit["other"] if visit else case_id
+
+
+def patient_key(patient_id: str) -> str:
+    """What the names of one patient in several collections share: BraTS-GLI kept the numbers of BraTS 2021.
+
+    A name that includes a visit, as older versions recorded some, counts as the patient's.
+    """
+    patient = patient_of(patient_id)
+    kept = _KEPT_NUMBER.fullmatch(patient)
+    return f"BraTS-GLI-{kept[1]}" if kept else patient
 
 
 _MODALITY_NAMES = {

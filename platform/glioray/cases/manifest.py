@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from glioray.cases.casefiles import CaseFiles, Problem
+from glioray.cases.casefiles import CaseFiles, Problem, patient_key
 from glioray.cases.collections import decide_conventions, group_of, read_numbers
 from glioray.cases.content import content_digests
 from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
@@ -386,14 +386,14 @@ def check_conventions(manifest: Manifest, labels: str | None) -> None:
 
 
 def _join_patients(entries: list[CaseEntry]) -> list[CaseEntry]:
-    """The entries, those of patients who share an image under the first of these patients' names."""
+    """The entries, those of patients who share an image or a key under the first of these patients' names."""
     joined: dict[str, set[str]] = {}  # patient -> all patients who are the same one
     owners: dict[str, str] = {}
     for entry in entries:
         name = entry.files.patient_id
         same = joined.setdefault(name, {name})
-        for digest in entry.image_digests:
-            same |= joined[owners.setdefault(digest, name)]
+        for shared in entry.image_digests | {patient_key(name)}:
+            same |= joined[owners.setdefault(shared, name)]
         joined.update(dict.fromkeys(same, same))
     return [
         dataclasses.replace(entry, same_patient="" if first == entry.files.patient_id else first)

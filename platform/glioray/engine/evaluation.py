@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from glioray.cases.casefiles import CaseFiles
+from glioray.cases.casefiles import CaseFiles, patient_key
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.engine.task import Spec
 from glioray.errors import DataError, UsageError
@@ -82,10 +82,7 @@ def select_cases(
     renamed = [
         entry.case_id
         for entry in entries
-        if any(
-            entry.patient_id in seen[name] and not entry.patient_names & set(spec.train_patients)
-            for name, spec in specs.items()
-        )
+        if any(entry.patient_id in seen[name] and not _is_named(entry, spec) for name, spec in specs.items())
     ]
     if renamed:
         _log.warning(
@@ -108,8 +105,13 @@ def seen_patients(spec: Spec, entries: Sequence[CaseEntry]) -> set[str]:
 
     Models of older versions and of other tasks state no `train_images`; theirs are recognised by name alone.
     """
-    names, images = set(spec.train_patients), set(getattr(spec, "train_images", ()))
-    return {e.patient_id for e in entries if e.patient_names & names or e.image_digests & images}
+    images = set(getattr(spec, "train_images", ()))
+    return {e.patient_id for e in entries if _is_named(e, spec) or e.image_digests & images}
+
+
+def _is_named(entry: CaseEntry, spec: Spec) -> bool:
+    """Whether a case's patient is among those of a model's training by name, in whatever collection."""
+    return not {patient_key(n) for n in entry.patient_names}.isdisjoint(map(patient_key, spec.train_patients))
 
 
 def describe_training(entries: Sequence[CaseEntry]) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 
 from glioray.api.cases import load_case
 from glioray.api.data import check_labelled_regions, find_cases
-from glioray.cases.casefiles import CaseFiles, patient_of
+from glioray.cases.casefiles import CaseFiles, patient_key, patient_of
 from glioray.cases.collections import detect_convention
 from glioray.cases.conventions import CONVENTIONS, find_convention
 from glioray.cases.labels import LABELS
@@ -108,6 +109,24 @@ def test_visits_of_a_patient_never_part(tmp_path: Path) -> None:
         for parts in (manifest.splits.values(), manifest.folds):
             patients = [{manifest.entry(case_id).patient_id for case_id in ids} for ids in parts]
             assert sum(map(len, patients)) == len(set.union(*patients)) == 6, kind
+
+
+def test_a_patient_of_2021_is_the_same_in_2023(tmp_path: Path) -> None:
+    storage = FileStorage(str(tmp_path))
+    for seed in range(5):
+        write_case(storage, f"BraTS2021_0000{seed}", {1, 2, 4}, seed=seed)
+        write_case(storage, f"BraTS-GLI-0000{seed}-000", {1, 2, 3}, NEW, seed=10 + seed)
+    manifest = index(storage)
+    assert len({entry.patient_id for entry in manifest.cases}) == 5
+    for parts in (manifest.splits.values(), manifest.folds):
+        for ids in parts:
+            numbers = [re.findall(r"0000\d", case_id)[0] for case_id in ids]
+            assert all(numbers.count(number) == 2 for number in numbers)
+    for trained, seen in (
+        ("BraTS2021_00003", "BraTS-GLI-00003"),
+        ("BraTS-MEN-RT-0001-1", "BraTS-MEN-RT-0001"),
+    ):
+        assert patient_key(trained) == patient_key(seen)
 
 
 # Names, numbers of the masks, and the conventions that fit.

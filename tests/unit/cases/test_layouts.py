@@ -539,3 +539,19 @@ def test_names_of_modalities_and_patients() -> None:
     ]
     assert patient_of("BraTS-GLI-00012-001") == "BraTS-GLI-00012"
     assert patient_of("BraTS2021_00000") == "BraTS2021_00000"
+    visits = [
+        "UPENN-GBM-00001_11",
+        "sub-01_ses-02",
+        "P7_Timepoint_1",
+        "P7_week-044",
+        "Brats17_2013_10_1",
+        "A_001",
+    ]
+    assert [patient_of(v) for v in visits] == [
+        "UPENN-GBM-00001",
+        "sub-01",
+        "P7",
+        "P7",
+        "Brats17_2013_10_1",
+        "A_001",
+    ]

@@ -131,6 +131,14 @@ def test_unseen_goes_by_images_too(manifest: Manifest, caplog: pytest.LogCapture
     assert "a1, a2" in caplog.text
 
 
+def test_unseen_goes_by_numbers_that_collections_share(manifest: Manifest):
+    files = dataclasses.replace(manifest.cases[0].files, patient_id="BraTS-GLI-00012")
+    cases = (dataclasses.replace(manifest.cases[0], files=files), *manifest.cases[1:])
+    spec = dataclasses.replace(_spec("x"), train_patients=("BraTS2021_00012",))
+    found = select_cases(dataclasses.replace(manifest, cases=cases), {"model": spec}, labelled=True)
+    assert _ids(found) == ["a2", "b1", "c1"]
+
+
 def test_a_model_states_names_and_images_of_its_training(manifest: Manifest):
     joined = dataclasses.replace(manifest.cases[2], same_patient="a", digests={"t1": "2", "mask": "9"})
     assert describe_training([manifest.cases[0], joined]) == {
