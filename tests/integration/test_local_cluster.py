@@ -30,7 +30,7 @@ print("found", json.dumps(found))
 @pytest.fixture(scope="module")
 def checkout(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the repository with this Python in place of its .venv, in which `up` was run; `down` at the end."""
-    root = tmp_path_factory.mktemp("checkout")
+    root = tmp_path_factory.mktemp("checkout") / "a clone's folder"
     for folder in ("infra", "platform"):
         shutil.copytree(repo / folder, root / folder)
     (root / "jobs").mkdir()
