@@ -20,10 +20,13 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_SESSIONS = 36
 
 
-def bypass_proxies() -> None:
+def bypass_proxies(*hosts: str) -> None:
     """Exempt loopback from the proxies of the environment, for this process and those that it starts.
 
     Requests, urllib, botocore, curl and gRPC all read `no_proxy`; it also keeps what stands in `NO_PROXY`.
+
+    Args:
+        hosts: further addresses of this machine.
     """
     if not any(
         os.environ.get(name) for prefix in ("http", "https", "all", "grpc") for name in _cases(prefix)
@@ -32,7 +35,7 @@ def bypass_proxies() -> None:
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     exempt = [host for host in map(str.strip, given.split(",")) if host]
     if "*" not in exempt:
-        exempt += [host for host in _LOOPBACK if host not in exempt]
+        exempt += [host for host in (*_LOOPBACK, *hosts) if host not in exempt]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(exempt)
 
 

@@ -40,6 +40,8 @@ def test_loopback_is_exempt_from_proxies_and_what_was_exempt_stays(monkeypatch: 
             machine.bypass_proxies()
             machine.bypass_proxies()
             assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == expected
+            machine.bypass_proxies("10.0.0.5")
+            assert os.environ["no_proxy"] == (expected if expected == "*" else f"{expected},10.0.0.5")
 
 
 def test_sessions_go_to_a_folder_that_can_hold_their_sockets(

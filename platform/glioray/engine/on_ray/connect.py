@@ -82,7 +82,8 @@ def connect(*modules: Path) -> None:
     }
     if "py_modules" not in job:
         runtime_env["py_modules"] = [str(Path(glioray.__file__).parent), *map(str, modules)]
-    bypass_proxies()
+    # The parts of a local Ray reach each other by the machine's own address.
+    bypass_proxies(*([] if on_cluster else [ray.util.get_node_ip_address()]))
     options: dict[str, Any] = {"runtime_env": runtime_env, "logging_level": logging.WARNING}
     if on_cluster:
         _check_address(address)

@@ -228,7 +228,11 @@ def _assemble(blocks: Iterable[dict[str, Any]]) -> Iterator[SliceStack]:
 
 
 def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:
-    began = time.monotonic()
+    stage, began = f"{verb} {total} cases", time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row
-        log_progress(_log, f"{verb} {total} cases", number / total, began)
+        # The first one waits for processes to start, and says nothing of the others.
+        if number > 1 or total == 1:
+            log_progress(_log, stage, 1.0 if number == total else (number - 1) / total, began)
+        else:
+            began = time.monotonic()
