@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,3 +368,22 @@ def test_two_nodes_vary_their_samples_by_draws_of_their_own(runs: ModuleType, ma
     varied = one.augment(batch, 1)[0]
     assert torch.equal(varied, same.augment(batch, 1)[0])
     assert not torch.equal(varied, other.augment(batch, 1)[0])
+
+
+def test_the_objective_is_the_mean_of_the_last_two_validations_across_a_resume(
+    runs: ModuleType, make_plan: Plans
+):
+    plan = make_plan(**{"train.max_epochs": 4, "train.num_validations": 4})
+    history: list[dict[str, float]] = []
+    built, feed = runs.build(plan)
+    fit(built, feed, plan.config.train, open_storage(plan.storage), Ranks(), history.append)
+    scores = [row["present_dice"] - row["false_alarms"] for row in history]
+    assert len(set(scores)) > 1
+    expected = [scores[0], *(sum(pair) / 2 for pair in itertools.pairwise(scores))]
+    assert [row["objective"] for row in history] == pytest.approx(expected)
+
+    again, _ = runs.build(plan)
+    again.load_state(built.state())
+    later = again.validate()
+    assert later["objective"] == pytest.approx(later["present_dice"] - later["false_alarms"])
+    assert again.precisions == built.precisions == {"training": "fp32", "prediction": "fp32"}
