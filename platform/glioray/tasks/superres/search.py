@@ -22,6 +22,7 @@ from glioray.tasks.superres.config import DEAD, CollapseConfig, GanConfig
 from glioray.tasks.superres.search_figures import rates_figure
 from glioray.tasks.superres.space import (
     RATIO,
+    SHARES,
     apply_gan_point,
     gan_space,
     pretraining,
@@ -74,7 +75,9 @@ class SuperResSearch(Search):
         """
         rules = config.collapse
         num_needed = rules.grace + max(rules.patience, rules.dead_patience)
-        verdict = 100 * num_needed // config.train.num_validations + 1
+        # A trial that starts from the longest pretraining has the fewest epochs, and at most one evaluation in each.
+        num_epochs = max(1, round((1 - max(SHARES)) * config.train.max_epochs))
+        verdict = 100 * num_needed // min(config.train.num_validations, num_epochs) + 1
         return min(100, max(30, verdict))
 
     def to_report(self, metrics: Mapping[str, float], config: GanConfig) -> dict[str, Any]:

@@ -114,6 +114,16 @@ def test_a_dead_trial_is_a_failure_of_its_own():
     assert "stopped: dead" in [text.get_text() for text in legend.get_texts()]
 
 
+def test_asha_waits_for_the_watch_even_after_the_longest_pretraining():
+    """Ten epochs are left of twenty: the fifth evaluation, at half of the run, is the first that can be dead."""
+    config = build_gan_recipe("mri_phantom")
+    assert (config.train.max_epochs, config.train.num_validations) == (20, 20)
+    assert SEARCH.grace_percent(config) == 51
+    # Where minutes end a run, the number of epochs limits nothing.
+    assert SEARCH.grace_percent(build_gan_recipe("mri_small")) == 42
+    assert SEARCH.grace_percent(CONFIG) == 100
+
+
 def test_a_trial_that_asha_stopped_before_patience_was_over_says_what_was_bad():
     report = _reported(_metrics(progress=0.5, score=0.7, objective=-1.7, is_collapsed=0.0))
     (row,) = _rows(_result(report))
