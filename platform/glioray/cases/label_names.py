@@ -13,10 +13,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("ignore", r"ignored?(?: label)?|void"),
     ("rc", r"rc|(?:.* )?(?:resection|surgical|postoperative|post operative)\b.*|cavity"),
     ("ed", r"ed|(?:.* )?(?:o?edema\w*|snfh|flair\b.*|hyperintens\w*|infiltrat\w*|invaded\b.*)(?: .*)?"),
-    (
-        "tc",
-        r"tc|(?:tumou?r )?core|gtv|gross tumou?r volume|ncr et|(?:non enhancing|necro\w*) (?:and|plus) enhancing\b.*",
-    ),
+    ("tc", r"tc|(?:tumou?r )?core|gtv|gross tumou?r volume"),
     (
         "ncr",
         r"ncr|net|netc|ne|nec|cc|ncr netc?|(?:.* )?(?:necro\w*|non ?enh\w*|nonenh\w*|not enhanc\w*|unenhanc\w*|cyst\w*)(?: .*)?",
@@ -31,9 +28,31 @@ _PATTERNS = [(part, re.compile(pattern)) for part, pattern in _WORDS]
 EXPECTED = "necrosis, oedema, enhancing tumour, resection cavity, tumour core, whole tumour"
 """Examples of names that are understood, for messages."""
 
+_TOGETHER = {frozenset(("ncr", "et")): "tc", frozenset(("tc", "et")): "tc", frozenset(("tc", "ncr")): "tc"}
+
 
 def part_of(name: str) -> str | None:
-    """What a label's name says that it marks: as in `LabelConvention.parts`, "background", "ignore", or None."""
+    """What a label's name says that it marks: as in `LabelConvention.parts`, "background", "ignore", or None.
+
+    "Necrosis and enhancing tumour" is the core; with oedema it is the whole tumour.
+    """
+    outside = re.sub(r"\(.*?\)", " ", name)
+    text = re.sub(r"\bT2 */ *FLAIR", "FLAIR", outside if outside.strip() else name, flags=re.IGNORECASE)
+    if re.search(r"\b(?:without|excluding|except|minus)\b", text, re.IGNORECASE):
+        return None
+    pieces = {
+        _part_of_words(piece) for piece in re.split(r"\b(?:and|plus)\b|[+&/,]", text, flags=re.IGNORECASE)
+    }
+    if None in pieces or len(pieces) == 1:
+        return _part_of_words(text)
+    inside = frozenset(piece for piece in pieces if piece is not None) - {"ed"}
+    core = _TOGETHER.get(inside, next(iter(inside)) if len(inside) == 1 else None)
+    if "ed" not in pieces or core is None:
+        return core
+    return "wt" if core in ("tc", "wt") else None
+
+
+def _part_of_words(name: str) -> str | None:
     words = " ".join(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
     return next((part for part, pattern in _PATTERNS if pattern.fullmatch(words)), None)
 

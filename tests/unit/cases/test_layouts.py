@@ -321,7 +321,7 @@ def test_conventions_declared_by_dataset_json(tmp_path: Path) -> None:
         "brats-et4": [{"background": 0, "NCR/NET": 1, "ED": 2, "ET": 4}, {"wt": [1, 2, 4], "tc": [1, 4], "et": 4}],
         "brats2024": [
             {"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4},
-            {"0": "unlabelled", "1": "non-enhancing tumour core", "2": "surrounding non-enhancing FLAIR hyperintensity",
+            {"0": "unlabelled", "1": "non-enhancing tumour core", "2": "surrounding non-enhancing T2/FLAIR hyperintensity (SNFH)",
              "3": "enhancing tissue", "4": "resection cavity"},
         ],
         "brats-ped": [
@@ -340,6 +340,12 @@ def test_conventions_declared_by_dataset_json(tmp_path: Path) -> None:
         "wt-255": [{"tumour": 255}],
         "brats-gtv": [{"background": 0, "GTV": 1}, {"background": 0, "tumor core": 1}],
         "1=tc,2=ed": [{"tumor core": 1, "edema": 2}, {"whole tumor": [1, 2], "tumor core": 1}, {"tumor": 1, "edema": 2}],
+        "1=tc,2=ed,3=rc": [
+            {"NCR + ET": 1, "ED": 2, "RC": 3},
+            {"enhancing and non-enhancing tumor": 1, "edema": 2, "cavity": 3},
+            {"Tumor Core (TC)": 1, "Peritumoral Edema (ED)": 2, "Resection Cavity (RC)": 3},
+        ],
+        "1=wt,2=rc": [{"tumor core and edema": 1, "RC": 2}, {"ET, NCR & ED": 1, "post-operative cavity": 2}],
         "1=wt,2=et": [{"tumor": 1, "enhancing": 2}],
         "1=background,2=wt": [{"background": 0, "healthy brain": 1, "tumor": 2}],
     }  # fmt: skip
@@ -357,6 +363,11 @@ def test_labels_that_cannot_be_read_are_asked_for(tmp_path: Path) -> None:
         },
         "names the label 'brain', which is none": {"background": 0, "brain": 1},
         "names the label 'lesion', which is none": {"0": "background", "1": "edema", "2": "lesion"},
+        "names the label 'tumor without edema', which is none": {"tumor without edema": 1},
+        "names the label 'enhancing tumor and edema', which is none": {
+            "enhancing tumor and edema": 1,
+            "NCR": 2,
+        },
         "names the label 1 as ed and et at once": {"edema": 1, "enhancing": 1},
         "names no label that makes up a tumour": {"background": 0, "edema": 1},
         "has the label 'edema': 'one', which is not a name and its numbers": {"edema": "one"},
