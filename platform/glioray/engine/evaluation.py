@@ -12,6 +12,8 @@ from glioray.errors import DataError, UsageError
 from glioray.metrics.panoptic import find_panoptica
 from glioray.storage import join_uri, open_storage
 
+_log = logging.getLogger(__name__)
+
 RULES = ("brats2023", "brats2026")
 """Names of rules by which lesions of masks are evaluated; 2026's metrics are added to the others."""
 
@@ -41,9 +43,6 @@ def check_rule(rule: str, output: str) -> None:
             f"metrics is 'brats2026', which needs panoptica, but it cannot be imported ({error}); install the extra "
             "'panoptica' of pyproject.toml, then: pip install --no-deps -r infra/no-deps-panoptica.txt"
         ) from error
-
-
-_log = logging.getLogger(__name__)
 
 
 def select_cases(

@@ -119,4 +119,5 @@ def _weighted_percentile_95(distances: NDArray[np.float64], weights: NDArray[np.
     """The smallest distance within which 95 % of the weight lies."""
     order = np.argsort(distances)
     reached = np.cumsum(weights[order]) / weights.sum()
-    return float(distances[order][min(np.searchsorted(reached, 0.95), len(order) - 1)])
+    last = min(int(np.searchsorted(reached, 0.95)), len(order) - 1)
+    return float(distances[order[last]])
