@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 
 from glioray.engine.on_ray import connect as cluster
 from glioray.engine.on_ray import train
@@ -169,6 +170,20 @@ def test_an_address_where_no_driver_can_join_is_refused_within_seconds(
             cluster.connect()
 
 
+def test_another_server_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyPatch):
+    def time_out(address: str) -> None:
+        raise RpcError("Timed out while waiting for GCS to become available.")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "GcsClient", time_out)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(
+            UsageError, match=r"no Ray cluster answers at .* \(Timed out while waiting for GCS"
+        ):
+            cluster.connect()
+
+
 @pytest.mark.parametrize(
     "raised", [RuntimeError("Version mismatch\nand more"), ConnectionError("Version mismatch.")]
 )
@@ -178,6 +193,7 @@ def test_what_ray_raises_becomes_a_sentence(monkeypatch: pytest.MonkeyPatch, rai
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", fail)
+    monkeypatch.setattr(cluster, "GcsClient", lambda address: None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for address, sentence in (
             (

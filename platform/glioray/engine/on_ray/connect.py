@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import ray.train
 from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
+from ray._raylet import GcsClient  # nor for this
 from ray.exceptions import RayError
 
 import glioray
@@ -129,7 +130,9 @@ def _check_address(address: str) -> None:
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+        if not separator:
+            GcsClient(address=rest)  # gives up within half a minute where another server listens
+    except (OSError, OverflowError, RayError) as error:
         raise UsageError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)}); start it, correct the address, or "
             "unset RAY_ADDRESS to run locally"
