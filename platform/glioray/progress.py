@@ -31,9 +31,10 @@ def log_progress(logger: logging.Logger, stage: str, done: float, began_s: float
         detail: how it goes.
     """
     spent_s = time.monotonic() - began_s
-    if done < 1:
-        left = format_duration(spent_s * (1 - done) / max(done, 1e-6)) if done > 0 else "unknown time"
-        text = f"{stage}: {100 * done:.0f} % done, {left} left"
+    if done <= 0:
+        text = f"{stage}: begun"
+    elif done < 1:
+        text = f"{stage}: {100 * done:.0f} % done, {format_duration(spent_s * (1 - done) / done)} left"
     else:
         text = f"{stage}: done in {format_duration(spent_s)}"
     logger.info("%s%s", text, detail and f"; {detail}", extra={"stage": stage, "done": done})

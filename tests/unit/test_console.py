@@ -128,7 +128,7 @@ def test_marked_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert [shown.format(record) for record in caplog.records] == [
         f"{MARK}a\n{MARK}b",
         "c",
-        f"{MARK}0.0000{MARK}training{MARK}training: 0 % done, unknown time left",
+        f"{MARK}0.0000{MARK}training{MARK}training: begun",
     ]
     assert hidden.format(caplog.records[0]) == "a\nb"
 
