@@ -73,6 +73,9 @@ def _from_files(source: str, case_id: str | None, convention: LabelConvention | 
         names = [files.case_id for files in cases]
         cases = [files for files in cases if files.case_id == case_id]
         if not cases:
+            for problem in problems:
+                if case_id in (problem.case_id, *problem.file.split("/")):
+                    raise DataError(f"'{source}' has a case '{case_id}' that cannot be used; {problem}")
             near = difflib.get_close_matches(case_id, names, n=3) or names[:3]
             raise DataError(
                 f"'{source}' holds no case '{case_id}' among its {len(names)}; there are {', '.join(near)} and others"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glioray.cases.casefiles import CaseFiles, patient_key
 from glioray.cases.manifest import CaseEntry, Manifest
@@ -113,8 +114,8 @@ def _is_named(entry: CaseEntry, spec: Spec) -> bool:
     return not {patient_key(n) for n in entry.patient_names}.isdisjoint(map(patient_key, spec.train_patients))
 
 
-def describe_training(entries: Sequence[CaseEntry]) -> dict[str, tuple[str, ...]]:
-    """`train_patients` and `train_images` of a model that is trained on these cases."""
+def describe_training(entries: Sequence[CaseEntry]) -> dict[str, Any]:
+    """`train_patients` and `train_images` of a model that is trained on these cases, each a sorted tuple."""
     return {
         "train_patients": tuple(sorted({name for entry in entries for name in entry.patient_names})),
         "train_images": tuple(sorted({digest for entry in entries for digest in entry.image_digests})),

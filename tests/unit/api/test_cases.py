@@ -112,5 +112,11 @@ def test_which_case_is_meant(folder: Path, tmp_path: Path):
         glioray.load_case(folder, case_id="BraTS2021_9000")
     with pytest.raises(DataError, match="holds no case"):
         glioray.load_case(tmp_path)
+    (tmp_path / "BraTS2021_90000").symlink_to(folder / "BraTS2021_90000")
+    (tmp_path / "BraTS2021_90001").symlink_to("unmounted")
+    with pytest.raises(
+        DataError, match="cannot be used; file: BraTS2021_90001: is a link to a file that does"
+    ):
+        glioray.load_case(tmp_path, case_id="BraTS2021_90001")
     with pytest.raises(UsageError, match="spacing_mm belong to arrays"):
         glioray.load_case(folder / "BraTS2021_90000", spacing_mm=(1, 1, 1))

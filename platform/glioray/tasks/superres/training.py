@@ -81,8 +81,8 @@ def prepare_gan(
     if config.pretrain.source is not None:
         source, known = _source(config, plan.tracking_uri)
         patients_seen = seen_patients(known, val)
-        trained_on["train_patients"] += known.train_patients
-        trained_on["train_images"] += known.train_images
+        for name, before in (("train_patients", known.train_patients), ("train_images", known.train_images)):
+            trained_on[name] = tuple(sorted({*trained_on[name], *before}))
     if patients_seen:
         _log.warning(
             "pretrain.source was trained on %d of the validation patients: what this run's figures say of them "
@@ -92,7 +92,7 @@ def prepare_gan(
         config=config,
         spacing_mm=median_spacing(train),
         manifest_hash=plan.manifest.hash,
-        **{name: tuple(sorted(set(found))) for name, found in trained_on.items()},
+        **trained_on,
         extractors=gather(extractors)[0],
     )
     judge_use = None
