@@ -81,7 +81,8 @@ def test_from_files_to_figures(
         config=config, out_channels=3, spacing_mm=stacks[0][0].spacing_mm, manifest_hash=manifest.hash
     )
     task = SegmentationLearner(config, spec, stacks, Ranks(), torch.device("cpu"), known)
-    assert set(task.validate()) == {"dice_wt", "dice_mean"}
+    objective = {"objective", "present_dice", "false_alarms"}
+    assert set(task.validate()) == {"dice_wt", "dice_mean", *objective}
     assert {name: list(dice) for name, dice in task.spec.val_cases.items()} == {
         name: ["wt"] for name in known
     }

@@ -37,7 +37,7 @@ def entry(case_id: str, convention: str | None = "brats-et4", layout: str = "bra
         spacing_mm=(2.0, 1.0, 1.0),
         convention=convention,
         label_voxels=LABELS if convention else {},
-        brain_voxels=100,
+        brain_voxels=200,
     )
 
 
