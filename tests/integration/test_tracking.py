@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glioray.engine.on_mlflow.registry import (
+    add_to_card,
     champion,
     fetch_package,
     log_model,
+    logged_model_id,
     register_model,
     resolve_version,
     set_champion,
@@ -99,6 +101,46 @@ def test_a_run_holds_what_was_logged(experiment: str, client: MlflowClient, tmp_
     assert (local / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((local / "result.json").read_text()) == {"a": [1, 2]}
     assert (local / "logs" / "deep" / "x.txt").read_text() == "x"
+
+
+def test_an_experiment_is_of_model_training(experiment: str, client: MlflowClient):
+    def kind() -> str:
+        return str(client.get_experiment_by_name(experiment).tags["mlflow.experimentKind"])
+
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    assert kind() == "custom_model_development"
+    # What the UI itself has guessed is replaced, and what a user has chosen stays.
+    for found, expected in (
+        ("genai_development_inferred", "custom_model_development"),
+        ("regression", "regression"),
+    ):
+        client.set_experiment_tag(run.experiment_id, "mlflow.experimentKind", found)
+        RunLogger.open_run(experiment, "one", kind="train")
+        assert kind() == expected
+    assert run.url is not None
+    assert run.url.endswith(f"/runs/{run.run_id}?workflowType=machine_learning")
+
+
+def test_a_table_of_a_run_s_children_is_kept_for_its_link(experiment: str, client: MlflowClient):
+    run = RunLogger.open_run(experiment, "sweep", kind="sweep")
+    run.share_table("dice_mean", ["dice_wt", "dice_mean"], ["optim.lr"])
+    tags = client.get_experiment(run.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{run.run_id}"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`dice_mean`", False)
+    assert view["selectedColumns"][:3] == ["metrics.`dice_mean`", "metrics.`dice_wt`", "params.`optim.lr`"]
+    children = [RunLogger.open_run(experiment, "t", kind="trial", parent_run_id=run.run_id).run_id]
+    found = client.search_runs([run.experiment_id], view["searchFilter"])
+    assert [child.info.run_id for child in found] == children
+    assert run.table_url is not None
+    assert f"viewStateShareKey={run.run_id}" in run.table_url
+
+
+def test_a_description_shows_the_run_s_pictures(experiment: str, client: MlflowClient):
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    run.describe("Look: ![best](overlays.png), ![elsewhere](https://x.org/a.png)")
+    note = client.get_run(run.run_id).data.tags["mlflow.note.content"]
+    shown = f"![best](get-artifact?run_uuid={run.run_id}&path=overlays.png)"
+    assert note == f"Look: {shown}, ![elsewhere](https://x.org/a.png)"
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
@@ -318,6 +360,58 @@ def test_a_model_is_registered_once_promoted_and_fetched(
     for uri in ("models:/m@champion", first, f"runs:/{run.run_id}/model"):
         got = fetch_package(uri, tmp_path / "got")
         assert sorted(file.name for file in got.iterdir()) == ["model.json", "model.safetensors"]
+        assert (got / "model.safetensors").read_bytes() == (package / "model.safetensors").read_bytes()
+
+
+def test_a_model_has_metrics_a_card_and_a_place_in_the_models_tab(
+    experiment: str, client: MlflowClient, tmp_path: Path
+):
+    net, run = _net(), RunLogger.open_run(experiment, "one", kind="train")
+    for step in (1, 2):
+        run.log_metrics({"dice_mean": 0.3 * step}, step=step)
+    more: dict[str, Any] = {"kind": "segmentation", "dataset": ("brats/val", "0123"), "card": "A card."}
+    for name, step in (("step-1", 1), ("model", 2)):
+        package = _package(tmp_path / name, net, name)
+        metrics = {"dice_mean": 0.3 * step}
+        log_model(run, package, net, torch.zeros(1, 4, 32, 32), name=name, step=step, metrics=metrics, **more)
+    models = client.search_logged_models([run.experiment_id], "metrics.dice_mean > 0.2")
+    assert {model.name: model.metrics[0].step for model in models} == {"step-1": 1, "model": 2}
+    assert {model.model_type for model in models} == {"segmentation"}
+    outputs = client.get_run(run.run_id).outputs.model_outputs
+    assert sorted(output.step for output in outputs) == [1, 2]
+    (best,) = (model for model in models if model.name == "model")
+    assert (best.metrics[0].dataset_name, best.metrics[0].dataset_digest) == ("brats/val", "0123")
+    history = client.get_metric_history(run.run_id, "dice_mean")
+    assert [metric.step for metric in history] == [1, 2], (
+        "the model's metrics are the run's, not further ones"
+    )
+
+    version = register_model("carded", run.run_id, {}).rpartition("/")[2]
+    assert client.get_model_version("carded", version).model_id == best.model_id
+    assert client.get_model_version("carded", version).description == "A card."
+    for _ in range(2):
+        add_to_card("carded", version, "Compared", "Better.")
+    register_model("carded", run.run_id, {"again": "1"})
+    assert client.get_model_version("carded", version).description == "A card.\n\n## Compared\n\nBetter.\n"
+    for uri in (f"models:/{best.model_id}", f"models:/carded/{version}", f"runs:/{run.run_id}/model"):
+        assert logged_model_id(uri) == best.model_id
+        assert json.loads((fetch_package(uri, tmp_path / "got") / "model.json").read_text()) == {
+            "note": "model"
+        }
+
+
+def test_a_model_of_before_there_were_logged_models_is_still_read(
+    experiment: str, client: MlflowClient, tmp_path: Path
+):
+    run = RunLogger.open_run(experiment, "one", kind="train")
+    package = _package(tmp_path / "p", _net())
+    client.log_artifacts(run.run_id, str(package), "model/glioray")
+    for tag, value in (("model_path", "model"), ("model_digest", "0" * 12)):
+        client.set_tag(run.run_id, f"glioray.{tag}", value)
+    uri = register_model("older", run.run_id, {})
+    for found in (uri, f"runs:/{run.run_id}/model"):
+        assert logged_model_id(found) is None
+        got = fetch_package(found, tmp_path / "got")
         assert (got / "model.safetensors").read_bytes() == (package / "model.safetensors").read_bytes()
 
 

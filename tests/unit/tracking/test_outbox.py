@@ -1,18 +1,34 @@
 """What is kept of a run while no server answers. The server here is a port that nobody listens on."""
 
+import io
 import logging
 
 import pytest
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
-from glioray.engine.on_mlflow.outbox import Artifact, Entities, Outbox
+from glioray.engine.on_mlflow.outbox import Artifact, Entities, ExperimentTag, Inputs, Outbox, StepImage
 
 
 @pytest.fixture
 def client(free_port: int, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return MlflowClient(f"http://127.0.0.1:{free_port}")
+
+
+def _png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+EVERY_KIND = (
+    Artifact("a.txt", b"x"),
+    StepImage("overlays", 1, 0, _png()),
+    Inputs((DatasetInput(Dataset("brats/train", "0123", "local", "{}")),)),
+    ExperimentTag("1", "view", "{}"),
+)
 
 
 def _metrics(count: int, name: str = "loss") -> Entities:
@@ -23,12 +39,19 @@ def test_nothing_raises_and_it_is_said_once(client: MlflowClient, caplog: pytest
     outbox = Outbox(client, "run")
     with caplog.at_level(logging.WARNING, logger="glioray"):
         for _ in range(5):
-            outbox.put([_metrics(1), Artifact("a.txt", b"x")])
+            outbox.put([_metrics(1), *EVERY_KIND])
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
         f"MLflow at {client.tracking_uri} cannot be reached"
     ]
     assert not outbox.flush()
-    assert len(outbox) == 10
+    assert len(outbox) == 25
+    assert outbox.forget()[:5] == [
+        "1 metrics",
+        "the file a.txt",
+        "the image overlays of step 1",
+        "1 data sets",
+        "the experiment's tag view",
+    ]
 
 
 def test_metrics_share_a_request_up_to_its_limit(client: MlflowClient):
