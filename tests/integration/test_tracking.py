@@ -387,7 +387,7 @@ def test_a_model_has_metrics_a_card_and_a_place_in_the_models_tab(
     )
 
     version = register_model("carded", run.run_id, {}).rpartition("/")[2]
-    assert client.get_model_version("carded", version).model_id == best.model_id
+    assert client.get_model_version("carded", version).tags["glioray.model_id"] == best.model_id
     assert client.get_model_version("carded", version).description == "A card."
     for _ in range(2):
         add_to_card("carded", version, "Compared", "Better.")

@@ -90,7 +90,7 @@ def _validation(task: Task, spec: Spec, cases: Mapping[str, CaseMetrics]) -> lis
     rows = metric_rows(cases, patients, dict.fromkeys(columns, 3))
     table = Table(["", "cases", *columns], [[name.upper(), *cells] for name, cells in rows.items()])
     return [
-        f"Means over {len(cases)} cases of {num_patients} patients that the model was not trained on, with 95 % "
+        f"Means over {len(cases)} case(s) of {num_patients} patient(s) that the model was not trained on, with 95 % "
         "intervals by resampling patients." + interval_caveat(num_patients),
         "",
         *table.to_markdown(align_right=True).splitlines(),

@@ -46,6 +46,7 @@ _PATH_TAG, _DIGEST_TAG, _AXES_TAG = (
     "glioray.model_digest",
     "glioray.export_dynamic_axes",
 )
+_MODEL_TAG = "glioray.model_id"
 _FORMS = (
     "starter, models:/NAME@alias, models:/NAME/VERSION, runs:/RUN_ID/model, a checkpoint's folder, a zip file of "
     "jobs/share.py or its https address"
@@ -171,6 +172,9 @@ def register_model(
     sentence = f"From the run '{run.info.run_name}'{': ' if facts else ''}{facts}. Research use only."
     with wrap_errors(f"register the model '{name}'", client):
         model = next((m for m in _logged_models(client, run) if m.tags.get(_DIGEST_TAG) == digest), None)
+        if model is not None:
+            # MLflow takes the id of a version's model and does not give it back.
+            all_tags[_MODEL_TAG] = model.model_id
         text = description or (model.tags.get(NOTE_TAG) if model is not None else None) or sentence
         _make_registered_model(client, name, purpose)
         same = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
@@ -255,7 +259,7 @@ def logged_model_id(uri: str, *, tracking_uri: str | None = None) -> str | None:
         return None
     client = connect(tracking_uri)
     if uri.startswith("models:"):
-        return _version(client, uri).model_id or None
+        return _version(client, uri).tags.get(_MODEL_TAG)
     model = _model_of_run(client, uri)[1]
     return None if model is None else model.model_id
 
