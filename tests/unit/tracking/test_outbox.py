@@ -2,6 +2,7 @@
 
 import io
 import logging
+from pathlib import Path
 
 import pytest
 from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
@@ -52,6 +53,23 @@ def test_nothing_raises_and_it_is_said_once(client: MlflowClient, caplog: pytest
         "1 data sets",
         "the experiment's tag view",
     ]
+
+
+@pytest.mark.contracts
+def test_every_kind_reaches_a_database_without_a_server(tmp_path: Path):
+    # It checks types that a server's clients do not.
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("x", str(tmp_path / "artifacts"))
+    run_id = client.create_run(experiment).info.run_id
+    tag = ExperimentTag(experiment, "view", "{}")
+    outbox = Outbox(client, run_id)
+    outbox.put([_metrics(2), *(tag if isinstance(kind, ExperimentTag) else kind for kind in EVERY_KIND)])
+    assert outbox.flush()
+    run = client.get_run(run_id)
+    assert run.data.metrics == {"loss": 1.0}
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["brats/train"]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"a.txt", "images"}
+    assert client.get_experiment(experiment).tags["view"] == "{}"
 
 
 def test_metrics_share_a_request_up_to_its_limit(client: MlflowClient):

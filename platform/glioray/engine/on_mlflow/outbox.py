@@ -114,7 +114,7 @@ class Inputs:
         return _METRIC_BYTES * len(self.datasets)
 
     def send(self, client: MlflowClient, run_id: str) -> None:
-        client.log_inputs(run_id, self.datasets)
+        client.log_inputs(run_id, list(self.datasets))
 
     def __str__(self) -> str:
         return f"{len(self.datasets)} data sets"
