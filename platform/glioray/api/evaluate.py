@@ -112,7 +112,8 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
 def _open_run(request: EvaluateRequest, package: ModelPackage, manifest: Manifest) -> RunLogger:
     """The MLflow run of an evaluation: the same for the same model on the same cases."""
     spec_hash = fingerprint([package.uri, package.spec.to_json(), manifest.hash])
-    name = f"evaluate {package.uri.rstrip('/').rpartition('/')[2]} on {request.split} {spec_hash[:6]}"
+    model = "/".join(package.uri.rstrip("/").split("/")[-2:])
+    name = f"evaluate {model} on {request.split} {spec_hash[:6]}"
     tags = {"glioray.manifest_hash": manifest.hash, "glioray.recipe": package.spec.config.recipe}
     logger = RunLogger.open_run(request.experiment, name, kind="evaluate", tags=tags)
     logger.log_params({"model": package.uri, "data": manifest.data, "split": request.split})
