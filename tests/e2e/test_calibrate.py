@@ -44,7 +44,7 @@ def test_phantoms_and_a_model_are_on_the_right_sides(run: RunCalibrate, tmp_path
     assert (answer.get("exit_code", 0), answer["wrong"], answer["num_images"]) == (0, [], 32)
     names = [row["name"] for row in answer["rows"]]
     assert names == [*PLANTED, *HEALTHY, "the model's psnr generator", "the model's gan generator"]
-    assert "Every planted collapse scores 0.5 or more" in (tmp_path / "out" / "calibration.md").read_text()
+    assert "Every planted output scores 0.5 or more" in (tmp_path / "out" / "calibration.md").read_text()
     assert (tmp_path / "out" / "planted_collapses.png").read_bytes().startswith(b"\x89PNG")
     assert answer["files"] == [
         str(tmp_path / "out" / name) for name in ("calibration.md", "planted_collapses.png")

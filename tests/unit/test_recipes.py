@@ -49,6 +49,6 @@ def test_mirrors_follow_flips(name: str):
 
 def test_an_unknown_recipe_lists_them():
     with pytest.raises(
-        UsageError, match=r"'unet_huge' is not a recipe; the recipes are unet_tiny, unet_small"
+        UsageError, match=r"'unet_huge' is not a recipe; the recipes are unet_tiny, unet_phantom"
     ):
         build_recipe("unet_huge")

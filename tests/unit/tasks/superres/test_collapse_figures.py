@@ -59,5 +59,5 @@ def test_the_page_says_which_bound_to_look_at():
     good = calibration_markdown(
         [dataclasses.replace(row, is_ok=True) for row in ROWS], CollapseConfig(), title="", picture=""
     )
-    assert "Every planted collapse scores 0.5 or more, every healthy output less than 0.3." in good
+    assert "Every planted output scores 0.5 or more, every healthy output less than 0.3." in good
     assert "(!)" not in good
