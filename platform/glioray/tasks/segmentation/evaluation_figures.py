@@ -22,7 +22,7 @@ _SHOWN = "flair"
 
 
 def sketch_case(case: Case, prediction: NDArray[np.uint8]) -> dict[str, Any]:
-    """The axial slice with the most tumour, true or predicted, small enough to travel as JSON.
+    """The axial slice with the most tumour, small enough to travel as JSON; predicted tumour where there is no true one.
 
     Args:
         case: with a mask.
@@ -31,7 +31,9 @@ def sketch_case(case: Case, prediction: NDArray[np.uint8]) -> dict[str, Any]:
     Returns: "png" (base64; its channels are the image, the truth and the prediction), "z" and "modality".
     """
     assert case.mask is not None
-    z = int(((case.mask > 0) | (prediction > 0)).sum(axis=(0, 1)).argmax())
+    # A poor model may find most tumour where there is no brain.
+    labels = case.mask if case.mask.any() else prediction
+    z = int((labels > 0).sum(axis=(0, 1)).argmax())
     modality = _SHOWN if _SHOWN in case.modalities else case.modalities[-1]
     grey = grey_image(case.images[case.modalities.index(modality), :, :, z].astype(np.float32))[..., 0]
     channels = np.stack([np.rint(255 * grey).astype(np.uint8), case.mask[:, :, z], prediction[:, :, z]], -1)

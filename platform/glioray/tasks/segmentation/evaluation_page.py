@@ -142,7 +142,7 @@ def _picture_lines(overlays: str) -> list[str]:
     return [
         "## Best, median and worst case",
         "",
-        "By mean Dice over regions: the axial slice with the most tumour, true or predicted.",
+        "By mean Dice over regions: the axial slice with the most tumour.",
         "",
         f"![best, median and worst case]({overlays})",
         "",

@@ -36,17 +36,20 @@ def test_cases_are_chosen_by_mean_dice_and_then_by_name():
 
 def test_a_sketch_is_the_slice_with_the_most_tumour_upright(case: Case):
     prediction = np.zeros_like(case.mask)
-    prediction[3:6, 80:90, 7] = 2
-    prediction[0:50, 0:50, 40] = 1
+    z = int((case.mask > 0).sum(axis=(0, 1)).argmax())
+    prediction[:, :, 0] = 2
+    prediction[0:50, 0:50, z] = 1
     sketch = json.loads(json.dumps(sketch_case(case, prediction)))
-    assert (sketch["z"], sketch["modality"]) == (40, "flair")
+    assert (sketch["z"], sketch["modality"]) == (z, "flair")
     drawn = extremes_figure(_metrics(x=0.25), {"x": sketch})
     image, truth, answer = (axes.images[0].get_array() for axes in drawn.axes)
     # The prediction's corner lies at the patient's left back: below in the figure, on its left.
     assert (np.abs(answer - image).sum(-1)[-50:, :50] > 0).all()
     assert not (np.abs(answer - image).sum(-1)[:-50, 50:] > 0).any()
-    expected = np.rot90(case.mask[:, :, 40]) > 0
+    expected = np.rot90(case.mask[:, :, z]) > 0
     assert np.array_equal(np.abs(truth - image).sum(-1) > 0, expected)
+    healthy = dataclasses.replace(case, mask=np.zeros_like(case.mask))
+    assert sketch_case(healthy, prediction)["z"] == 0
 
 
 def test_a_figure_has_a_column_for_each_case_and_takes_cases_of_different_sizes(case: Case):
