@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glioray.cases.load import background_of
 
@@ -46,7 +47,9 @@ def content_digests(
 def _numbers(image: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
     """(the box of an image that is not background, a whole number for each of its voxels; 0 in the background)."""
     background = background_of(image)
-    inside = np.ones(image.shape, bool, order="F") if background is None else image != background
+    inside: NDArray[np.bool_] = np.ones(image.shape, bool, order="F")
+    if background is not None:
+        inside = image != background
     plane = inside.any(axis=0)  # (Y, Z)
     occupied = (inside.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
     ends = [np.flatnonzero(along)[[0, -1]] for along in occupied]
@@ -100,5 +103,5 @@ class _Axes:
 
 def _digest(array: np.ndarray) -> str:
     checksum = hashlib.sha256(f"{array.shape}".encode())
-    checksum.update(np.ascontiguousarray(array))
+    checksum.update(np.ascontiguousarray(array).data)
     return checksum.hexdigest()[:_HEX_DIGITS]

@@ -240,7 +240,8 @@ def log_run_model(plan: RunPlan, storage: Storage, logger: RunLogger) -> str:
     """
     latest = latest_folder(storage)
     uri = ""
-    for folder in kept_folders(storage) or [None]:
+    folders: list[str | None] = [*kept_folders(storage)]
+    for folder in folders or [None]:
         with tempfile.TemporaryDirectory() as local:
             package = fetch_model(storage, Path(local), folder)
             checkpoint = None if folder in (None, latest) else folder.rpartition("/")[2]

@@ -61,7 +61,7 @@ def add_files_model(folder: Path, files: FilesModel, package: str) -> None:
     # The example is the network's; a case as JSON would be as large as the model.
     for name in ("input_example.json", "serving_input_example.json"):
         (folder / name).unlink(missing_ok=True)
-    model.saved_input_example_info = None
+    model.saved_input_example_info = None  # type: ignore[assignment]  # its own default
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         # MLflow imports its pyfunc module here, which warns about its own type hints, and about a model without any.
         warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import ray.train
 from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
-from ray._raylet import GcsClient  # nor for this
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # nor for this
 from ray.exceptions import RayError
 
 import glioray
