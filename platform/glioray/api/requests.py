@@ -369,6 +369,7 @@ class ShareRequest(_Stored):
         "Markdown file for the card: the data with the attribution that they ask for, intended use, limits",
         "URI",
     )
+    half: bool = as_flag(False, "store weights as 16-bit floats: half the size, and rounded to three digits")
     evaluation: Uris = as_flag(
         (), "Markdown page of evaluate.py or compare.py for the card; may be repeated", "URI"
     )

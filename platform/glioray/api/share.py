@@ -14,7 +14,7 @@ from glioray.api.places import absolute_uri, out_uri, storage_uri, use_tracking
 from glioray.api.requests import ShareRequest
 from glioray.api.verbs import as_verb
 from glioray.engine.card import CARD_FILE, model_card
-from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
+from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE, halve_weights
 from glioray.engine.portable import package_hash, write_zip
 from glioray.errors import UsageError
 from glioray.storage import join_uri, open_storage, split_uri
@@ -93,6 +93,8 @@ def _prepared(request: ShareRequest) -> Iterator[tuple[str, str, dict[str, bytes
     pages = [_read_text(page, "--evaluation") for page in request.evaluation]
     with use_tracking(storage_uri(request.storage)), tempfile.TemporaryDirectory() as folder:
         package = open_package(resolve_model(request.model), Path(folder))
+        if request.half:
+            halve_weights(package.folder)
         digest = package_hash(package.folder)
         files = {name: (package.folder / name).read_bytes() for name in (SPEC_FILE, WEIGHTS_FILE)}
         card = model_card(

@@ -55,6 +55,17 @@ def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:
     return data
 
 
+def halve_weights(folder: Path) -> None:
+    """Store the weights of a package as 16-bit floats; biases and statistics of norms, which are few, stay as they are."""
+    path = folder / WEIGHTS_FILE
+    weights = safetensors.torch.load(path.read_bytes())
+    path.write_bytes(
+        encode_weights(
+            {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in weights.items()}
+        )
+    )
+
+
 def read_files(folder: Path, parse: Callable[[bytes], Spec]) -> tuple[Spec, dict[str, torch.Tensor]]:
     """Read a model's two files: its description, by `parse`, and its weights by name.
 

@@ -123,6 +123,15 @@ def test_the_card(package: Path, shared):
     assert "# unet_tiny" in plain
 
 
+def test_half_the_size(package: Path, tmp_path: Path):
+    half = glioray.share(model=package, out=tmp_path / "half", half=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", package)]
+    assert sizes[0] < 0.8 * sizes[1]  # the rest is the header of a network this small
+    for found, expected in zip(_weights(half.uri), _weights(package), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
+
+
 def test_what_is_refused(package: Path, tmp_path: Path, web: str, shared):
     wrong = "0" * 64
     (tmp_path / "no.zip").write_bytes(b"PK\x03\x04 and no more")
