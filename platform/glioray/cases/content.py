@@ -50,8 +50,8 @@ def _numbers(image: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
     inside: NDArray[np.bool_] = np.ones(image.shape, bool, order="F")
     if background is not None:
         inside = image != background
-    plane = inside.any(axis=0)  # (Y, Z)
-    occupied = (inside.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    plane = np.any(inside, axis=0)  # (Y, Z)
+    occupied = (np.any(inside, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0))
     ends = [np.flatnonzero(along)[[0, -1]] for along in occupied]
     box = tuple(slice(int(low), int(high) + 1) for low, high in ends)
     return box, _rank(image[box], inside[box])

@@ -60,7 +60,7 @@ def model_card(
     ]
     if metrics:
         parts += [
-            "## Last validation of its training\n",
+            "## Last report of its training\n",
             Table(["metric", "value"], metrics).to_markdown(align_right=True),
         ]
     return "\n".join(part for part in parts if part)
