@@ -6,6 +6,7 @@ are reported; nothing here knows Ray.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
@@ -30,7 +31,7 @@ from glioray.engine.on_mlflow.runs import Kind, RunLogger
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
 from glioray.errors import UsageError
-from glioray.serialization import fingerprint, to_dict
+from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig
 from glioray.storage import Storage, open_storage
 
@@ -155,8 +156,13 @@ def check_claim(storage: Storage, plan: RunPlan) -> None:
     """
     if not storage.exists(CONFIG_FILE):
         return
-    there = json.loads(storage.read(CONFIG_FILE))["identity"]
-    changed = [name for name, value in _identity(plan).items() if there.get(name) != value]
+    stored = json.loads(storage.read(CONFIG_FILE))
+    there, here = stored["identity"], _identity(plan)
+    if there.get("settings") != here["settings"]:
+        # A setting that has been added since has its default.
+        with contextlib.suppress(UsageError):
+            there["settings"] = _settings_of(from_dict(type(plan.config), stored["config"]))
+    changed = [name for name, value in here.items() if there.get(name) != value]
     if changed:
         raise UsageError(
             f"the run '{plan.run_name}' exists with other {' and other '.join(changed)}; choose another "
@@ -165,11 +171,15 @@ def check_claim(storage: Storage, plan: RunPlan) -> None:
 
 
 def _identity(plan: RunPlan) -> dict[str, str]:
-    config = to_dict(plan.config)
+    return {"settings": _settings_of(plan.config), "data": plan.manifest.hash}
+
+
+def _settings_of(config: Any) -> str:
+    values = to_dict(config)
     # Length and world size may change on resume; model, loss and data may not.
     for name in ("max_epochs", "minutes", "num_workers"):
-        config["train"].pop(name)
-    return {"settings": fingerprint(config), "data": plan.manifest.hash}
+        values["train"].pop(name)
+    return fingerprint(values)
 
 
 def _open_logger(plan: RunPlan) -> RunLogger:

@@ -18,6 +18,7 @@ from glioray.cases.labels import from_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case, load_case_from_bytes
 from glioray.cases.nifti import encode_mask
+from glioray.config import with_settings
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.files_model import add_files_model
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
@@ -44,7 +45,11 @@ def model(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     case = load_case(storage, discover_cases(storage)[0][0])
     torch.manual_seed(0)
     spec = ModelSpec(
-        config=build_recipe("unet_tiny"), out_channels=3, spacing_mm=case.spacing_mm, manifest_hash="m"
+        # A precision that is timed could differ between two processes.
+        config=with_settings(build_recipe("unet_tiny"), {"train.precision": "fp32"}),
+        out_channels=3,
+        spacing_mm=case.spacing_mm,
+        manifest_hash="m",
     )
     package, folder = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("model") / "model"
     write_package(package, spec, spec.build().state_dict())

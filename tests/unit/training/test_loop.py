@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from glioray.engine.checkpoint import fetch_model, load_state
 from glioray.engine.collectives import Ranks
 from glioray.engine.loop import check_finite, fit
 from glioray.engine.precision import autocast
-from glioray.engine.run import RunPlan, claim_run
+from glioray.engine.run import CONFIG_FILE, RunPlan, check_claim, claim_run
 from glioray.errors import TrainingError, UsageError
 from glioray.slices.store import Batch, SliceStore
 from glioray.storage import open_storage
@@ -338,6 +339,19 @@ def test_a_name_is_not_taken_over_by_other_settings(make_plan: Plans, settings: 
     other = dataclasses.replace(plan, config=override(plan.config, **settings))
     with pytest.raises(UsageError, match=f"the run 'run' exists with other {changed}; choose another"):
         claim_run(storage, other)
+
+
+def test_a_run_from_before_a_setting_was_added_is_the_same(make_plan: Plans):
+    plan = make_plan()
+    storage = open_storage(plan.storage)
+    claim_run(storage, plan)
+    stored = json.loads(storage.read(CONFIG_FILE))
+    stored["identity"]["settings"] = "of old"
+    del stored["config"]["optim"]["ema"]
+    storage.write(CONFIG_FILE, json.dumps(stored).encode())
+    check_claim(storage, dataclasses.replace(plan, config=override(plan.config, **{"optim.ema": 0.99})))
+    with pytest.raises(UsageError, match="exists with other settings;"):
+        check_claim(storage, dataclasses.replace(plan, config=override(plan.config, **{"optim.ema": 0.5})))
 
 
 def test_a_name_is_not_taken_over_by_other_data(make_plan: Plans):

@@ -14,6 +14,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import glioray
 from glioray.engine.on_mlflow import PACKAGE
+from glioray.engine.portable import SHIPPED_FOLDER
 from glioray.engine.task import FilesModel
 
 _FLAVOR = "python_function"
@@ -74,9 +75,9 @@ def add_files_model(folder: Path, files: FilesModel, package: str) -> None:
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
         )
         flavor = Model.load(fresh).flavors[_FLAVOR]
-        shutil.copytree(
-            fresh, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("MLmodel", "__pycache__")
-        )
+        # Models that come with glioray are larger than its code.
+        left_out = shutil.ignore_patterns("MLmodel", "__pycache__", SHIPPED_FOLDER.name)
+        shutil.copytree(fresh, folder, dirs_exist_ok=True, ignore=left_out)
     # Not by save_model's `artifacts`, which would copy the weights into a folder of its own.
     model.flavors[_FLAVOR] = {**flavor, "artifacts": {PACKAGE: {"path": package, "uri": package}}}
     model.save(folder / "MLmodel")
