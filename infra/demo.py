@@ -165,7 +165,8 @@ def submit(name: str, command: list[str], env: Mapping[str, str]) -> dict[str, A
         job = subprocess.Popen(
             [*submit, *command],
             cwd=ROOT,
-            env=dict(env),
+            # Or its lines would arrive by the block, minutes late.
+            env={**env, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
