@@ -318,4 +318,8 @@ def say_where(services: Mapping[str, Service], clock: Clock, run_id: str, made: 
         **made,
     }.items():
         print(f"  {name:9} {where}")
+    print(
+        "Phantoms are not patients. A small model trained on real cases segments one of your own:\n"
+        "  python jobs/predict.py --model starter --data FOLDER --out FOLDER"
+    )
     print("research use only: not a medical device", flush=True)
