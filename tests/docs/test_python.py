@@ -29,6 +29,7 @@ def data(phantom_data: Path) -> Path:
     return phantom_data if not real else Path(real).resolve() / "brats2021"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs(page: Path, data: Path, tmp_path: Path) -> None:
     # In one pass: the folder of real cases may itself have "/data/" in its path.
@@ -48,7 +49,7 @@ def test_a_page_runs(page: Path, data: Path, tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1700,
     )
     assert done.returncode == 0, done.stderr
     if page.stem == "first-model":
