@@ -76,7 +76,7 @@ def test_two_ranks_learn_what_one_rank_learns(gan_plan: RunPlan, tmp_path: Path,
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"gan_curves.png", "panels.png", "images"} <= files
     images = [item.path for item in client.list_artifacts(run.info.run_id, "images")]
-    assert sorted(path.split("%")[2] for path in images if path.endswith(".png")) == ["1", "2"]
+    assert sorted(path.split("+")[2] for path in images if path.endswith(".png")) == ["1", "2"]
 
     for uri in (result["model"], gan_plan.storage):
         package = fetch_package(uri, tmp_path / uri.replace("/", "_"), tracking_uri=mlflow_server)

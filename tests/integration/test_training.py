@@ -33,7 +33,7 @@ def with_settings(plan: RunPlan, **settings: object) -> RunPlan:
 def image_steps(client: MlflowClient, run_id: str, key: str) -> list[int]:
     """Steps of a run's images of a key, as MLflow's UI finds them."""
     names = [item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
-    parts = [name.removeprefix("images/").split("%") for name in names]
+    parts = [name.removeprefix("images/").split("+") for name in names]
     return sorted(int(part[part.index("step") + 1]) for part in parts if part[0] == key)
 
 
