@@ -66,12 +66,12 @@ def map_cases(
         num_gpus=share.num_gpus or None,
     )
     answers: list[dict[str, Any]] = []
-    began = time.monotonic()
+    began, stage = time.monotonic(), f"working on {len(cases)} case{'s' if len(cases) > 1 else ''}"
     for number, row in enumerate(dataset.iter_rows(), 1):
         answer = json.loads(row["answer"])
         if "error" in answer:
             _log.warning("%s failed: %s", answer["case_id"], answer["error"])
-        log_progress(_log, f"working on {len(cases)} cases", number / len(cases), began, answer["case_id"])
+        log_progress(_log, stage, number / len(cases), began, answer["case_id"])
         answers.append(answer)
     return sorted(answers, key=lambda answer: str(answer["case_id"]))
 
