@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -157,5 +158,6 @@ def _unpack(archive: Path, folder: Path, uri: str) -> None:
                     )
                 with files.open(found[0]) as source, open(folder / name, "wb") as target:
                     shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    # Encrypted files are a RuntimeError, unknown compressions a NotImplementedError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ModelError(f"'{uri}' is not a zip file of a model ({error}); fetch it again") from error

@@ -140,6 +140,10 @@ def test_what_is_refused(package: Path, tmp_path: Path, web: str, shared):
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
         for name in ("a/model.json", "b/model.json"):
             archive.writestr(name, "{}")
+    damaged = bytearray(Path(shared.files[0]).read_bytes())
+    start = damaged.index(b"model.json") + len("model.json")
+    damaged[start : start + 64] = bytes([255]) * 64
+    (tmp_path / "damaged.zip").write_bytes(damaged)
     address = f"{web}/out/unet.zip"
     cases: list[tuple[str, type[GliorayError], str]] = [
         (f"{shared.files[0]}#sha256={wrong}", ModelError, f"has the SHA-256 {shared.sha256}, but {wrong}"),
@@ -149,6 +153,7 @@ def test_what_is_refused(package: Path, tmp_path: Path, web: str, shared):
         (f"{web}/none.zip#sha256={wrong}", StorageError, "cannot download"),
         (f"{web}/no.zip#sha256={wrong}", ModelError, "is not a zip file of a model"),
         (str(tmp_path / "no.zip"), ModelError, "is not a zip file of a model"),
+        (str(tmp_path / "damaged.zip"), ModelError, "is not a zip file of a model"),
         (str(tmp_path / "other.zip"), ModelError, "holds 0 files model.json; expected one"),
         (str(tmp_path / "twice.zip"), ModelError, "holds 2 files model.json; expected one"),
         (str(tmp_path / "absent.zip"), ModelError, "there is no file"),
