@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, MutableSequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -103,7 +103,7 @@ class Storage(Protocol):
         """Delete the object, if it exists."""
 
     def check_writable(self) -> None:
-        """Make the folder, and try whether objects can be written; leaves none.
+        """Try whether objects can be written; leaves none, and no folder that was not there.
 
         Raises: StorageError if not.
         """
@@ -277,10 +277,18 @@ class FileStorage:
             (self.root / _validate_key(key)).unlink(missing_ok=True)
 
     def check_writable(self) -> None:
-        with _wrap_os_errors(self.root, "written"):
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+        made: list[Path] = []
+        try:
+            with _wrap_os_errors(self.root, "written"):
+                made += [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+                self.root.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.root):
+                    pass
+        finally:
+            for folder in made:
+                # Not made after all, or used by another process since.
+                with suppress(OSError):
+                    folder.rmdir()
 
     def _wrap_errors(self, key: str, action: str) -> AbstractContextManager[None]:
         return _wrap_os_errors(f"{self.uri}/{key}", action)

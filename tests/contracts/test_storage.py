@@ -386,6 +386,12 @@ def test_a_file_uri_is_a_path_of_this_machine(tmp_path: Path) -> None:
             open_storage(uri)
 
 
+def test_the_check_of_a_folder_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    open_storage(str(tmp_path / "there/not/yet")).check_writable()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
 def test_where_nothing_can_be_written_is_a_sentence(tmp_path: Path, s3_server: str) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -44,7 +44,7 @@ def out_uri(uri: str | None) -> str:
 
 
 def ready_out(uri: str | None) -> str:
-    """`out_uri`, of a place that results can be written to; a folder is made.
+    """`out_uri`, of a place that results can be written to.
 
     Raises:
         UsageError: it is not given, or nothing can be written there.
@@ -115,6 +115,7 @@ def use_tracking(storage: str) -> Iterator[str]:
             "MLFLOW_TRACKING_URI is not set; point it at your MLflow server, or keep runs in a folder"
         )
     check_writable(storage, "--storage, by default GLIORAY_STORAGE or ~/glioray")
+    Path(storage).mkdir(parents=True, exist_ok=True)
     address = sqlite_uri(Path(storage) / "mlflow.db")
     # MLflow makes the folder of the encoded address, which SQLAlchemy decodes.
     stray = Path(address.removeprefix("sqlite:///")).parent
@@ -134,7 +135,7 @@ def use_tracking(storage: str) -> Iterator[str]:
 
 
 def check_writable(uri: str, flag: str) -> None:
-    """Make a folder, and refuse a place that nothing can be written to.
+    """Refuse a place that nothing can be written to.
 
     Raises:
         UsageError: names the flag, the place and what the system or the store says.
