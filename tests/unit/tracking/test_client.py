@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.server
 import ipaddress
+import sqlite3
 import ssl
 import threading
 from collections.abc import Iterator
@@ -137,3 +139,18 @@ def test_a_sqlite_file_lies_in_a_folder_of_any_name(tmp_path: Path, monkeypatch:
     (found,) = (folder / "mlartifacts").rglob("a file.txt")
     assert found.read_text() == "text"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.contracts
+def test_a_database_that_was_never_finished_is_a_sentence(tmp_path: Path):
+    path = tmp_path / "mlflow.db"
+    # What a process leaves that was killed during the migrations: tables, and the version before them.
+    with contextlib.closing(sqlite3.connect(path)) as half, half:
+        half.executescript(
+            "create table alembic_version (version_num varchar(32)); create table experiments (x int);"
+        )
+    with pytest.raises(StorageError, match=r"mlflow.db is no whole database of MLflow .*; move it away"):
+        connect(f"sqlite:///{path}")
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(StorageError, match=r"mlflow.db is no whole database of MLflow"):
+        connect(f"sqlite:///{path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlencode, urlsplit
 
 import requests
+from alembic.util.exc import CommandError
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy.exc import SQLAlchemyError
 
 from glioray.errors import StorageError, UsageError, first_line
 from glioray.machine import bypass_proxies
@@ -40,12 +43,12 @@ def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
 
     Raises:
         UsageError: no address, or neither http nor sqlite.
-        StorageError: the server does not answer within seconds.
+        StorageError: the server does not answer within seconds, or the file is no whole database of MLflow.
     """
     address = tracking_uri() if uri is None else _checked(uri)
     bypass_proxies()
     if address.startswith(_SQLITE):
-        return MlflowClient(tracking_uri=address, registry_uri=address)
+        return _open_file(address)
     for attempt in range(attempts):
         cause = unreachable(address)
         if cause is None:
@@ -127,6 +130,24 @@ def wrap_errors(what: str, client: MlflowClient) -> Iterator[None]:
 def shown(address: str) -> str:
     """Strip user and password from an address, for messages."""
     return re.sub(r"//[^/@]*@", "//", address)
+
+
+def _open_file(address: str) -> MlflowClient:
+    """Open a SQLite file, which is made or brought up to date."""
+    log = logging.getLogger("mlflow.store.db.utils")
+    was_disabled, log.disabled = log.disabled, True  # it shows the traceback of what is raised
+    try:
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
+        client.search_experiments(max_results=1)
+    except (SQLAlchemyError, CommandError, MlflowException) as error:
+        path = unquote(address.removeprefix(_SQLITE))
+        raise StorageError(
+            f"{path} is no whole database of MLflow ({first_line(error)}), as after a process that was killed while "
+            "it made the file; move it away, or restore it from a copy"
+        ) from error
+    finally:
+        log.disabled = was_disabled
+    return client
 
 
 def _checked(uri: str) -> str:
