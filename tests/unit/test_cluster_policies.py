@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,14 +175,19 @@ def test_another_server_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyP
     def time_out(address: str) -> None:
         raise RpcError("Timed out while waiting for GCS to become available.")
 
+    never = threading.Event()
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster, "GcsClient", time_out)
+    monkeypatch.setattr(cluster, "_GCS_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(
-            UsageError, match=r"no Ray cluster answers at .* \(Timed out while waiting for GCS"
+        for client, reason in (
+            (time_out, "Timed out while waiting for GCS"),
+            (lambda address: never.wait(), "no answer in 0.2 s"),
         ):
-            cluster.connect()
+            monkeypatch.setattr(cluster, "GcsClient", client)
+            with pytest.raises(UsageError, match=rf"no Ray cluster answers at .* \({reason}"):
+                cluster.connect()
+    never.set()
 
 
 @pytest.mark.parametrize(
@@ -256,6 +262,7 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
         ([UsageError("other settings"), None], [None], UsageError),
         ([_WrapperError(cause=CaseError("a", "f", "moved", "look")), None], [None], CaseError),
         ([DivergenceError("nan"), None], [None], DivergenceError),
+        ([_WrapperError(cause=TypeError("a fault of ours")), None], [None], TrainingError),
     ):
         fits[:] = errors
         if expected is None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from glioray.storage import is_local
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_S = 10.0
+_ANSWER_S, _GCS_S = 10.0, 15.0
 # The same in every Ray of a machine by default, and a second one's traceback reaches the driver.
 _SHARED_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 # Of this process's local Rays; Ray reads it once.
@@ -131,12 +132,35 @@ def _check_address(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
         if not separator:
-            GcsClient(address=rest)  # gives up within half a minute where another server listens
+            _ask_gcs(rest)
     except (OSError, OverflowError, RayError) as error:
         raise UsageError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)}); start it, correct the address, or "
             "unset RAY_ADDRESS to run locally"
         ) from error
+
+
+def _ask_gcs(address: str) -> None:
+    """Wait for the answer of a cluster's GCS, shorter than the half minute that Ray's client gives another server.
+
+    Raises:
+        OSError, RayError: none came.
+    """
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            GcsClient(address=address)
+        except (OSError, RayError) as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_GCS_S)
+    if asking.is_alive():
+        raise TimeoutError(f"no answer in {_GCS_S:g} s")
+    if failures:
+        raise failures[0]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 _MAX_FAILURES = 2
+_FAULTS_OF_CODE = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 
 
 def run_training(
@@ -117,4 +118,6 @@ def _cause(error: BaseException) -> GliorayError:
         seen += [e for e in linked if isinstance(e, BaseException) and e not in seen]
     root = seen[-1]
     reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
-    return TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")
+    cause = TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")
+    cause.may_pass = not isinstance(root, _FAULTS_OF_CODE)
+    return cause
