@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.metrics.utils import get_mask_edges
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -75,6 +74,9 @@ def element_hd95_mm(truth: Mask, prediction: Mask, spacing_mm: Sequence[float]) 
         return 0.0 if truth.any() == prediction.any() else EMPTY_HD95_MM
     spacing = tuple(map(float, spacing_mm))
     box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
+    # Imported late: it takes two seconds, which each process of a training would pay.
+    from monai.metrics.utils import get_mask_edges
+
     # MONAI's own crop takes longer than all the rest on a small lesion.
     pair = (torch.from_numpy(np.pad(region[box], 1)) for region in (truth, prediction))
     found = [part.numpy() for part in get_mask_edges(*pair, crop=False, spacing=spacing)]
