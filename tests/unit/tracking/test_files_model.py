@@ -1,4 +1,4 @@
-"""A model's python_function: the endpoint's mask out of bytes or paths, in plain MLflow, without pickle."""
+"""A model's python_function: the endpoint's files out of bytes or paths, in plain MLflow, without pickle."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,11 +23,15 @@ from glioray.config import with_settings
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.files_model import add_files_model
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
+from glioray.engine.portable import shipped_models
 from glioray.storage import open_storage
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.recipes import build_recipe
+from glioray.tasks.superres.model import SuperResolver
+from glioray.tasks.superres.png import encode_png
+from glioray.tasks.superres.uploads import encode_result, read_input
 
 pytestmark = pytest.mark.contracts
 
@@ -53,7 +58,18 @@ def model(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     package, folder = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("model") / "model"
     write_package(package, spec, spec.build().state_dict())
-    export = load_task("segmentation").export(package)
+    return _save_as_logged("segmentation", package, folder)
+
+
+@pytest.fixture(scope="module")
+def superres(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The MLflow model folder of the shipped super-resolution model, as a run logs it."""
+    folder = tmp_path_factory.mktemp("superres") / "model"
+    return _save_as_logged("superres", shipped_models()["starter-superres"], folder)
+
+
+def _save_as_logged(task: str, package: Path, folder: Path) -> Path:
+    export = load_task(task).export(package)
     save_export(export.net, export.example, folder, run_id="r")
     (folder / "glioray").mkdir()
     for name in (WEIGHTS_FILE, SPEC_FILE):
@@ -98,6 +114,19 @@ def test_what_is_no_case_is_refused_in_a_sentence(
     loaded = mlflow.pyfunc.load_model(str(model))
     with pytest.raises(Exception, match=sentence):
         loaded.predict({name: str(path) for name, path in paths.items()} | change)
+
+
+def test_files_become_the_image_that_the_endpoint_answers(superres: Path, paths: dict[str, Path]):
+    loaded = mlflow.pyfunc.load_model(str(superres))
+    resolver = SuperResolver.load(superres / "glioray")
+    picture = np.zeros((40, 40), np.uint8)
+    picture[8:32, 6:30] = np.arange(24, dtype=np.uint8) * 10
+    for files in ({"t2": paths["t2"].read_bytes()}, {"image": encode_png(picture)}):
+        answer = loaded.predict(files, params={"force": True})
+        sent = read_input(files, resolver.spec)
+        assert answer["image"].tolist() == [encode_result(resolver.super_resolve(sent.case), sent)[0]]
+    with pytest.raises(Exception, match="no file was sent"):
+        loaded.predict([{"t1": None}])
 
 
 _PLAIN_PYTHON = """
