@@ -36,7 +36,8 @@ def map_cases(
 ) -> list[dict[str, Any]]:
     """Run `work` on every case, all over the cluster; returns its answers with "case_id", sorted by it.
 
-    A case that fails with a `GliorayError` gives {"case_id", "error"}, and the others go on.
+    A case that fails with a `GliorayError` gives {"case_id", "error"}, and the others go on. What an answer has as
+    "notes" is logged.
 
     Args:
         packages: the models' folders, by the names that `load` looks them up by.
@@ -71,6 +72,8 @@ def map_cases(
         answer = json.loads(row["answer"])
         if "error" in answer:
             _log.warning("%s failed: %s", answer["case_id"], answer["error"])
+        for note in answer.pop("notes", ()):
+            _log.warning("%s: %s", answer["case_id"], note)
         log_progress(_log, stage, number / len(cases), began, answer["case_id"])
         answers.append(answer)
     return sorted(answers, key=lambda answer: str(answer["case_id"]))

@@ -48,7 +48,7 @@ def predict_cases(
 def predict_case(
     data: str, out: str, labels: str | None, with_uncertainty: bool, predictor: Predictor, files: CaseFiles
 ) -> dict[str, Any]:
-    """Write one case's mask, and return {"mask": its URI}; arguments as of `predict_cases`.
+    """Write one case's mask, and return {"mask": its URI, "notes": of the case}; arguments as of `predict_cases`.
 
     Raises:
         CaseError: the case cannot be read.
@@ -69,4 +69,4 @@ def predict_case(
     # The mask comes last: where there is one, the case is complete.
     key = f"{files.case_id}_seg.nii.gz"
     target.write(key, encode_mask(mask, like=case.reference))
-    return {"mask": join_uri(target.uri, key)}
+    return {"mask": join_uri(target.uri, key), "notes": list(case.notes)}

@@ -29,7 +29,7 @@ def test_a_mask_and_what_is_unsure_about_it(
     answer = predict_case(data.uri, str(tmp_path / "out"), None, with_uncertainty, predictor, files)
     names = [f"{files.case_id}_seg.nii.gz"] + [f"{files.case_id}_uncertainty.nii.gz"] * with_uncertainty
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert answer == {"mask": f"{tmp_path}/out/{names[0]}"}
+    assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": []}
 
     case = load_case(data, files)
     assert case.convention is not None
