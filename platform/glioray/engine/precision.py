@@ -1,6 +1,6 @@
 """The device and the precision of a network's arithmetic.
 
-Whether bf16 gains on a CPU depends on its instructions, the network and the size of its input, and cannot be told from
+Whether bf16 gains on a CPU depends on its instructions, the network and the size of its input, and cannot be read off
 the instructions alone: with AVX512-BF16 and without AMX, training in bf16 takes up to 1.45 times as long as in
 float32. So `train.precision=auto` times a few steps of both, and the cache folder keeps the result.
 """
@@ -12,13 +12,13 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glioray.engine.collectives import gather, is_first_rank
 from glioray.serialization import fingerprint
@@ -44,7 +44,7 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """A context for the arithmetic of a network in "bf16" or "fp32", which `choose_precision` tells."""
+    """A context for the arithmetic of a network in "bf16" or "fp32", as `choose_precision` returns it."""
     assert precision in ("bf16", "fp32"), precision
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
@@ -96,6 +96,35 @@ def choose_precision(
         work, chosen, source, seconds["fp32"], seconds["bf16"],
     )  # fmt: skip
     return chosen
+
+
+def choose_inference_precision(
+    setting: str,
+    device: torch.device,
+    infer: Callable[[Tensor], object],
+    shape: Sequence[int],
+    *,
+    work: str,
+    identity: Any,
+    shared: bool = False,
+) -> str:
+    """`choose_precision` of a network's forward pass.
+
+    Args:
+        setting, device, work, shared: as for `choose_precision`.
+        infer: takes a batch, channels last on the device; runs without gradients.
+        shape: of a batch, (N, C, H, W).
+        identity: the network and what else the result depends on beside `shape`, as JSON.
+    """
+
+    def step(precision: str) -> None:
+        images = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode(), autocast(device, precision):
+            infer(images.contiguous(memory_format=torch.channels_last))
+
+    return choose_precision(
+        setting, device, step, work=work, identity=[*identity, tuple(shape)], shared=shared
+    )
 
 
 def has_bf16(device: torch.device) -> bool:

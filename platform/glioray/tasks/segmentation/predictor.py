@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glioray.cases.load import Case
 from glioray.config import REGIONS
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_precision, to_device
+from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
 from glioray.errors import ModelError
 from glioray.serialization import to_dict
 from glioray.slices.preprocess import SliceStack, preprocess
@@ -95,19 +95,13 @@ class Predictor:
     def choose_precision(self, *, shared: bool = False) -> str:
         """The precision that predicts batches of the model's own size faster; see `engine.precision`."""
         config = self.spec.config
-        shape = (self.batch_size, config.preprocess.num_channels, *config.preprocess.size)
-
-        def step(precision: str) -> None:
-            images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-            with torch.inference_mode(), autocast(self.device, precision):
-                self.net(images.contiguous(memory_format=torch.channels_last))
-
-        return choose_precision(
+        return choose_inference_precision(
             config.train.precision,
             self.device,
-            step,
+            self.net,
+            (self.batch_size, config.preprocess.num_channels, *config.preprocess.size),
             work="prediction",
-            identity=[to_dict(config.net), self.spec.out_channels, self.spec.num_members, shape],
+            identity=[to_dict(config.net), self.spec.out_channels, self.spec.num_members],
             shared=shared,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glioray.cases.load import Case, brain_mask
 from glioray.cases.nifti import make_header
 from glioray.config import PreprocessConfig
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_precision, to_device
+from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
 from glioray.errors import CaseError, ModelError
 from glioray.serialization import to_dict
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, unit_range
@@ -113,20 +113,14 @@ class SuperResolver:
         """The precision that super-resolves images of the training's size faster; see `engine.precision`."""
         config = self.spec.config
         size, lr_size = config.degrade.hr_size, config.degrade.lr_size
-        shape = (self.batch_size, config.num_channels, lr_size, lr_size)
         net = self.generator()
-
-        def step(precision: str) -> None:
-            lr = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-            with torch.inference_mode(), autocast(self.device, precision):
-                net(lr.contiguous(memory_format=torch.channels_last), (size, size))
-
-        return choose_precision(
+        return choose_inference_precision(
             config.train.precision,
             self.device,
-            step,
+            lambda lr: net(lr, (size, size)),
+            (self.batch_size, config.num_channels, lr_size, lr_size),
             work="super-resolution",
-            identity=[to_dict(config.generator), shape, size],
+            identity=[to_dict(config.generator), size],
             shared=shared,
         )
 
