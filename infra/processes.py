@@ -41,7 +41,7 @@ class Service:
         address: where clients reach it.
         env: the environment variables that a client must set.
         pid: its first process, which leads the process group `pgid` of the same number.
-        started: when that process was created, seconds since the epoch; tells it from a later one of the same pid.
+        started: when that process was created, seconds since the epoch; a later process of the same pid has another.
         log: the file that it writes to.
         scratch: folders that are removed once it has ended.
     """

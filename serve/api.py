@@ -111,7 +111,7 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
 
     @api.get("/", response_model=index_type, responses={200: page})
     async def index(request: Request) -> Response:
-        """What this endpoint is, its state, its models and its routes; a page where HTML is preferred."""
+        """This endpoint's version, state, models and routes; a page where HTML is preferred."""
         found = {
             "service": api.title,
             "notice": NOTICE,

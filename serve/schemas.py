@@ -71,7 +71,7 @@ class RouteSummary(BaseModel):
 
 
 class Index(BaseModel):
-    """What an endpoint is and offers."""
+    """An endpoint's version, models and routes."""
 
     service: str
     notice: str

@@ -1,4 +1,4 @@
-"""What a run is: frozen pydantic models that validate themselves. The parts that every task has are here.
+"""The configs of runs: frozen pydantic models that validate themselves. The parts that every task has are here.
 
 A task's own config derives from `TaskConfig`. It is what a recipe returns, what the flags of a job override, what a
 checkpoint carries and what MLflow stores; `fingerprint` names it. Ranges, allowed words, defaults and descriptions
@@ -98,7 +98,7 @@ class Config(BaseModel):
         Raises:
             UsageError: a setting that does not exist, or a value that is not allowed.
         """
-        # What was never set keeps its default, which may follow from what is changed.
+        # A setting that was never given keeps its default, which may follow from what is changed.
         stated = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**stated, **changes})
 
@@ -383,7 +383,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What the setting may be, in words: "a number above 0 and at most 10"."""
+        """The allowed values of the setting, in words: "a number above 0 and at most 10"."""
         return describe(self.schema)
 
 

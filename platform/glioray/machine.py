@@ -1,4 +1,4 @@
-"""What this machine may have in the way of local servers: proxies, long or odd paths, a home without rights.
+"""Obstacles to local servers on this machine: proxies, long or odd paths, a home without rights.
 
 Standard library only, since `infra/` and the jobs share it.
 """

@@ -105,7 +105,7 @@ def explain(error: ValidationError, cls: Any, where: str = "") -> str:
 
 
 def describe(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> str:
-    """What a JSON schema allows, in words: "a number above 0 and at most 10", "one of adam, adamw, sgd".
+    """The values that a JSON schema allows, in words: "a number above 0 and at most 10", "one of adam, adamw, sgd".
 
     Args:
         schema: of one setting.

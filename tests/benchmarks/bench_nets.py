@@ -6,7 +6,7 @@
 
 Networks run in turns, `--rounds` times; each figure is the median of its rounds. Tensors are random, made on the
 device: what is measured is the network and not the feed (see bench_feed.py). bf16 autocast where the device
-computes in bf16, channels last, region Dice + BCE, AdamW. A network that does not fit the memory is told so.
+computes in bf16, channels last, region Dice + BCE, AdamW. A network that does not fit the memory is reported as such.
 
 NVIDIA publishes 1345 images/s for the 2-D U-Net of its nnU-Net on one A100 80 GB (DeepLearningExamples,
 PyTorch/Segmentation/nnUNet: batch 128, AMP, 192 x 160 x 4). It is printed beside and no rival of this run: another

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the cases, alternating measurements, and how figures are told."""
+"""What the benchmarks share: the cases, alternating measurements, and how figures are reported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tell(
         unit: of the measurements.
         more_is_better: slices/s rather than seconds.
         target: the ratio to reach.
-        helped: rivals that were given a part of ours; the ratio to the best of them is told too.
+        helped: rivals that were given a part of ours; the ratio to the best of them is reported too.
         extra: further values for the JSON line.
     """
     medians = {name: statistics.median(values) for name, values in figures.items()}

@@ -5,7 +5,7 @@
     python tests/benchmarks/precision.py --recipe unet_tiny --threads 2
 
 The three settings take turns, `--rounds` times; each figure is the median of its rounds. Batches are random numbers of
-the recipe's size. The time that "auto" takes to choose, once for a machine, a network and a size, is told apart.
+the recipe's size. The time that "auto" takes to choose, once for a machine, a network and a size, is reported separately.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def test_relative_folders_are_refused_in_a_submitted_job(monkeypatch: pytest.Mon
     assert absolute_uri(f"file://{tmp_path}", "--out") == str(tmp_path)
     assert absolute_uri("~/data", "--out") == str(Path("~/data").expanduser())
     assert absolute_uri("s3://bucket", "--out") == "s3://bucket"
-    # A job that brings no folder of its own runs where it was told to.
+    # A job that brings no folder of its own runs in the folder it was given.
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}}))
     assert absolute_uri("data", "--out") == str(Path("data").absolute())
 

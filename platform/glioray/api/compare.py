@@ -52,7 +52,7 @@ class CompareResult:
 
 
 def preview(request: CompareRequest) -> dict[str, Any]:
-    """What all entrants share, the entrants and the budget; starts nothing.
+    """The shared settings, the entrants and the budget; starts nothing.
 
     Raises:
         UsageError: as `compare`.

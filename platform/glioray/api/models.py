@@ -104,7 +104,7 @@ def load_model(uri: str | Path, *, device: str | None = None, storage: str | Non
 
 
 def resolve_model(uri: str | None) -> str:
-    """What a model's URI stands for now.
+    """The version that a model's URI stands for now.
 
     Raises:
         UsageError: it is not given.
@@ -118,7 +118,7 @@ def resolve_model(uri: str | None) -> str:
 
 
 def resolve_members(models: Sequence[str], *, checkpoints: bool) -> list[str]:
-    """What the members of an ensemble stand for now.
+    """The versions that the members of an ensemble stand for now.
 
     Args:
         models: their URIs.

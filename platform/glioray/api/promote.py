@@ -40,7 +40,7 @@ class PromoteResult:
 
 
 def preview(request: PromoteRequest) -> dict[str, Any]:
-    """What `promote` would decide; the champion stays.
+    """The decision that `promote` would make; the champion stays.
 
     Raises:
         UsageError, ModelError, DataError: as `promote`.

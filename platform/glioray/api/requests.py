@@ -1,4 +1,4 @@
-"""What each verb can be asked for: one frozen type for each, validated; its fields are the flags of the jobs.
+"""The requests of the verbs: one frozen, validated type for each; its fields are the flags of the jobs.
 
 A field's description is the help text of its flag and its line in the reference. Importing this module starts
 nothing heavy: no torch, no Ray.
@@ -141,7 +141,7 @@ class _Labelled(_Data):
 
 
 class _Configured(_Tracked, _Labelled):
-    """What all requests that train have in common."""
+    """The fields of all requests that train."""
 
     recipe: str | None = as_flag(
         None,

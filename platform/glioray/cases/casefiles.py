@@ -114,7 +114,7 @@ def patient_of(case_id: str) -> str:
 
 
 def patient_key(patient_id: str) -> str:
-    """What the names of one patient in several collections share: BraTS-GLI kept the numbers of BraTS 2021.
+    """The part that the names of one patient in several collections share: BraTS-GLI kept the numbers of BraTS 2021.
 
     A name that includes a visit, as older versions recorded some, counts as the patient's.
     """

@@ -92,7 +92,7 @@ class Reading:
     is_decided: bool
 
     def __str__(self) -> str:
-        """What an undecided mask holds and which conventions fit."""
+        """The numbers of an undecided mask, and the conventions that fit."""
         *others, last = map(str, self.candidates)
         fitting = f"{', '.join(others)} and {last}" if others else last
         return f"the labels {', '.join(map(str, self.numbers)) or '0'}, which fit {fitting}"

@@ -31,7 +31,7 @@ _TASK01 = re.compile(r"BRATS_\d+")
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset.json states.
+    """The statements of a dataset.json.
 
     Attributes:
         root: the folder that holds it.

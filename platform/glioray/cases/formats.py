@@ -1,4 +1,4 @@
-"""What a file is that is not what its name says, and what to do about it."""
+"""Recognise files that are not what their names say, and advise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ANNEX = Format("a git-annex pointer, not the file itself", "fetch the file with
 _PAGE = Format("a web page or a server's error message", "download the file again, with the access it needs")
 _GZIP = Format("compressed twice, gzip within gzip", "decompress it once with gunzip")
 POINTERS = (_LFS, _ANNEX)
-"""What stands for a file that was not fetched."""
+"""The first bytes of placeholders for files that were not fetched."""
 
 TIFF = Format("a TIFF picture", _PICTURE, is_picture=True)
 

@@ -32,7 +32,7 @@ _TOGETHER = {frozenset(("ncr", "et")): "tc", frozenset(("tc", "et")): "tc", froz
 
 
 def part_of(name: str) -> str | None:
-    """What a label's name says that it marks: as in `LabelConvention.parts`, "background", "ignore", or None.
+    """The part of a tumour that a label's name stands for: as in `LabelConvention.parts`, "background", "ignore", or None.
 
     "Necrosis and enhancing tumour" is the core; with oedema it is the whole tumour.
     """

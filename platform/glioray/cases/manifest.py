@@ -445,7 +445,7 @@ def declare_conventions(storage: Storage, cases: Sequence[CaseFiles]) -> list[Ca
             reading = read_numbers(set(), files, seen)
             if not reading.is_decided:
                 raise UsageError(
-                    f"nothing tells which numbers the mask of {files.case_id} should have; {STATE_LABELS}"
+                    f"nothing says which numbers the mask of {files.case_id} should have; {STATE_LABELS}"
                 )
             decided[files.case_id] = reading.candidates[0]
     return [

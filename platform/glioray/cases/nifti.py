@@ -169,7 +169,7 @@ def read_volume(data: bytes, *, name: str, case_id: str = "", limits: Limits = D
 
 
 def _describe_length(size: int, header: Header, *, compressed: bool) -> tuple[str, str]:
-    """What is wrong with a file of another length than its header claims, and advice."""
+    """The problem of a file of another length than its header claims, and advice."""
     if size < header.size_bytes:
         return f"is truncated: {size} bytes, expected {header.size_bytes}", "copy or export it again"
     # Decompression ends after one byte too many.

@@ -1,4 +1,4 @@
-"""What a job shows: its own lines, and one bar on a terminal. Everything else goes to a log file."""
+"""The output of a job: its own lines, and one bar on a terminal. Everything else goes to a log file."""
 
 from __future__ import annotations
 

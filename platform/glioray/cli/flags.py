@@ -134,7 +134,7 @@ def _parameter(field: str, info: FieldInfo) -> inspect.Parameter:
     kind = str if SEPARATED_BY_COMMAS in info.metadata else _command_line_type(info.annotation)
     if kind is int:
         options["converter"] = _parse_int
-    # What is not given is left to the request type.
+    # Flags that are not given are left to the request type.
     return inspect.Parameter(
         field,
         inspect.Parameter.KEYWORD_ONLY,

@@ -165,7 +165,7 @@ class ComparisonRun:
     fold: int | None = None
 
     def identity(self) -> RunResult:
-        """The part of the result that tells this run from the others."""
+        """The part of the result that differs between runs."""
         return {"label": self.label, "fold": self.fold, "seed": self.seed, "storage": self.plan.storage}
 
     def failed(self, reason: str, *, again: bool) -> RunResult:

@@ -23,7 +23,7 @@ def describe_sweep(
     best: Mapping[str, str],
     logger: RunLogger,
 ) -> str:
-    """What was searched, what won, what was stopped and why, and where to look.
+    """Describe a sweep: the space, the winner, the stopped trials with their reasons, links.
 
     Args:
         plan: the search.

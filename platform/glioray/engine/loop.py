@@ -30,7 +30,7 @@ Report = Callable[[dict[str, float]], None]
 
 
 class Learner(Protocol):
-    """What the loop drives: the networks of a task, their optimisers and their validation.
+    """The object that the loop drives: the networks of a task, their optimisers and their validation.
 
     Attributes:
         stopped: the reason to end the run early, set by a validation and equal on all ranks; usually empty.

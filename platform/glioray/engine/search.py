@@ -1,4 +1,4 @@
-"""What a search asks of a task, and what a sweep is; all of it without Ray.
+"""The part of a task that searches use, and the plan of a sweep; all of it without Ray.
 
 A task answers `Search` in `Task.search`; `engine.on_ray.search.run_sweep` does the rest, and names no task.
 """
@@ -40,7 +40,7 @@ Point = Mapping[str, Any]
 """A value for each entry of a space."""
 
 _FIXED = ("recipe", "train.num_workers")
-"""What names a run, and what its trials' resources are planned by."""
+"""The name of a run, and the needs that its trials' resources are planned by."""
 
 Row = dict[str, Any]
 """A trial as `engine.trials.build_row` describes it."""
@@ -68,7 +68,7 @@ class Objective:
 
 
 class Search(Protocol):
-    """What one task's searches vary and compare. Inherit from it: what has a body here is the default.
+    """The search space and objective of one task. Inherit from it: methods with a body here are defaults.
 
     Instances have no state, and travel to workers with their task.
 
@@ -230,7 +230,7 @@ class SweepPlan:
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The kind of model that is searched."""
         return build_space(self.search, self.search.prepare(self.base.config), self.custom, self.mode)
 
     @property
@@ -323,7 +323,7 @@ def check_sweep(
 
 
 def build_space(search: Search, config: Any, custom: CustomSpace, mode: str = "search") -> Space:
-    """What a sweep searches; of a population, what its members share has one choice: the recipe's.
+    """The space of a sweep; settings that the members of a population share have one choice: the recipe's.
 
     Args:
         search: of the task.

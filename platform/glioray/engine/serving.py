@@ -1,4 +1,4 @@
-"""What a task's routes and the endpoint that mounts them ask of each other.
+"""The contract between a task's routes and the endpoint that mounts them.
 
 Nothing here needs an HTTP library: routes are written with FastAPI in `tasks/<task>/routes.py`, and `serve/` mounts
 them on Ray Serve.
@@ -140,7 +140,7 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True)
 class Routes:
-    """What a task adds to the endpoint.
+    """The part of the endpoint that a task adds.
 
     Attributes:
         router: its routes.

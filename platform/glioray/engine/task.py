@@ -36,7 +36,7 @@ History = Sequence[Mapping[str, float]]
 
 
 class Spec(Protocol):
-    """What `model.json` says of a model, beside its weights.
+    """The content of `model.json`: a model without its weights.
 
     A spec may state `train_images` too: the digests of the images it was trained on (`CaseEntry.image_digests`), so
     that they do not evaluate it under other names.
@@ -61,7 +61,7 @@ class Spec(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
     def to_json(self) -> str:
-        """The text of `model.json`; its "format" tells which task it belongs to."""
+        """The text of `model.json`; its "format" names the task it belongs to."""
 
 
 class Model(Protocol):
@@ -75,7 +75,7 @@ class Model(Protocol):
 
 
 class LabellingSpec(Spec, Protocol):
-    """What one task may ask of a model that labels voxels and belongs to another; its config has `preprocess`.
+    """A model that labels voxels, as other tasks may use it; its config has `preprocess`.
 
     Attributes:
         regions: of WT, TC and ET, those that its training masks labelled; its labels say nothing of the others.
@@ -187,7 +187,7 @@ class Verdict:
 
 
 class Task(Protocol):
-    """What is learned, and how it is judged, searched and served.
+    """A kind of model: how it is trained, evaluated, searched and served.
 
     Attributes:
         name: in `glioray.tasks.TASKS`, and `task` of its configs.

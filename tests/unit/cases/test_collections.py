@@ -283,7 +283,7 @@ def test_a_mask_of_the_brain_is_not_a_tumour(tmp_path: Path) -> None:
     )
     with pytest.raises(CaseError, match="100 % of the brain"):
         load_case(storage.uri, case_id="A_001")
-    # Whoever states the convention is believed, and told.
+    # A stated convention is used, with a note.
     stated = index(storage, labels="1=wt,2=ed,4=et")
     assert [entry.case_id for entry in stated.cases] == ["A_001", "BraTS2021_00001", "BraTS2021_00002"]
     (note,) = collection_notes([*stated.cases])[-1:]

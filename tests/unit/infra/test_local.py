@@ -1,4 +1,4 @@
-"""What `infra/local.sh` tells a shell, and the gate that it runs."""
+"""The messages of `infra/local.sh`, and the gate that it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model packages out of folders: whole ones are fetched, broken ones are told."""
+"""Model packages out of folders: whole ones are fetched, broken ones refused."""
 
 import json
 from pathlib import Path

@@ -518,7 +518,7 @@ def test_the_encoder_of_a_segmentation_model_is_an_extractor(
     }
     task, _ = gan_runs.build(make_gan_plan(**settings, channels="joint"), task=GanLearner)
     assert re.fullmatch(r"unet [0-9a-f]{12}", task.spec.extractors["loss"])
-    # What it was told of intensities is what the training slices have inside the brain.
+    # The spec holds the intensities of the training slices inside the brain.
     assert task.perceptual.features.mean.shape == (4, 1, 1)
     assert (task.perceptual.features.std > 0.01).all()
     with pytest.raises(

@@ -34,7 +34,7 @@ def config_of(
 
 
 def stack_of(case_id: str, *, num_slices: int = 40, gap_mm: float = 2.0, plane: str = "axial") -> SliceStack:
-    """A ball: its first and last slices hold next to nothing; each slice's value tells which it is."""
+    """A ball: its first and last slices hold next to nothing; each slice has a value of its own."""
     place = np.arange(num_slices)
     radius = 16 * np.sqrt(np.maximum(0, 1 - ((place - num_slices / 2) / (num_slices / 2)) ** 2))
     rows = np.arange(SIZE) - SIZE / 2

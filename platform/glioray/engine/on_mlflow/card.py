@@ -20,7 +20,7 @@ COMPARISON = "Comparison with the champion"
 def model_card(
     task: Task, spec: Spec, cases: Mapping[str, CaseMetrics], logger: RunLogger, manifest: Manifest | None
 ) -> str:
-    """What the model is, its data, its validation with intervals, and the run's figures.
+    """The card of a model: its kind, its data, its validation with intervals, and the run's figures.
 
     Args:
         task: of the model.
@@ -56,7 +56,7 @@ def model_card(
 
 
 def comparison_text(outcome: Outcome, champion: str | None) -> str:
-    """What a promotion decided, and the scores that it rests on.
+    """The decision of a promotion, and the scores that it rests on.
 
     Args:
         outcome: of the comparison.

@@ -38,7 +38,7 @@ _REQUIREMENTS = [
     "fastapi",
     "python-multipart",
 ]
-"""What glioray imports to load a model and answer with it."""
+"""The packages that glioray imports to load a model and predict with it."""
 
 
 def add_files_model(folder: Path, files: FilesModel, package: str) -> None:

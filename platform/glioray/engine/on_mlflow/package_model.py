@@ -1,4 +1,4 @@
-"""What a logged model's python_function does: files in, files out. Only `python_model.py` imports it, in MLflow."""
+"""The python_function of a logged model: files in, files out. Only `python_model.py` imports it, in MLflow."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ TASK_CPUS = 0.25
 # Increased when manifests state more, so that those of older versions are not reused.
 _INDEX_VERSION = 2
 
-# What the network that finds a brain in a head takes beside a case: more, by that share, than nodes have a CPU.
+# Memory that finding a brain in a head takes beside a case: by that share, more than nodes have a CPU.
 _STRIP_BYTES = 5 << 28
 
 

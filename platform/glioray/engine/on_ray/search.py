@@ -120,7 +120,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
 
 
 def _identity(plan: SweepPlan) -> dict[str, Any]:
-    """What a search must keep when it resumes, beside its config: its own entries and its objective."""
+    """The settings that a search must keep when it resumes, beside its config: its own entries and its objective."""
     custom = plan.custom
     space = {"entries": format_space(custom.entries), "keep_own": custom.keep_own}
     return {**space, "objective": plan.search.objective}

@@ -90,7 +90,7 @@ def case_slice_sums(case: Case, prediction: NDArray[np.uint8]) -> SliceSums:
 
 
 def _known(case: Case) -> tuple[str, ...]:
-    """What of WT, TC and ET the case's mask tells."""
+    """Which of WT, TC and ET the case's mask distinguishes."""
     return REGIONS if case.convention is None else case.convention.regions
 
 
@@ -101,7 +101,7 @@ def _mask_of(case: Case) -> NDArray[np.uint8]:
 
 
 def mean_region_dice(cases: Mapping[str, Mapping[str, float]]) -> float:
-    """The mean over cases of the mean Dice of WT, TC and ET, or of those that the case's mask tells.
+    """The mean over cases of the mean Dice of WT, TC and ET, or of those that the case's mask distinguishes.
 
     Args:
         cases: each case's Dice by region.

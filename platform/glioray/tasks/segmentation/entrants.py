@@ -18,7 +18,7 @@ _COMMON = ("stem_stride", "prior")
 
 @dataclass(frozen=True)
 class Published:
-    """What a study states of one of its models: means over slices and over classes, background among them."""
+    """The published figures of one of a study's models: means over slices and over classes, background among them."""
 
     num_parameters: int
     recall: float
@@ -168,4 +168,4 @@ STUDIES: dict[str, Callable[[], tuple[Entrant, ...]]] = {"keras_study": _keras_s
 PUBLISHED: dict[str, Published] = {
     row.label: row.published for build in STUDIES.values() for row in build() if row.published
 }
-"""What a study states of an entrant, by label."""
+"""The published figures of the entrants, by label."""

@@ -60,7 +60,7 @@ def choose_convention(labels: str | None, spec: ModelSpec) -> LabelConvention:
 
 
 def describe_files(spec: ModelSpec) -> FilesModel:
-    """What `MaskOfFiles` of a model takes and returns."""
+    """The inputs and outputs of a model's `MaskOfFiles`."""
     modalities = spec.config.preprocess.modalities
     has_image = set(modalities) == set(MODALITIES)
     inputs = dict.fromkeys(modalities, not has_image) | ({"image": False} if has_image else {})

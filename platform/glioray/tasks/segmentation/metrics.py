@@ -41,11 +41,11 @@ def reported_regions(
 def dice_by_region(
     tables: Sequence[Counts], known: Sequence[Collection[str]] | None = None
 ) -> list[dict[str, float]]:
-    """Each case's Dice by region, of the regions that its mask tells.
+    """Each case's Dice by region, of the regions that its mask distinguishes.
 
     Args:
         tables: of the cases.
-        known: for each case what of WT, TC and ET its mask tells; everything by default.
+        known: for each case which of WT, TC and ET its mask distinguishes; everything by default.
     """
     pairs = list(zip(tables, known or [REGIONS] * len(tables), strict=True))
     telling_all = [table for table, regions in pairs if set(REGIONS) <= set(regions)]

@@ -1,4 +1,4 @@
-"""What a search and a promotion maximise: Dice of the regions that cases have, less false alarms where they have none.
+"""The objective of searches and promotions: Dice of the regions that cases have, less false alarms where they have none.
 
 Under BraTS' rule a region that a case lacks scores 1 if nothing is predicted and 0 otherwise. With few cases, a network
 that never predicts a region then gains by each case without it. Here such a case has no Dice. What is predicted there
@@ -32,7 +32,7 @@ def region_sizes(counts: Counts, voxel_ml: float, known: Collection[str] = REGIO
     Args:
         counts: of the case.
         voxel_ml: volume of a voxel.
-        known: what of WT, TC and ET its mask tells.
+        known: which of WT, TC and ET its mask distinguishes.
     """
     sizes = {}
     for name, labels in REGION_LABELS.items():
@@ -61,9 +61,9 @@ def objective(cases: Sequence[Mapping[str, Sizes]]) -> dict[str, float]:
     A prediction that is perfect but for f false ml beside V true ones loses the same Dice.
 
     Args:
-        cases: each case's sizes of those of WT, TC and ET that its mask tells.
+        cases: each case's sizes of those of WT, TC and ET that its mask distinguishes.
 
-    Returns: empty if no case tells a region.
+    Returns: empty if no mask distinguishes a region.
     """
     dice, alarms = [], []
     usual = {

@@ -94,7 +94,7 @@ def unet_brats() -> RunConfig:
 
 
 def keras_study() -> RunConfig:
-    """The base run of a Keras study of 22 U-Net variants on BraTS 2017, as far as its table tells.
+    """The base run of a Keras study of 22 U-Net variants on BraTS 2017, as far as its table says.
 
     Softmax over background and three labels, axial slices of 240 x 240 with more than a little tumour, cross-entropy
     and Dice, Adam, batches of 32, 100 epochs, no augmentation. Its 22 rows are

@@ -1,4 +1,4 @@
-"""What a search for segmentation networks varies, and what its trials are worth."""
+"""The search space of segmentation networks, and the objective of its trials."""
 
 from __future__ import annotations
 

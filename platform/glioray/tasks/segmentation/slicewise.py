@@ -19,7 +19,7 @@ SLICE_METRICS = ("precision", "sensitivity", "specificity", "iou", "dice")
 SliceSums = dict[str, dict[str, float]]
 """Class -> sums over slices of each metric, `num_slices`, and `num_with_class` (in truth or prediction).
 
-The classes are the internal labels; background and "wt" of a case whose mask tells the whole tumour alone."""
+The classes are the internal labels; background and "wt" of a case whose mask marks the whole tumour only."""
 
 SliceTable = dict[str, dict[str, float]]
 """Class -> means over slices of each metric, and the share of slices that hold it; "mean" over the classes."""

@@ -72,7 +72,7 @@ class DegradeConfig(Config):
 
 
 class GanLossConfig(Config):
-    """What generator and discriminator are trained by; a term with weight 0 is left out."""
+    """The losses of generator and discriminator; a term with weight 0 is left out."""
 
     pixel: PixelLoss = Field("l1", description="Pixel loss of the adversarial stage.")
     pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss in the adversarial stage.")
@@ -219,7 +219,7 @@ class CollapseConfig(Config):
 
 
 class UseConfig(Config):
-    """What a frozen segmenter makes of the super-resolved slices."""
+    """A frozen segmenter that judges the super-resolved slices."""
 
     segmenter: str | None = Field(
         None,

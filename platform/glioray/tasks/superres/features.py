@@ -27,7 +27,7 @@ _NUM_SLICES = 64
 def loss_extractor(
     config: GanConfig, stacks: Sequence[SliceStack], tracking_uri: str | None = None
 ) -> Extractor | None:
-    """What the perceptual loss is made of; None where the config has no such loss, or none is to be had.
+    """The features of the perceptual loss; None where the config has no such loss, or none is to be had.
 
     "unet" is the encoder of the segmentation model that `loss.extractor_weights` names, and under "auto" that of
     `use.segmenter`, where there is nothing better and it sees the same modalities together.
@@ -106,7 +106,7 @@ def build_perceptual(extractor: Extractor, config: GanConfig) -> PerceptualLoss:
 
 
 def judge_extractor(config: GanConfig) -> Extractor | None:
-    """What LPIPS is measured by: under "auto" another network than the loss's where there is one.
+    """The network that LPIPS is measured with: under "auto" another network than the loss's where there is one.
 
     Raises:
         UsageError: the one that is asked for, or the weights that are named, cannot be had.

@@ -65,7 +65,7 @@ def check_files(files: Mapping[str, bytes], spec: SuperResSpec) -> None:
 
 
 def describe_files(spec: SuperResSpec) -> FilesModel:
-    """What `ImageOfFiles` of a model takes and returns."""
+    """The inputs and outputs of a model's `ImageOfFiles`."""
     joint = spec.config.num_channels > 1
     modalities = spec.config.preprocess.modalities if joint else MODALITIES
     has_image = set(modalities) == set(MODALITIES)

@@ -38,7 +38,7 @@ Weights = dict[str, Tensor]
 Perceptual = Callable[..., Tensor]
 """(sr, hr, generators of random numbers) to a scalar: see `losses.perceptual.PerceptualLoss`."""
 UseJudge = Callable[[SuperResolver], dict[str, float]]
-"""What a frozen segmenter makes of a generator's slices, over all ranks: dice_sr, dice_bicubic, dice_hr."""
+"""A frozen segmenter's Dice on a generator's slices, over all ranks: dice_sr, dice_bicubic, dice_hr."""
 
 
 class GanLearner:

@@ -17,7 +17,7 @@ class Lpips(nn.Module):
     Features of each layer are normalised at each pixel; their squared differences are weighted by the heads, summed
     over features, averaged over pixels, summed over layers and averaged over channels, each treated as a grey image.
     Without heads (vgg19, unet, custom weights) all weights are 1. Values of different extractors, or with and without
-    heads, are on different scales: `name` tells them apart.
+    heads, are on different scales, so `name` says which they are.
 
     Args:
         extractor: from `extractors.resolve_extractor`.

@@ -50,7 +50,7 @@ _Blend = Annotated[float, Field(ge=0, le=1)]
 
 
 class Sharpened(BaseModel):
-    """What super-resolution will make of an input."""
+    """The size and spacing of an input and of its output."""
 
     model: str = Field(description="the version that makes it, as models:/NAME/VERSION")
     scale: tuple[float, float] = Field(description="pixels of the result for one of the input, along H and W")
@@ -222,7 +222,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
 def _read(
     served: Served[SuperResolver], parts: dict[str, bytes], options: SuperResOptions
 ) -> tuple[Input, Plan]:
-    """What was sent, and what will be made of it.
+    """The upload, and the sizes of its output.
 
     Raises:
         CaseError: the files are no input, or the result would be too large.

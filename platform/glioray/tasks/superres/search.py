@@ -1,4 +1,4 @@
-"""What a search for super-resolution GANs varies, and what its trials are worth: a collapsed or dead one never wins.
+"""The search space of super-resolution GANs, and the objective of its trials: a collapsed or dead one never wins.
 
 A trial's own collapse watch ends it where it collapses or dies; a search reads the verdict. All trials start from one generator
 that was pretrained by its pixels.

@@ -19,7 +19,7 @@ def is_healthy(objective: float, rules: CollapseConfig) -> bool:
 
 
 def fault(metrics: Mapping[str, Any]) -> str:
-    """What is wrong with a run of a bad objective: component and score of its last evaluation.
+    """The reason for a run's bad objective: component and score of its last evaluation.
 
     If an earlier one of the last evaluations was worse, which the objective remembers, the score of that.
     """

@@ -52,7 +52,7 @@ class SuperResOptions:
 
 @dataclass(frozen=True)
 class Input:
-    """What was sent to be super-resolved.
+    """An upload to super-resolve.
 
     Attributes:
         case: low resolution.
@@ -65,7 +65,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a model will make of an input.
+    """The grid of the output for an input.
 
     Attributes:
         plane: of the slices.

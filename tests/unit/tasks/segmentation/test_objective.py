@@ -58,13 +58,13 @@ def test_a_false_alarm_costs_what_its_voxels_cost_beside_a_region():
 
 
 def test_regions_that_masks_do_not_tell_are_left_out():
-    told, whole = dict.fromkeys(REGIONS, ALL_FOUND), {"wt": Sizes(10.0, 5.0, 5.0)}
+    distinguished, whole = dict.fromkeys(REGIONS, ALL_FOUND), {"wt": Sizes(10.0, 5.0, 5.0)}
     assert objective([whole]) == {
         "objective": pytest.approx(2 / 3),
         "present_dice": pytest.approx(2 / 3),
         "false_alarms": 0,
     }
-    assert objective([told, whole])["objective"] == pytest.approx(((1 + 2 / 3) / 2 + 1 + 1) / 3)
+    assert objective([distinguished, whole])["objective"] == pytest.approx(((1 + 2 / 3) / 2 + 1 + 1) / 3)
     counts = table((2, 3, 5), (2, 0, 5))
     assert list(region_sizes(counts, 1.0, ("wt",))) == ["wt"]
     assert objective([]) == objective([{}]) == {}
