@@ -44,7 +44,6 @@ from glioray.storage import join_uri, open_storage
 _log = logging.getLogger(__name__)
 
 SPACE_FILE = "space.json"
-_MAX_COLUMNS = 8
 
 
 def run_sweep(plan: SweepPlan) -> dict[str, Any]:
@@ -81,8 +80,8 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         is_healthy = {row["trial"]: search.is_healthy(row["objective"], config) for row in rows}
         summary = search.summarize(rows)
         _log_rows(logger, plan, rows, summary, is_healthy)
-        kept = [name for name in rows[0]["metrics"] if name.startswith(search.kept_metrics)]
-        logger.share_table(search.objective, kept[:_MAX_COLUMNS], plan.space)
+        shown = [name for name in search.columns if name in rows[0]["metrics"]]
+        logger.share_table(search.objective, shown, plan.space)
         end_stopped(rows, lambda row: plan.trial_run(row["trial"], logger.run_id))
         front = _find_front(plan, rows, is_healthy) if plan.mode == "pareto" else []
         best = next((row for row in rows if row["trial"] in front), rows[0])
