@@ -12,7 +12,9 @@ def test_a_promotion_names_the_scores_that_it_rests_on() -> None:
         "false_alarms": {"candidate": 0.0},
         "cases": [f"P{number}" for number in range(21)],
     }
-    text = comparison_text(Outcome(wins=True, reason="0.81 is better than 0.75", answer=answer), "models:/unet/3")
+    text = comparison_text(
+        Outcome(wins=True, reason="0.81 is better than 0.75", answer=answer), "models:/unet/3"
+    )
     assert "[models:/unet/3](" in text
     assert "models/unet/versions/3" in text
     assert "Promoted: 0.81 is better than 0.75." in text
