@@ -1,39 +1,45 @@
-"""The endpoint as a FastAPI application: every task's routes, and what the endpoint says of itself. Without Ray."""
+"""The endpoint as FastAPI applications: one that clients see, and one for each model behind it. Without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Union
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field, create_model
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from glioray import tasks
-from glioray.engine.serving import NOTICE, Routes, prefers
+from glioray.engine.serving import NOTICE, Enhancement, Routes, prefers
 from glioray.errors import UsageError
 from glioray.reports.html import render
-from serve.endpoint import TaskEndpoint
+from serve.endpoint import ForwardingEndpoint, TaskEndpoint
 from serve.forms import explain
+from serve.forward import Forward, call_app
 from serve.limits import BodyLimits
-from serve.request_queue import RequestQueue
+from serve.request_queue import Places, RequestQueue
 from serve.schemas import NOTICE_HEADER, Health, Index, Readiness, Settings
+from serve.status import LocalStatus, ModelState, Status
 from serve.watch import ModelWatch
 
 
 def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> FastAPI:
-    """The application; it starts and stops the watches with itself.
-
-    The routes of every task are mounted. Those of a task without a watch, or without a model, answer 503.
+    """The endpoint with the models in its own process, without Ray; it starts and stops the watches with itself.
 
     Args:
         settings: limits.
-        watches: of the models, by the name of their task; the first task's makes the endpoint ready.
+        watches: of the models, by the name of their task; the first task's makes the endpoint ready. The routes of a
+            task without a watch, or without a model, answer 503.
     """
     queue = RequestQueue(settings)
+    made: dict[str, tuple[FastAPI, Routes]] = {}
+    for name, enhancement in _with_enhancements(lambda name: made[name][1]):
+        made[name] = make_task_api(TaskEndpoint(name, watches.get(name), queue, enhancement))
+    status = LocalStatus(watches, {name: routes for name, (_, routes) in made.items()})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -44,6 +50,33 @@ def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> Fast
             watch.stop()
         queue.close()
 
+    forwards = {name: partial(call_app, made[name][0]) for name in watches}
+    return make_gateway(settings, status, forwards, lifespan)
+
+
+def make_task_api(endpoint: TaskEndpoint) -> tuple[FastAPI, Routes]:
+    """The routes of the task of an endpoint, for the process with its model."""
+    routes = tasks.load_task(endpoint.name).routes(endpoint)
+    api = FastAPI(openapi_url=None)
+    _add_refusals(api)
+    api.include_router(routes.router)
+    return api, routes
+
+
+def make_gateway(
+    settings: Settings,
+    status: Status,
+    forwards: Mapping[str, Forward],
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """The application that clients see: limits, the routes of every task, and the endpoint's own.
+
+    Args:
+        settings: limits.
+        status: of the models.
+        forwards: send requests to each task's model; a task without one answers 503.
+        lifespan: of the application.
+    """
     # The usual pages under /docs load scripts from elsewhere; the description itself needs nobody.
     api = FastAPI(
         title="glioray",
@@ -56,7 +89,45 @@ def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> Fast
     api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
     api.add_middleware(_Notice)
     api.add_middleware(_Head)
+    _add_refusals(api)
+    places = Places(settings.max_pending * settings.max_replicas)
+    routes: dict[str, Routes] = {}
+    for name, enhancement in _with_enhancements(lambda name: routes[name]):
+        endpoint = ForwardingEndpoint(name, forwards.get(name), status, places, enhancement)
+        routes[name] = tasks.load_task(name).routes(endpoint)
+    routes = {name: routes[name] for name in tasks.TASKS}
+    for task_routes in routes.values():
+        api.include_router(task_routes.router)
+    _add_status(api, status, routes)
+    return api
 
+
+def _with_enhancements(made: Callable[[str], Routes]) -> Iterator[tuple[str, Enhancement | None]]:
+    """Each task, and the enhancement for its routes; tasks that make images come first, as they enhance for others.
+
+    Args:
+        made: the routes of a task that was yielded before.
+    """
+    images = list_image_tasks()
+    yield from ((name, None) for name in images)
+    offers = [offer for name in images if (offer := made(name).enhancement) is not None]
+    yield from ((name, offers[0] if offers else None) for name in tasks.TASKS if name not in images)
+
+
+def list_image_tasks() -> list[str]:
+    """The tasks that make images, which enhance cases for the others."""
+    return [name for name in tasks.TASKS if tasks.load_task(name).output == "images"]
+
+
+def enhancement_fields(task: str) -> Callable[..., Any]:
+    """The form fields of the enhancement that a task offers."""
+    endpoint = ForwardingEndpoint(task, None, LocalStatus({}, {}), Places(1))
+    offer = tasks.load_task(task).routes(endpoint).enhancement
+    assert offer is not None
+    return offer.fields
+
+
+def _add_refusals(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
         return JSONResponse({"detail": explain(request, error)}, 422)
@@ -65,25 +136,8 @@ def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> Fast
     async def refuse_usage(_: Request, error: UsageError) -> Response:
         return JSONResponse({"detail": str(error)}, 422)
 
-    routes = _make_routes(watches, queue)
-    for task_routes in routes.values():
-        api.include_router(task_routes.router)
-    _add_status(api, watches, routes)
-    return api
 
-
-def _make_routes(watches: Mapping[str, ModelWatch[Any]], queue: RequestQueue) -> dict[str, Routes]:
-    """Each task's routes, in the order of `TASKS`; tasks that make images come first, as they enhance for others."""
-    found = {name: tasks.load_task(name) for name in tasks.TASKS}
-    routes: dict[str, Routes] = {}
-    for name in sorted(found, key=lambda name: found[name].output != "images"):
-        offers = [made.enhancement for made in routes.values() if made.enhancement is not None]
-        enhancement = offers[0] if offers and found[name].output != "images" else None
-        routes[name] = found[name].routes(TaskEndpoint(name, watches.get(name), queue, enhancement))
-    return {name: routes[name] for name in found}
-
-
-def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Mapping[str, Routes]) -> None:
+def _add_status(api: FastAPI, status: Status, routes: Mapping[str, Routes]) -> None:
     """Add /, /v1/models, /healthz and /readyz."""
     first, *others = routes
     answers = tuple(dict.fromkeys(made.answer for made in routes.values()))
@@ -97,26 +151,22 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
     index_type = create_model("Index", __base__=(Index, models_type, readiness_type))
     page = {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "by `Accept`"}
 
-    def list_models() -> list[BaseModel]:
-        return [
-            routes[name].describe(watch.uri, watch.served)
-            for name, watch in watches.items()
-            if watch.served is not None
-        ]
+    def list_models(states: Mapping[str, ModelState]) -> list[dict[str, Any]]:
+        return [state.entry for state in states.values() if state.entry is not None]
 
-    def describe_state() -> dict[str, str]:
-        watch = watches[first]
-        others_now = {name: other.status for name, other in watches.items() if name != first}
-        return {"state": watch.state, "detail": watch.status, **others_now}
+    def describe_state(states: Mapping[str, ModelState]) -> dict[str, str]:
+        others_now = {name: state.detail for name, state in states.items() if name != first}
+        return {"state": states[first].state, "detail": states[first].detail, **others_now}
 
     @api.get("/", response_model=index_type, responses={200: page})
     async def index(request: Request) -> Response:
         """This endpoint's version, state, models and routes; a page where HTML is preferred."""
+        states = await status.states()
         found = {
             "service": api.title,
             "notice": NOTICE,
-            **describe_state(),
-            "models": [model.model_dump(mode="json") for model in list_models()],
+            **describe_state(states),
+            "models": list_models(states),
             "routes": [
                 {"method": method.upper(), "path": path, "summary": route["description"].partition("\n")[0]}
                 for path, methods in api.openapi()["paths"].items()
@@ -131,7 +181,7 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
     @api.get("/v1/models", response_model=models_type)
     async def models() -> dict[str, Any]:
         """The models that are served."""
-        return {"models": list_models()}
+        return {"models": list_models(await status.states())}
 
     @api.get("/healthz")
     async def healthz() -> Health:
@@ -141,7 +191,7 @@ def _add_status(api: FastAPI, watches: Mapping[str, ModelWatch[Any]], routes: Ma
     @api.get("/readyz", responses={503: {"model": readiness_type}}, response_model=readiness_type)
     async def readyz() -> Response:
         """Whether a model that segments is loaded; and the states of the other models, which may be missing."""
-        answer = describe_state()
+        answer = describe_state(await status.states())
         return JSONResponse(answer, 200 if answer["state"] == "ready" else 503)
 
 

@@ -33,7 +33,7 @@ from glioray.api.requests import Request, Uri, as_flag
 from glioray.cli.flags import build_request, parse_flags
 from glioray.cli.job import run_job
 from glioray.engine.on_mlflow.client import tracking_uri
-from glioray.engine.on_ray.connect import connect, worker_resources
+from glioray.engine.on_ray.connect import connect
 from glioray.engine.serving import NOTICE
 from glioray.errors import GliorayError, UsageError
 from glioray.progress import log_to_stderr
@@ -59,10 +59,14 @@ class Endpoint(Request):
     )
     host: str = as_flag("127.0.0.1", "where to listen; 0.0.0.0 for all", "HOST")
     port: int = as_flag(8000, "port to listen on", "N", ge=1, le=65535)
-    replicas: int = as_flag(1, "processes that serve", "N", ge=1)
-    cpus: float | None = as_flag(
-        None, "CPUs that Ray reserves for a replica (default: 0.25, so that training has room)", "N", ge=0
+    replicas: int = as_flag(1, "processes that segment, at least", "N", ge=1)
+    max_replicas: int | None = as_flag(
+        None,
+        "processes of a model at most, as many as its queue asks for (default: as --replicas)",
+        "N",
+        ge=1,
     )
+    cpus: float = as_flag(1.0, "CPUs of a replica, and threads of its network", "N", gt=0)
     gpus: float = as_flag(0.0, "GPUs of a replica", "N", ge=0)
     max_body_mb: float = as_flag(400.0, "largest request in MB", "MB", gt=0)
     timeout_s: float = as_flag(300.0, "seconds for a request's body, and again for its answer", "S", gt=0)
@@ -84,9 +88,6 @@ def main() -> dict[str, Any]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
     connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
-    if settings.num_threads is None:
-        threads = round(settings.cpus) if endpoint.cpus else worker_resources(settings.replicas).num_threads
-        settings = settings.model_copy(update={"num_threads": max(1, threads)})
     answer = start(settings, endpoint.host, endpoint.port)
     if not on_cluster:
         _stay(answer)

@@ -1,4 +1,4 @@
-"""The queue of a replica: a bounded number of requests at once, read and then worked off one after the other."""
+"""The queue of a process: a bounded number of requests at once, read and then worked off one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
-from fastapi import HTTPException, Response
+from fastapi import HTTPException
 
 from glioray.errors import CaseError, ModelError
 from serve.schemas import Settings
@@ -48,12 +48,38 @@ class _Place:
 _place: ContextVar[_Place] = ContextVar("place")
 
 
+class Places:
+    """A bounded number of requests at once."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.free = threading.BoundedSemaphore(number)
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a place from before a request's body is read, so that the memory of a process stays bounded.
+
+        Raises:
+            HTTPException: 429, none is free.
+        """
+        if not self.free.acquire(blocking=False):
+            retry = f"retry in {RETRY_AFTER['Retry-After']} s"
+            raise HTTPException(429, f"the queue is full (cases: {self.number}); {retry}", RETRY_AFTER)
+        place = _Place(self.free)
+        token = _place.set(place)
+        try:
+            yield
+        finally:
+            _place.reset(token)
+            place.leave()
+
+
 class RequestQueue:
     """Admits as many requests as settings allow, and works on them beside the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.places = threading.BoundedSemaphore(settings.max_pending)
+        self.places = Places(settings.max_pending)
         self.reader = ThreadPoolExecutor(1, "reader")
         self.worker = ThreadPoolExecutor(1, "worker", _set_threads, (settings.num_threads,))
 
@@ -62,36 +88,16 @@ class RequestQueue:
         for pool in (self.reader, self.worker):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place from before a request's body is read, so that the memory of a replica stays bounded.
-
-        Raises:
-            HTTPException: 429, the queue is full.
-        """
-        if not self.places.acquire(blocking=False):
-            retry = f"retry in {RETRY_AFTER['Retry-After']} s"
-            raise HTTPException(
-                429, f"the queue is full (cases: {self.settings.max_pending}); {retry}", RETRY_AFTER
-            )
-        place = _Place(self.places)
-        token = _place.set(place)
-        try:
-            yield
-        finally:
-            _place.reset(token)
-            place.leave()
-
     async def read(self, work: Callable[[], T]) -> T:
-        """Run `work` beside the worker thread, within `place`; see `engine.serving.Endpoint.read`.
+        """Run `work` beside the worker thread, within `places.take`; see `engine.serving.Endpoint.read`.
 
         Raises:
             HTTPException: as `run`.
         """
         return await self._wait(self.reader, work, "read")
 
-    async def run(self, work: Callable[[], Response], *, done: str) -> Response:
-        """Run `work` on the worker thread, within `place`; see `engine.serving.Endpoint.run`.
+    async def run(self, work: Callable[[], T], *, done: str) -> T:
+        """Run `work` on the worker thread, within `places.take`; see `engine.serving.Endpoint.run`.
 
         Raises:
             HTTPException: 503 where time ran out; for whatever went wrong in `work`, one sentence.

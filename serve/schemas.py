@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NOTICE_HEADER = "X-Glioray-Notice"
 
@@ -22,10 +22,12 @@ class Settings(BaseModel):
         max_body_mb: largest request in MB (10^6 bytes).
         max_pending: cases that a replica holds at once, the running one among them; further ones get 429.
         timeout_s: seconds for a request's body to arrive, and again for its answer to be ready.
-        replicas: processes that serve.
-        cpus: CPUs that Ray reserves for a replica; fewer than it uses, so that training fits beside it on two CPUs.
+        replicas: processes of the first model, which segments, at least; those of other models end after ten minutes
+            without a request, and start with the next one.
+        max_replicas: processes of a model at most, as many as its queue asks for.
+        target_pending: cases of a replica, in work and waiting, beyond which a further replica starts.
+        cpus: CPUs of a replica, and threads of torch in it.
         gpus: GPUs of a replica; with 0 it computes on the CPU.
-        num_threads: of torch in a replica; None for torch's own choice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,9 +41,31 @@ class Settings(BaseModel):
     max_pending: int = Field(4, ge=1)
     timeout_s: float = Field(300.0, gt=0)
     replicas: int = Field(1, ge=1)
-    cpus: float = Field(0.25, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_pending: float = Field(2.0, gt=0)
+    cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
-    num_threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_least_replicas(cls, values: Any) -> Any:
+        """Where only `replicas` is given, it is also the most."""
+        if isinstance(values, dict) and "max_replicas" not in values and "replicas" in values:
+            return {**values, "max_replicas": values["replicas"]}
+        return values
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Settings:
+        if self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}; expected at least replicas, {self.replicas}"
+            )
+        return self
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of torch in a replica."""
+        return max(1, int(self.cpus))
 
     @property
     def uris(self) -> dict[str, str]:

@@ -27,6 +27,8 @@ class ModelWatch(Generic[M]):
 
     Attributes:
         load: loads the model of a package's folder onto a device.
+        resolve: finds the version that the URI stands for now; by default the registry says.
+        on_change: is called after every look.
         served: the model, or None.
         reason: why there is none, in a sentence for clients.
     """
@@ -39,9 +41,12 @@ class ModelWatch(Generic[M]):
         poll_s: float,
         tracking_uri: str | None = None,
         device: str | None = None,
+        resolve: Callable[[str], str] | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.uri, self.load = uri, load
         self.poll_s, self.tracking_uri, self.device = poll_s, tracking_uri, device
+        self.resolve, self.on_change = resolve or self._ask_registry, on_change
         self.served: Served[M] | None = None
         self.reason = "the model is being loaded; try again in some seconds"
         self._was_resolved = False
@@ -73,7 +78,7 @@ class ModelWatch(Generic[M]):
         """Resolve the URI once, and load its version unless that is served already."""
         version = self.uri
         try:
-            version = resolve_version(self.uri, tracking_uri=self.tracking_uri)
+            version = self.resolve(self.uri)
             if self.served is None or self.served.version != version:
                 self.served = self._load(version)
             self._log_once(f"serving {version}")
@@ -92,6 +97,10 @@ class ModelWatch(Generic[M]):
             self._log_once(f"{error}; {self._consequence()}")
         finally:
             self._was_resolved = True
+            self.on_change()
+
+    def _ask_registry(self, uri: str) -> str:
+        return resolve_version(uri, tracking_uri=self.tracking_uri)
 
     def _load(self, version: str) -> Served[M]:
         with tempfile.TemporaryDirectory() as folder:

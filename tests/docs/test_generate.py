@@ -49,7 +49,7 @@ def test_every_route_is_listed_with_its_fields() -> None:
     for route in ("POST /v1/segment", "POST /v1/superresolve", "GET /v1/models", "GET /readyz"):
         assert f"## `{route}`" in text
     assert re.search(r"^\| `blend` \| number, 0 to 1 \|", text, re.MULTILINE)
-    assert "### Volumes" in text
+    assert "### Report" in text
 
 
 def test_every_decision_is_listed_with_its_question(repo: Path) -> None:

@@ -189,7 +189,7 @@ def test_the_description_needs_nobody_else() -> None:
     assert (blend["type"], blend["minimum"], blend["maximum"]) == ("number", 0, 1)
     assert "HTTPValidationError" not in description["components"]["schemas"]
     assert {"application/zip", "image/png"} < set(operation["responses"]["200"]["content"])
-    assert {"Volumes", "Sharpened", "SuperResAnswer"} < set(description["components"]["schemas"])
+    assert {"Report", "Sharpened", "SuperResAnswer"} < set(description["components"]["schemas"])
     assert client.get("/docs").status_code == 404
     assert client.get("/redoc").status_code == 404
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
+from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
 from glioray.config import REGIONS
 from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
@@ -84,6 +85,14 @@ class Predictor:
         config = self.spec.config
         labels = decode_labels(probs, config.loss.target, config.postprocess.thresholds)
         return postprocess(labels, config.postprocess, voxel_ml)
+
+    def region_probs(self, probs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(X, Y, Z) probabilities of each region that the model labels, out of the (C, X, Y, Z) of its outputs."""
+        if self.spec.config.loss.target == "regions":
+            by_region = dict(zip(REGIONS, probs, strict=True))
+        else:
+            by_region = {name: probs[list(labels)].sum(axis=0) for name, labels in REGION_LABELS.items()}
+        return {name: by_region[name] for name in REGIONS if name in self.spec.regions}
 
     @property
     def precision(self) -> str:

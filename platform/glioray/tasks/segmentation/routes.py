@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import Depends, File, Form, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from glioray.cases.conventions import CONVENTIONS, LabelConvention
-from glioray.cases.labels import LABELS, REGION_LABELS, from_internal
 from glioray.cases.load import Case, load_case_from_bytes
-from glioray.cases.nifti import encode_mask
 from glioray.engine.serving import (
     BINARY,
+    FILES,
+    JSON,
     LIMITS,
     MODEL_HEADER,
     NOTICE,
@@ -32,29 +29,14 @@ from glioray.engine.serving import (
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
-from glioray.slices.volumes import resample_labels
+from glioray.slices.volumes import resample, resample_labels
 from glioray.tasks.segmentation.files import choose_convention
-from glioray.tasks.segmentation.package import ModelSpec
+from glioray.tasks.segmentation.findings import Report, voxel_ml
+from glioray.tasks.segmentation.outputs import Outputs
 from glioray.tasks.segmentation.predictor import Predictor
 
 Upload = UploadFile | SkipJsonSchema[None]
 """A file that need not be sent."""
-
-
-class Volumes(BaseModel):
-    """The volumes of a segmentation."""
-
-    model: str = Field(description="the version that segmented, as models:/NAME/VERSION")
-    superres: str | None = Field(
-        None, description="the version that super-resolved the case before, as models:/NAME/VERSION"
-    )
-    volumes_ml: dict[str, float] = Field(
-        description="by region: wt, tc, et (nested) and ncr, ed; rc (resection cavity) where the model labels it; wt "
-        "alone where it was trained on masks of nothing else"
-    )
-    voxels: dict[str, int] = Field(description="voxel counts by region")
-    spacing_mm: tuple[float, float, float] = Field(description="voxel edges along X, Y, Z in RAS+ order")
-    notice: str = NOTICE
 
 
 class ModelAnswer(BaseModel):
@@ -75,12 +57,13 @@ class ModelAnswer(BaseModel):
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "the mask on the image's own grid, or the volumes where JSON is accepted",
+        "description": "by `output`: the mask on the image's own grid as .nii.gz; the report as JSON; a .zip of a .nii.gz "
+        "for each region; a PNG; or a .zip of all of these with the report as a page",
         "content": {
-            "application/gzip": {"schema": BINARY},
-            "application/json": {"schema": {"$ref": "#/components/schemas/Volumes"}},
+            **{kind: {"schema": BINARY} for kind in FILES},
+            "application/json": {"schema": {"$ref": "#/components/schemas/Report"}},
         },
-        "model": Volumes,
+        "model": Report,
     },
     **REFUSALS,
 }
@@ -122,9 +105,16 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 description="of the mask of a super-resolved case: the finer grid (the default), or that of the input"
             ),
         ] = None,
+        output: Annotated[
+            Literal["mask", "report", "probabilities", "overlay", "all"] | SkipJsonSchema[None],
+            Form(
+                description="mask (the default); report, which `Accept: application/json` asks for too; probabilities of "
+                "each region, in [0, 1]; overlay, a picture of three planes; or all of them"
+            ),
+        ] = None,
         options: Any = Depends(_no_fields if enhancement is None else enhancement.fields),  # noqa: B008
     ) -> Response:
-        """Segment one case: its mask as .nii.gz, or with `Accept: application/json` volumes in ml.
+        """Segment one case: its mask as .nii.gz, a report as JSON, probabilities, a picture, or all of them.
 
         With `superresolve=true` the case is super-resolved first.
         """
@@ -144,10 +134,11 @@ def make_routes(endpoint: Endpoint) -> Routes:
                     f"{unused[0]} was sent without superresolve; send superresolve=true beside it"
                 )
         case, enhanced = await endpoint.read(lambda: _read(served, parts, enhance))
-        as_json = accepts_json(request.headers.get("accept", ""))
+        if output is None:
+            output = "report" if accepts_json(request.headers.get("accept", "")) else "mask"
 
         def work() -> Response:
-            return _segment(served, case, enhanced, convention, grid == "input", as_json)
+            return _segment(served, case, enhanced, convention, grid == "input", output)
 
         return await endpoint.run(work, done="segmented")
 
@@ -187,51 +178,33 @@ def _segment(
     enhance: Callable[[], Enhanced] | None,
     convention: LabelConvention,
     on_input_grid: bool,
-    as_json: bool,
+    output: str,
 ) -> Response:
     """The answer to one case.
 
     Raises:
         CaseError, ModelError: the case does not fit a model.
     """
-    spec = served.model.spec
+    model = served.model
     headers = {MODEL_HEADER: served.version, **warning_header("; ".join(case.notes))}
     enhanced = None if enhance is None else enhance()
     grid = case
     if enhanced is not None:
         grid = enhanced.case
         headers |= enhanced.headers
-    mask = served.model.predict(grid)
+    probs = model.probs(grid)
+    mask = model.decode(probs, voxel_ml(grid))
+    regions = model.region_probs(probs) if output != "mask" else {}
     if on_input_grid and enhanced is not None:
-        mask, grid = resample_labels(mask, case.images.shape[1:]), case
-    if as_json:
-        superres = None if enhanced is None else enhanced.version
-        volumes = _measure(mask, grid, served.version, spec, superres)
-        return JSONResponse(volumes.model_dump(exclude_none=True), headers=headers)
-    data = encode_mask(from_internal(mask, convention), like=grid.reference)
-    headers["Content-Disposition"] = 'attachment; filename="segmentation.nii.gz"'
-    return Response(data, media_type="application/gzip", headers=headers)
-
-
-def _measure(
-    mask: NDArray[np.uint8], case: Case, version: str, spec: ModelSpec, superres: str | None
-) -> Volumes:
-    # A model learned that regions which no training mask labelled are nowhere; 0 ml of those would be no finding.
-    regions = {name: labels for name, labels in REGION_LABELS.items() if name in spec.regions}
-    if len(regions) == len(REGION_LABELS):
-        regions |= {"ncr": (1,), "ed": (2,)}
-    if spec.out_channels == len(LABELS):
-        regions["rc"] = (4,)
-    counts = np.bincount(mask.ravel(), minlength=len(LABELS))
-    voxels = {name: int(counts[list(labels)].sum()) for name, labels in regions.items()}
-    voxel_ml = abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000
-    return Volumes(
-        model=version,
-        superres=superres,
-        volumes_ml={name: round(count * voxel_ml, 4) for name, count in voxels.items()},
-        voxels=voxels,
-        spacing_mm=case.spacing_mm,
-    )
+        shape = case.images.shape[1:]
+        mask, grid = resample_labels(mask, shape), case
+        regions = {name: resample(values, shape) for name, values in regions.items()}
+    superres = None if enhanced is None else enhanced.version
+    outputs = Outputs(grid, mask, regions, convention, model.spec, served.version, superres)
+    data, media_type, name = outputs.encode(output)
+    if media_type != JSON:
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return Response(data, media_type=media_type, headers=headers)
 
 
 def _describe(uri: str, served: Served[Predictor]) -> ModelAnswer:

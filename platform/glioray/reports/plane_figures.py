@@ -1,0 +1,48 @@
+"""A case in three planes, with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from glioray.cases.labels import LABELS
+from glioray.reports.images import add_label_legend, draw_outlines, grey_image, overlay_labels
+
+_PLANES = ("sagittal", "coronal", "axial")
+_HEIGHT_IN = 3.6
+
+
+def planes_figure(image: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], name: str) -> Figure:
+    """Draw the sagittal, coronal and axial slice with the most labelled voxels; without any, the middle ones.
+
+    Args:
+        image: (X, Y, Z), RAS+, any range; shown as by `grey_image`.
+        mask: (X, Y, Z) internal labels.
+        spacing_mm: voxel edges along X, Y, Z.
+        name: of the image's modality.
+    """
+    figure = Figure(figsize=(3 * _HEIGHT_IN, _HEIGHT_IN + 0.5), layout="constrained", facecolor="white")
+    axes_row = figure.subplots(1, 3)
+    for axis, (axes, plane) in enumerate(zip(axes_row, _PLANES, strict=True)):
+        others = tuple(other for other in range(3) if other != axis)
+        counts = (mask > 0).sum(axis=others)
+        number = int(counts.argmax()) if counts.any() else mask.shape[axis] // 2
+        # Rows run from superior (or anterior) down; the patient's right is on the left, as radiologists look.
+        slice_image, slice_mask = (np.take(array, number, axis=axis).T[::-1] for array in (image, mask))
+        if axis:
+            slice_image, slice_mask = slice_image[:, ::-1], slice_mask[:, ::-1]
+        shown = overlay_labels(grey_image(np.asarray(slice_image, np.float32)), slice_mask)
+        aspect = spacing_mm[others[1]] / spacing_mm[others[0]]
+        axes.imshow(shown, interpolation="nearest", aspect=aspect)
+        draw_outlines(axes, slice_mask)
+        axes.set_title(f"{plane} {number + 1} of {mask.shape[axis]}, {name}", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        sides = ("P", "A") if axis == 0 else ("R", "L")
+        for x, side in ((0.02, sides[0]), (0.94, sides[1])):
+            axes.text(x, 0.94, side, transform=axes.transAxes, color="white", fontsize=9)
+    seen = {int(value) for value in np.unique(mask)}
+    add_label_legend(figure, [label for value, label in enumerate(LABELS) if value and value in seen])
+    return figure
