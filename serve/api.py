@@ -9,18 +9,18 @@ from typing import Any, Union
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, create_model
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from glioray import tasks
 from glioray.engine.serving import NOTICE, Enhancement, Routes, prefers
 from glioray.errors import UsageError
-from glioray.reports.html import render
 from serve.endpoint import ForwardingEndpoint, TaskEndpoint
 from serve.forms import explain
 from serve.forward import Forward, call_app
 from serve.limits import BodyLimits
+from serve.page import make_page_router, read_files
 from serve.request_queue import Places, RequestQueue
 from serve.schemas import NOTICE_HEADER, Health, Index, Readiness, Settings
 from serve.status import LocalStatus, ModelState, Status
@@ -99,6 +99,7 @@ def make_gateway(
     for task_routes in routes.values():
         api.include_router(task_routes.router)
     _add_status(api, status, routes)
+    api.include_router(make_page_router(status))
     return api
 
 
@@ -160,7 +161,9 @@ def _add_status(api: FastAPI, status: Status, routes: Mapping[str, Routes]) -> N
 
     @api.get("/", response_model=index_type, responses={200: page})
     async def index(request: Request) -> Response:
-        """This endpoint's version, state, models and routes; a page where HTML is preferred."""
+        """This endpoint\'s version, state, models and routes; the page for people where HTML is preferred."""
+        if prefers(request.headers.get("accept", ""), "text/html", ["application/json"]):
+            return read_files()["index.html"].answer(request)
         states = await status.states()
         found = {
             "service": api.title,
@@ -174,9 +177,7 @@ def _add_status(api: FastAPI, status: Status, routes: Mapping[str, Routes]) -> N
             ],
             "openapi": api.openapi_url,
         }
-        if prefers(request.headers.get("accept", ""), "text/html", ["application/json"]):
-            return HTMLResponse(render("endpoint.html", **found))
-        return JSONResponse(found)
+        return JSONResponse(found, headers={"Vary": "Accept"})
 
     @api.get("/v1/models", response_model=models_type)
     async def models() -> dict[str, Any]:
