@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ class ModelReplica:
             remote = RemoteEnhancement(images[0], (enhancers or {}).get(images[0]), settings.timeout_s)
         self.api, self.routes = make_task_api(TaskEndpoint(task, self.watch, queue, remote))
         self.queue = queue
-        # A replica that has begun gets requests.
-        self.watch.refresh()
+        # A replica that has begun gets requests. In a thread, as Serve runs this in its event loop.
+        loading = threading.Thread(target=self.watch.refresh)
+        loading.start()
+        loading.join()
         self.watch.start()
 
     async def forward(self, request: WholeRequest) -> WholeAnswer:

@@ -195,11 +195,17 @@ def test_the_description_needs_nobody_else() -> None:
 
 
 def test_the_application_takes_its_settings() -> None:
-    application = build_app(Settings(replicas=2, cpus=0.25, gpus=1))
-    deployment = application._bound_deployment
-    assert deployment.num_replicas == 2
-    assert deployment.ray_actor_options["num_cpus"] == 0.25
-    assert deployment.ray_actor_options["num_gpus"] == 1
+    settings = Settings(replicas=2, max_replicas=3, cpus=2, gpus=1)
+    _, _, models = build_app(settings)._bound_deployment.init_args
+    for task, (low, first) in {"segmentation": (2, 2), "superres": (0, 1)}.items():
+        deployment = models[task]._bound_deployment
+        scaling = deployment._deployment_config.autoscaling_config
+        assert (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas) == (low, first, 3)
+        assert deployment.ray_actor_options["num_cpus"] == settings.num_threads == 2
+        assert deployment.ray_actor_options["num_gpus"] == 1
+    assert Settings(replicas=4).max_replicas == 4
+    with pytest.raises(ValueError, match="max_replicas is 1; expected at least replicas, 2"):
+        Settings(replicas=2, max_replicas=1)
     with pytest.raises(ValueError, match="at_once"):
         Settings.model_validate({"at_once": 3})
 
