@@ -41,7 +41,7 @@ from serve.deployments import make_application
 from serve.schemas import Settings
 
 APPLICATION = "glioray"
-_START_S = 300
+_START_S, _OTHERS_S = 300, 60
 _log = logging.getLogger("glioray.serve")
 
 
@@ -162,7 +162,7 @@ def _settings(endpoint: Endpoint) -> Settings:
 
 def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:
     """What `/readyz` says once the replicas run and have looked for the model."""
-    deadline = time.monotonic() + _START_S
+    deadline, answered = time.monotonic() + _START_S, 0.0
     while time.monotonic() < deadline:
         application = serve.status().applications.get(APPLICATION)
         status = "NOT_STARTED" if application is None else str(application.status.value)
@@ -171,14 +171,18 @@ def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:
             raise GliorayError(
                 f"the endpoint did not start ({reason}); Ray's dashboard has the replica's log"
             )
-        if status == "RUNNING":
+        if status in ("RUNNING", "DEPLOYING"):
             try:
                 answer = requests.get(f"{endpoint}/readyz", timeout=10)
                 state: dict[str, Any] = answer.json()
             except (requests.RequestException, ValueError):
                 state = {}
             if state.get("state") in ("ready", "waiting"):
-                return state
+                answered = answered or time.monotonic()
+                if status == "RUNNING" or time.monotonic() - answered > _OTHERS_S:
+                    if status != "RUNNING":
+                        _log.warning("a model is still starting; it may wait for %g free CPUs", settings.cpus)
+                    return state
         time.sleep(0.5)
     free = ray.available_resources().get("CPU", 0)
     raise GliorayError(
