@@ -138,14 +138,14 @@ def test_a_bad_input_is_refused_while_another_case_is_worked_on(
     assert watch.served is not None
     predictor = watch.served.model
     entered, go_on = threading.Event(), threading.Event()
-    predict = predictor.predict
+    probs = predictor.probs
 
     def slow(case: Any) -> Any:
         entered.set()
         assert go_on.wait(60)
-        return predict(case)
+        return probs(case)
 
-    monkeypatch.setattr(predictor, "predict", slow)
+    monkeypatch.setattr(predictor, "probs", slow)
     answers: list[Any] = []
     truncated = files["t1"][: len(files["t1"]) // 2]
     thick = encode_volume(read_volume(files["t1"], name="t1").array, np.diag([1.0, 1, 3, 1]))
@@ -184,14 +184,14 @@ def test_no_more_cases_at_once_than_there_are_places(
     assert watch.served is not None
     predictor = watch.served.model
     entered, go_on = threading.Event(), threading.Event()
-    predict = predictor.predict
+    probs = predictor.probs
 
     def slow(case: Any) -> Any:
         entered.set()
         assert go_on.wait(60)
-        return predict(case)
+        return probs(case)
 
-    monkeypatch.setattr(predictor, "predict", slow)
+    monkeypatch.setattr(predictor, "probs", slow)
     answers: list[Any] = []
     with make_client(max_pending=1) as client:
         first = threading.Thread(target=lambda: answers.append(client.post("/v1/segment", files=files)))
@@ -216,7 +216,7 @@ def test_a_case_that_takes_too_long(
 ) -> None:
     assert watch.served is not None
     go_on = threading.Event()
-    monkeypatch.setattr(watch.served.model, "predict", lambda _: go_on.wait(60))
+    monkeypatch.setattr(watch.served.model, "probs", lambda _: go_on.wait(60))
     with make_client(timeout_s=0.5) as client:
         answer = client.post("/v1/segment", files=files)
         go_on.set()
@@ -234,7 +234,7 @@ def test_a_failure_of_the_servers_own_shows_nothing_of_it(
         raise RuntimeError("a secret of the server")
 
     assert watch.served is not None
-    monkeypatch.setattr(watch.served.model, "predict", broken)
+    monkeypatch.setattr(watch.served.model, "probs", broken)
     detail = detail_of(client.post("/v1/segment", files=files), 500)
     assert "secret" not in detail
     monkeypatch.undo()

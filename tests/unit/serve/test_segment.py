@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch
@@ -121,6 +126,43 @@ def test_json_gives_volumes_of_the_same_mask(client: TestClient, files: dict[str
     assert figures["volumes_ml"]["wt"] == pytest.approx(figures["voxels"]["wt"] / 1000, abs=1e-4)
     assert figures["spacing_mm"] == pytest.approx([1, 1, 1])
     assert figures["model"] == answer.headers["x-glioray-model"]
+
+
+def test_every_output_belongs_to_the_same_mask(client: TestClient, files: dict[str, bytes]) -> None:
+    def send(output: str, **form: str) -> httpx.Response:
+        answer = client.post("/v1/segment", files=files, data={"output": output, **form})
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    mask, report = send("mask"), send("report").json()
+    assert mask.content == client.post("/v1/segment", files=files).content
+    labels = to_internal(_canonical(mask.content), CONVENTIONS["brats-et4"])
+    assert report == client.post("/v1/segment", files=files, headers={"Accept": "application/json"}).json()
+    assert set(report["certainty"]) == {"wt", "tc", "et"}
+    assert set(report["input_digests"]) == set(files)
+    assert report["num_lesions"]["wt"] >= 1
+    assert report["lesions"][0]["volume_ml"] <= report["volumes_ml"]["wt"]
+    assert "ml are not background" in report["flags"][0]
+    with zipfile.ZipFile(io.BytesIO(send("probabilities").content)) as archive:
+        probs = {name: _canonical(archive.read(name)) for name in archive.namelist()}
+    assert set(probs) == {f"probability_{region}.nii.gz" for region in ("wt", "tc", "et")}
+    whole = probs["probability_wt.nii.gz"]
+    assert (whole.min(), whole.dtype) == (0, np.float32)
+    assert 0.5 < whole.max() <= 1
+    # WT is painted first, TC and ET over it; so it is at least where its own threshold says.
+    assert np.all(labels[whole > 0.5] > 0)
+    picture = Image.open(io.BytesIO(send("overlay").content))
+    assert picture.width > 900
+    with zipfile.ZipFile(io.BytesIO(send("all", labels="brats-et3").content)) as archive:
+        assert set(archive.namelist()) == {
+            "segmentation.nii.gz", "report.json", "report.html", "overlay.png", *probs,
+        }  # fmt: skip
+        found = to_internal(_canonical(archive.read("segmentation.nii.gz")), CONVENTIONS["brats-et3"])
+        np.testing.assert_array_equal(found, labels)
+        assert json.loads(archive.read("report.json")) == report
+        page = archive.read("report.html").decode()
+        assert NOTICE.capitalize() in page
+        assert "http" not in page.partition("<body>")[2]
 
 
 def test_a_model_of_whole_tumours_says_nothing_of_what_is_in_them(

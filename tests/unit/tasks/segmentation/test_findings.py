@@ -83,7 +83,7 @@ def test_flags_say_how_a_case_differs() -> None:
             mask=None,
             affine=affine,
             spacing_mm=(spacing, spacing, spacing),
-            reference=make_header((160, 160, 160), images.dtype, affine),
+            reference=make_header((160, 160, 160), images.dtype, affine, name="t1"),
             convention=None,
         )
         mask = np.zeros((160, 160, 160), np.uint8)
