@@ -26,6 +26,7 @@ from serve.status import ModelState
 
 _log = logging.getLogger("glioray.serve")
 
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REQUESTS_PER_CASE = 16
 _ATTEMPTS = 3
 _STATES_S = 0.5
@@ -110,6 +111,7 @@ def make_application(settings: Settings) -> serve.Application:
         num_replicas=1,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0},
+        logging_config=_LOGGING,
     ).bind(settings)
     images = [task for task in list_image_tasks() if task in settings.uris]
     models: dict[str, Any] = {}
@@ -128,6 +130,7 @@ def make_application(settings: Settings) -> serve.Application:
                 downscale_delay_s=_DOWNSCALE_S,
             ),
             ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+            logging_config=_LOGGING,
             max_ongoing_requests=settings.max_pending,
             graceful_shutdown_timeout_s=min(settings.timeout_s, 60),
         ).bind(
@@ -139,6 +142,7 @@ def make_application(settings: Settings) -> serve.Application:
         name="Gateway",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
+        logging_config=_LOGGING,
         max_ongoing_requests=at_once,
         max_queued_requests=at_once,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=5),

@@ -126,7 +126,8 @@ class Outputs:
         return render("case_report.html", report=self.report.model_dump(), regions=REGIONS, picture=picture)
 
     def _probability_files(self) -> dict[str, bytes]:
+        # Of 256 values a file has a tenth of the size.
         return {
-            f"probability_{region}.nii.gz": encode_map(values, like=self.case.reference)
+            f"probability_{region}.nii.gz": encode_map(np.rint(255 * values) / 255, like=self.case.reference)
             for region, values in self.probs.items()
         }

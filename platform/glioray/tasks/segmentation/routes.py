@@ -109,7 +109,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
             Literal["mask", "report", "probabilities", "overlay", "all"] | SkipJsonSchema[None],
             Form(
                 description="mask (the default); report, which `Accept: application/json` asks for too; probabilities of "
-                "each region, in [0, 1]; overlay, a picture of three planes; or all of them"
+                "each region, in [0, 1] by steps of 1/255; overlay, a picture of three planes; or all of them"
             ),
         ] = None,
         options: Any = Depends(_no_fields if enhancement is None else enhancement.fields),  # noqa: B008
