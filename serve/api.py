@@ -9,31 +9,42 @@ from typing import Any, Union
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, create_model
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from glioray import tasks
-from glioray.engine.serving import NOTICE, Enhancement, Routes, prefers
+from glioray.engine.serving import MODEL_HEADER, NOTICE, WARNING_HEADER, Enhancement, Routes, prefers
 from glioray.errors import UsageError
+from serve.api_keys import KeyFile, RequireKey
 from serve.endpoint import ForwardingEndpoint, TaskEndpoint
 from serve.forms import explain
 from serve.forward import Forward, call_app
 from serve.limits import BodyLimits
+from serve.metrics import NoRecorder, Recorder
+from serve.observe import REQUEST_ID_HEADER, Observe
 from serve.page import make_page_router, read_files
 from serve.request_queue import Places, RequestQueue
 from serve.schemas import NOTICE_HEADER, Health, Index, Readiness, Settings
 from serve.status import LocalStatus, ModelState, Status
 from serve.watch import ModelWatch
 
+_EXPOSED = (MODEL_HEADER, WARNING_HEADER, NOTICE_HEADER, REQUEST_ID_HEADER)
 
-def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> FastAPI:
+
+def make_api(
+    settings: Settings,
+    watches: Mapping[str, ModelWatch[Any]],
+    recorder: Recorder | None = None,
+) -> FastAPI:
     """The endpoint with the models in its own process, without Ray; it starts and stops the watches with itself.
 
     Args:
         settings: limits.
         watches: of the models, by the name of their task; the first task's makes the endpoint ready. The routes of a
             task without a watch, or without a model, answer 503.
+        recorder: takes the measurements; None for none.
     """
     queue = RequestQueue(settings)
     made: dict[str, tuple[FastAPI, Routes]] = {}
@@ -51,7 +62,7 @@ def make_api(settings: Settings, watches: Mapping[str, ModelWatch[Any]]) -> Fast
         queue.close()
 
     forwards = {name: partial(call_app, made[name][0]) for name in watches}
-    return make_gateway(settings, status, forwards, lifespan)
+    return make_gateway(settings, status, forwards, lifespan, recorder)
 
 
 def make_task_api(endpoint: TaskEndpoint) -> tuple[FastAPI, Routes]:
@@ -68,14 +79,19 @@ def make_gateway(
     status: Status,
     forwards: Mapping[str, Forward],
     lifespan: Lifespan[FastAPI] | None = None,
+    recorder: Recorder | None = None,
 ) -> FastAPI:
-    """The application that clients see: limits, the routes of every task, and the endpoint's own.
+    """The application that clients see: keys, limits, the routes of every task, and the endpoint's own.
 
     Args:
         settings: limits.
         status: of the models.
         forwards: send requests to each task's model; a task without one answers 503.
         lifespan: of the application.
+        recorder: takes the measurements; None for none.
+
+    Raises:
+        UsageError: the file of API keys cannot be used.
     """
     # The usual pages under /docs load scripts from elsewhere; the description itself needs nobody.
     api = FastAPI(
@@ -86,9 +102,6 @@ def make_gateway(
         redoc_url=None,
         lifespan=lifespan,
     )
-    api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
-    api.add_middleware(_Notice)
-    api.add_middleware(_Head)
     _add_refusals(api)
     places = Places(settings.max_pending * settings.max_replicas)
     routes: dict[str, Routes] = {}
@@ -100,7 +113,29 @@ def make_gateway(
         api.include_router(task_routes.router)
     _add_status(api, status, routes)
     api.include_router(make_page_router(status))
+    _add_middleware(api, settings, recorder or NoRecorder(), routes)
     return api
+
+
+def _add_middleware(
+    api: FastAPI, settings: Settings, recorder: Recorder, routes: Mapping[str, Routes]
+) -> None:
+    """Put what every request passes around an application, the innermost first."""
+    paths = {route.path: task for task, made in routes.items() for route in made.router.routes}  # type: ignore[attr-defined]
+    api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
+    if settings.api_keys is not None:
+        api.add_middleware(RequireKey, keys=KeyFile(settings.api_keys))
+    api.add_middleware(Observe, recorder=recorder, tasks=paths)
+    if settings.allowed_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID_HEADER],
+            expose_headers=[*_EXPOSED, "Content-Disposition", "Retry-After"],
+        )
+    api.add_middleware(_Notice)
+    api.add_middleware(_Head)
 
 
 def _with_enhancements(made: Callable[[str], Routes]) -> Iterator[tuple[str, Enhancement | None]]:

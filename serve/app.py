@@ -11,6 +11,7 @@ it is interrupted. In a Serve config the application is `serve.app:build_app`, w
 
 # No `from __future__ import annotations`: Serve reads the class of build_app's argument from its annotation.
 
+import ipaddress
 import json
 import logging
 import os
@@ -27,9 +28,11 @@ runpy.run_path(str(Path(__file__).resolve().parents[1] / "jobs" / "_path.py"))
 
 import ray
 import requests
+from pydantic import ValidationError
 from ray import serve
 
-from glioray.api.requests import Request, Uri, as_flag
+from glioray.api.places import absolute_uri
+from glioray.api.requests import Names, Request, Uri, as_flag
 from glioray.cli.flags import build_request, parse_flags
 from glioray.cli.job import run_job
 from glioray.engine.on_mlflow.client import tracking_uri
@@ -37,6 +40,7 @@ from glioray.engine.on_ray.connect import connect
 from glioray.engine.serving import NOTICE
 from glioray.errors import GliorayError, UsageError
 from glioray.progress import log_to_stderr
+from serve.api_keys import KEYS_VARIABLE, read_keys
 from serve.deployments import make_application
 from serve.schemas import Settings
 
@@ -71,11 +75,30 @@ class Endpoint(Request):
     max_body_mb: float = as_flag(400.0, "largest request in MB", "MB", gt=0)
     timeout_s: float = as_flag(300.0, "seconds for a request's body, and again for its answer", "S", gt=0)
     poll_s: float = as_flag(15.0, "seconds between two looks at the alias", "S", gt=0)
+    api_keys: Uri | None = as_flag(
+        None, "file of API keys that keys.py makes: a path or s3:// (default: GLIORAY_API_KEYS)", "FILE"
+    )
+    no_keys: bool = as_flag(False, "answer everybody who reaches --host, without API keys")
+    allowed_origins: Names = as_flag(
+        (),
+        "origins of other pages whose scripts may use the endpoint, such as https://viewer.example.org",
+        "URL,URL",
+    )
 
 
 def build_app(args: Settings) -> serve.Application:
-    """The application for `serve run`, `serve deploy` and a RayService."""
-    return make_application(args)
+    """The application for `serve run`, `serve deploy` and a RayService.
+
+    Raises:
+        UsageError: neither API keys nor `no_keys`, as Serve may listen to everybody.
+    """
+    keys = args.api_keys or (None if args.no_keys else os.environ.get(KEYS_VARIABLE))
+    if keys is None and not args.no_keys:
+        raise UsageError(
+            f"the endpoint has no API keys; name their file in api_keys or {KEYS_VARIABLE} (serve/keys.py makes it), or "
+            "say no_keys: true where nobody else reaches it"
+        )
+    return make_application(args.model_copy(update={"api_keys": keys}))
 
 
 def main() -> dict[str, Any]:
@@ -134,7 +157,7 @@ def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
     state = _wait(endpoint, settings)
     if state["state"] != "ready":
         _log.info("up, and will segment once there is a model: %s", state["detail"])
-    models = requests.get(f"{endpoint}/v1/models", timeout=10).json()["models"]
+    models = requests.get(f"{endpoint}/", timeout=10).json()["models"]  # without a key
     versions = {model["task"]: model["version"] for model in models}
     return {
         "endpoint": endpoint,
@@ -149,7 +172,11 @@ def _settings(endpoint: Endpoint) -> Settings:
     given = endpoint.model_dump(exclude={"host", "port"}, exclude_none=True)
     if endpoint.superres == "none":
         given["superres"] = None
-    settings = Settings(**given)
+    given["api_keys"] = _find_keys(endpoint)
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     # Replicas start with the environment of their node, which need not know the server that this process means.
     asked = (settings.model, endpoint.superres or "")
     if any(uri.startswith(("models:", "runs:")) for uri in asked) or os.environ.get("MLFLOW_TRACKING_URI"):
@@ -158,6 +185,33 @@ def _settings(endpoint: Endpoint) -> Settings:
         _log.info("no super-resolution: MLFLOW_TRACKING_URI, whose registry has the default one, is not set")
         settings = settings.model_copy(update={"superres": None})
     return settings
+
+
+def _find_keys(endpoint: Endpoint) -> str | None:
+    """The file of API keys; None where everybody who reaches the endpoint is answered.
+
+    Raises:
+        UsageError: others could reach an endpoint without keys, or the file cannot be used.
+    """
+    uri = endpoint.api_keys or (None if endpoint.no_keys else os.environ.get(KEYS_VARIABLE))
+    if uri is not None:
+        if endpoint.no_keys:
+            raise UsageError("both --api-keys and --no-keys were given; give one of them")
+        read_keys(uri := absolute_uri(uri, "--api-keys"))
+        return uri
+    if not endpoint.no_keys and not _is_loopback(endpoint.host):
+        raise UsageError(
+            f"--host is {endpoint.host} and there are no API keys; give --api-keys with a file that serve/keys.py makes, "
+            "or say --no-keys where nobody else reaches that address"
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _wait(endpoint: str, settings: Settings) -> dict[str, Any]:

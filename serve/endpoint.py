@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from glioray.engine.serving import Enhancement, Served
 from serve.forms import FormRequest, form_fields
 from serve.forward import Forward, WholeRequest
+from serve.observe import REQUEST_ID_HEADER, request_id
 from serve.request_queue import RETRY_AFTER, Places, RequestQueue
 from serve.status import Status
 from serve.watch import ModelWatch
@@ -62,6 +63,8 @@ class TaskEndpoint:
                 fields = form_fields(self.dependant)
 
                 async def handle(request: Request) -> Response:
+                    # The process that clients reach gave it.
+                    request_id.set(request.headers.get(REQUEST_ID_HEADER, "-"))
                     _ = endpoint.served  # refused without a model, before the body is read
                     with endpoint.queue.places.take():
                         return await plain(FormRequest(request.scope, request.receive, fields))

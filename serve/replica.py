@@ -21,6 +21,7 @@ from serve.api import enhancement_fields, list_image_tasks, make_task_api
 from serve.champions import WAIT_S, Choice
 from serve.endpoint import TaskEndpoint, no_model_of
 from serve.forward import WholeAnswer, WholeRequest, call_app
+from serve.metrics import RayRecorder
 from serve.request_queue import RequestQueue
 from serve.schemas import Settings
 from serve.status import state_of
@@ -42,6 +43,8 @@ class ModelReplica:
         log_to_stderr()
         self.settings, self.task, self.champions = settings, task, champions
         self.name = uuid.uuid4().hex
+        self.recorder = RayRecorder()
+        self.measured_version: str | None = None
         self.watch: ModelWatch[Any] = ModelWatch(
             settings.uris[task],
             load_task(task).load,
@@ -99,6 +102,11 @@ class ModelReplica:
         return choice.version
 
     def _report(self) -> None:
+        served = self.watch.served
+        version = None if served is None else served.version
+        if version != self.measured_version:
+            self.recorder.set_model(self.task, version, self.measured_version)
+            self.measured_version = version
         self.champions.report.remote(self.task, self.name, state_of(self.watch, self.routes))
 
 

@@ -15,6 +15,7 @@ import torch
 from fastapi import HTTPException
 
 from glioray.errors import CaseError, ModelError
+from serve.observe import request_id
 from serve.schemas import Settings
 
 _log = logging.getLogger("glioray.serve")
@@ -105,7 +106,7 @@ class RequestQueue:
         return await self._wait(self.worker, work, done)
 
     async def _wait(self, pool: ThreadPoolExecutor, work: Callable[[], T], done: str) -> T:
-        future = pool.submit(_answer, work)
+        future = pool.submit(_answer, work, request_id.get())
         _place.get().hold(future)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout_s)
@@ -119,8 +120,8 @@ def _set_threads(num_threads: int | None) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _answer(work: Callable[[], T]) -> T:
-    """Run `work`; its errors become HTTPExceptions of one sentence."""
+def _answer(work: Callable[[], T], number: str) -> T:
+    """Run the work of a request; its errors become HTTPExceptions of one sentence."""
     try:
         return work()
     except HTTPException:
@@ -133,5 +134,5 @@ def _answer(work: Callable[[], T]) -> T:
     except MemoryError as error:
         raise HTTPException(413, "the case needs more memory than this server has; crop it") from error
     except Exception as error:
-        _log.exception("a case could not be worked on")
+        _log.exception("request %s: the case could not be worked on", number)
         raise HTTPException(500, "the server failed on this case; its log says why") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NOTICE_HEADER = "X-Glioray-Notice"
 
@@ -28,6 +29,9 @@ class Settings(BaseModel):
         target_pending: cases of a replica, in work and waiting, beyond which a further replica starts.
         cpus: CPUs of a replica, and threads of torch in it.
         gpus: GPUs of a replica; with 0 it computes on the CPU.
+        api_keys: the file of the hashes of API keys that `keys.py` makes: a path on the gateway's node, or `s3://`.
+        no_keys: answer everybody who reaches the endpoint, where there are no `api_keys`.
+        allowed_origins: of pages from elsewhere whose scripts may use the endpoint, such as https://viewer.example.org.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +49,9 @@ class Settings(BaseModel):
     target_pending: float = Field(2.0, gt=0)
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
+    api_keys: str | None = None
+    no_keys: bool = False
+    allowed_origins: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +68,14 @@ class Settings(BaseModel):
                 f"max_replicas is {self.max_replicas}; expected at least replicas, {self.replicas}"
             )
         return self
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[\w.-]+(:\d+)?", origin):
+                raise ValueError(f"'{origin}' is no origin; expected one such as https://viewer.example.org")
+        return origins
 
     @property
     def num_threads(self) -> int:

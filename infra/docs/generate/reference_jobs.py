@@ -16,7 +16,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[3]
 _INTRODUCTION = """# Jobs
 
-Generated from the scripts in `jobs/` and `serve/app.py`: their docstrings and their `--help`.
+Generated from the scripts in `jobs/`, `serve/app.py` and `serve/keys.py`: their docstrings and their `--help`.
 
 Every job shows on stderr how far it is, a bar on a terminal and else a line a minute, and prints one JSON object as the
 last line of stdout. What Ray, MLflow and other libraries say goes to a log file, which the job names first. Exit codes:
@@ -27,7 +27,11 @@ last line of stdout. What Ray, MLflow and other libraries say goes to a log file
 @cache
 def render_jobs() -> str:
     """The page of all jobs, one section a script."""
-    scripts = [*sorted((ROOT / "jobs").glob("[!_]*.py")), ROOT / "serve" / "app.py"]
+    scripts = [
+        *sorted((ROOT / "jobs").glob("[!_]*.py")),
+        ROOT / "serve" / "app.py",
+        ROOT / "serve" / "keys.py",
+    ]
     return "\n".join([_INTRODUCTION, *map(_render_job, scripts)])
 
 

@@ -50,7 +50,8 @@ def test_the_answer_follows_accept(client: TestClient, files: dict[str, bytes]) 
 
 def test_head_is_get_without_the_body(client: TestClient, make_client: Callable[..., TestClient]) -> None:
     for path in ("/", "/healthz", "/readyz", "/v1/models", "/openapi.json"):
-        head, get = client.head(path), client.get(path)
+        sent = {"X-Request-Id": "head-and-get"}
+        head, get = client.head(path, headers=sent), client.get(path, headers=sent)
         assert (head.status_code, head.content) == (get.status_code, b"")
         assert dict(head.headers) == dict(get.headers)
     assert client.head("/v1/segment").status_code == 405

@@ -195,7 +195,7 @@ def test_the_description_needs_nobody_else() -> None:
 
 
 def test_the_application_takes_its_settings() -> None:
-    settings = Settings(replicas=2, max_replicas=3, cpus=2, gpus=1)
+    settings = Settings(replicas=2, max_replicas=3, cpus=2, gpus=1, no_keys=True)
     _, _, models = build_app(settings)._bound_deployment.init_args
     for task, (low, first) in {"segmentation": (2, 2), "superres": (0, 1)}.items():
         deployment = models[task]._bound_deployment
