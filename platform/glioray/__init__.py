@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from glioray.api.train import train
     from glioray.api.tune import tune
     from glioray.cases.load import Case
+    from glioray.client import AsyncClient, Client
     from glioray.errors import GliorayError
 
 _MODULES = {
+    "AsyncClient": "glioray.client",
     "Case": "glioray.cases.load",
+    "Client": "glioray.client",
     "GliorayError": "glioray.errors",
     "LoadedModel": "glioray.api.models",
     "calibrate": "glioray.api.calibrate",
@@ -51,7 +54,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "AsyncClient",
     "Case",
+    "Client",
     "GliorayError",
     "LoadedModel",
     "__version__",

@@ -6,6 +6,7 @@
     ├── CaseError           one case cannot be used; the others are unaffected
     ├── DataError           the data set as a whole cannot be used
     ├── ModelError          a checkpoint or a registered model cannot be loaded or does not fit
+    ├── EndpointError       an endpoint refused a request, or does not answer
     └── TrainingError       a run failed: too few resources, or a worker that died
         └── DivergenceError the loss or a gradient is not finite; deterministic, so retrying will not help
 
@@ -64,6 +65,24 @@ class DataError(GliorayError):
 
 class ModelError(GliorayError):
     """A checkpoint or a registered model cannot be loaded, or does not fit its input."""
+
+
+class EndpointError(GliorayError):
+    """An endpoint refused a request, or does not answer.
+
+    Args:
+        detail: the endpoint's own sentence where it sent one.
+        status: of the answer; None where there was none.
+        request_id: by which the endpoint's log knows the request, or None.
+    """
+
+    def __init__(self, detail: str, status: int | None = None, request_id: str | None = None) -> None:
+        super().__init__(detail, status, request_id)
+        self.detail, self.status, self.request_id = detail, status, request_id
+        self.may_pass = status in (None, 429, 503)
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class TrainingError(GliorayError):

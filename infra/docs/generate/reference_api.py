@@ -35,21 +35,29 @@ _VERBS = (
 _OBJECTS = {
     "Cases": ("glioray.api.cases.load_case", "glioray.cases.load.Case"),
     "Models": ("glioray.api.models.load_model", "glioray.api.models.LoadedModel"),
+    "Client": (
+        "glioray.client.Client",
+        "glioray.client.AsyncClient",
+        "glioray.client.Segmentation",
+        "glioray.client.SuperResolved",
+        "glioray.client.FolderResult",
+        "glioray.client.SuperResOptions",
+    ),
     "Errors": ("glioray.errors",),
 }
 
 
 def render_api() -> str:
     """The page of the library."""
-    cases, models, errors = (f"## {title}\n\n{_objects(names)}" for title, names in _OBJECTS.items())
+    cases, models, client, errors = (f"## {title}\n\n{_objects(names)}" for title, names in _OBJECTS.items())
     verbs = ["## Functions\n", *map(_render_verb, _VERBS)]
-    return "\n".join([_INTRODUCTION, cases, models, *verbs, errors])
+    return "\n".join([_INTRODUCTION, cases, models, *verbs, client, errors])
 
 
 def documented() -> set[str]:
     """The names that the page explains, as `import glioray` offers them."""
     objects = {name.rpartition(".")[2] for names in _OBJECTS.values() for name in names}
-    return {*_VERBS, *objects - {"errors"}}
+    return {*_VERBS, *objects & set(glioray.__all__)}
 
 
 def _objects(names: tuple[str, ...]) -> str:

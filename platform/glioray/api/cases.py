@@ -19,7 +19,7 @@ from glioray.cases.load import load_case as load_case_files
 from glioray.cases.nifti import encode_volume
 from glioray.config import MODALITIES
 from glioray.errors import DataError, UsageError
-from glioray.storage import open_storage
+from glioray.storage import Storage, open_storage
 
 
 def load_case(
@@ -61,12 +61,16 @@ def load_case(
         raise UsageError(
             "mask, affine and spacing_mm belong to arrays; files bring their own, so leave them out"
         )
-    return _from_files(str(source), case_id, convention)
+    storage, files = find_case(str(source), case_id, labels=None if convention is None else convention.name)
+    return _checked(load_case_files(storage, files, convention=convention), files, convention)
 
 
-def _from_files(source: str, case_id: str | None, convention: LabelConvention | None) -> Case:
+def find_case(
+    source: str, case_id: str | None = None, *, labels: str | None = None
+) -> tuple[Storage, CaseFiles]:
+    """The files of one case, and where they lie; arguments and errors as of `load_case`."""
     storage = open_storage(absolute_uri(source, "source"))
-    cases, problems = discover_cases(storage, labels=None if convention is None else convention.name)
+    cases, problems = discover_cases(storage, labels=labels)
     if not cases:
         raise DataError(f"'{source}' holds no case; {problems[0] if problems else RECOGNISED}")
     if case_id is not None:
@@ -84,7 +88,7 @@ def _from_files(source: str, case_id: str | None, convention: LabelConvention | 
         raise UsageError(
             f"'{source}' holds {len(cases)} cases, {cases[0].case_id} the first; give case_id to choose one"
         )
-    return _checked(load_case_files(storage, cases[0], convention=convention), cases[0], convention)
+    return storage, cases[0]
 
 
 def _from_arrays(
