@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from glioray.cases.conventions import CONVENTIONS, LabelConvention
 from glioray.cases.load import Case, load_case_from_bytes
+from glioray.cases.zipped import read_zipped_case
 from glioray.engine.serving import (
     BINARY,
     FILES,
@@ -87,6 +88,12 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 description="one 4-D NIfTI instead, with the channels FLAIR, T1, T1c, T2, where the model takes all four"
             ),
         ] = None,
+        case: Annotated[
+            Upload,
+            File(
+                description="one zip of a case's folder instead, with files named as in a bucket: CASE_t1.nii.gz and so on"
+            ),
+        ] = None,
         labels: Annotated[
             str | SkipJsonSchema[None],
             Form(
@@ -121,7 +128,17 @@ def make_routes(endpoint: Endpoint) -> Routes:
         served: Served[Predictor] = endpoint.served
         files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
         parts = {name: await file.read() for name, file in files.items() if file is not None}
-        check_uploads(parts, served.model.spec.config.preprocess.modalities)
+        modalities = served.model.spec.config.preprocess.modalities
+        if case is not None:
+            if parts:
+                raise UsageError(
+                    f"both case and {', '.join(parts)} were sent; send the zip of the case alone"
+                )
+            zipped = await case.read()
+            parts = await endpoint.read(
+                lambda: read_zipped_case(zipped, name="case", modalities=modalities, limits=LIMITS)
+            )
+        check_uploads(parts, modalities)
         convention = choose_convention(labels, served.model.spec)
         enhance = None
         if superresolve == "true" and enhancement is not None:
@@ -133,12 +150,12 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 raise UsageError(
                     f"{unused[0]} was sent without superresolve; send superresolve=true beside it"
                 )
-        case, enhanced = await endpoint.read(lambda: _read(served, parts, enhance))
+        read, enhanced = await endpoint.read(lambda: _read(served, parts, enhance))
         if output is None:
             output = "report" if accepts_json(request.headers.get("accept", "")) else "mask"
 
         def work() -> Response:
-            return _segment(served, case, enhanced, convention, grid == "input", output)
+            return _segment(served, read, enhanced, convention, grid == "input", output)
 
         return await endpoint.run(work, done="segmented")
 
