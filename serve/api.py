@@ -21,6 +21,7 @@ from serve.api_keys import KeyFile, RequireKey
 from serve.endpoint import ForwardingEndpoint, TaskEndpoint
 from serve.forms import explain
 from serve.forward import Forward, call_app
+from serve.jobs import JobStore, Launcher, make_job_router
 from serve.limits import BodyLimits
 from serve.metrics import NoRecorder, Recorder
 from serve.observe import REQUEST_ID_HEADER, Observe
@@ -37,6 +38,7 @@ def make_api(
     settings: Settings,
     watches: Mapping[str, ModelWatch[Any]],
     recorder: Recorder | None = None,
+    launcher: Launcher | None = None,
 ) -> FastAPI:
     """The endpoint with the models in its own process, without Ray; it starts and stops the watches with itself.
 
@@ -45,6 +47,7 @@ def make_api(
         watches: of the models, by the name of their task; the first task's makes the endpoint ready. The routes of a
             task without a watch, or without a model, answer 503.
         recorder: takes the measurements; None for none.
+        launcher: of jobs; None for none.
     """
     queue = RequestQueue(settings)
     made: dict[str, tuple[FastAPI, Routes]] = {}
@@ -62,7 +65,7 @@ def make_api(
         queue.close()
 
     forwards = {name: partial(call_app, made[name][0]) for name in watches}
-    return make_gateway(settings, status, forwards, lifespan, recorder)
+    return make_gateway(settings, status, forwards, lifespan, recorder, launcher)
 
 
 def make_task_api(endpoint: TaskEndpoint) -> tuple[FastAPI, Routes]:
@@ -80,6 +83,7 @@ def make_gateway(
     forwards: Mapping[str, Forward],
     lifespan: Lifespan[FastAPI] | None = None,
     recorder: Recorder | None = None,
+    launcher: Launcher | None = None,
 ) -> FastAPI:
     """The application that clients see: keys, limits, the routes of every task, and the endpoint's own.
 
@@ -89,9 +93,10 @@ def make_gateway(
         forwards: send requests to each task's model; a task without one answers 503.
         lifespan: of the application.
         recorder: takes the measurements; None for none.
+        launcher: of jobs; None for none.
 
     Raises:
-        UsageError: the file of API keys cannot be used.
+        UsageError: the file of API keys or a root of jobs cannot be used.
     """
     # The usual pages under /docs load scripts from elsewhere; the description itself needs nobody.
     api = FastAPI(
@@ -111,6 +116,8 @@ def make_gateway(
     routes = {name: routes[name] for name in tasks.TASKS}
     for task_routes in routes.values():
         api.include_router(task_routes.router)
+    store = JobStore(settings.job_roots) if settings.job_roots else None
+    api.include_router(make_job_router(store, launcher, status, next(iter(routes)), settings.max_jobs))
     _add_status(api, status, routes)
     api.include_router(make_page_router(status))
     _add_middleware(api, settings, recorder or NoRecorder(), routes)
@@ -122,7 +129,9 @@ def _add_middleware(
 ) -> None:
     """Put what every request passes around an application, the innermost first."""
     paths = {route.path: task for task, made in routes.items() for route in made.router.routes}  # type: ignore[attr-defined]
-    api.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s)
+    api.add_middleware(
+        BodyLimits, max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_s, paths=paths.keys()
+    )
     if settings.api_keys is not None:
         api.add_middleware(RequireKey, keys=KeyFile(settings.api_keys))
     api.add_middleware(Observe, recorder=recorder, tasks=paths)

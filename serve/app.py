@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from glioray.api.places import absolute_uri
-from glioray.api.requests import Names, Request, Uri, as_flag
+from glioray.api.requests import Names, Request, Texts, Uri, as_flag
 from glioray.cli.flags import build_request, parse_flags
 from glioray.cli.job import run_job
 from glioray.engine.on_mlflow.client import tracking_uri
@@ -42,6 +42,7 @@ from glioray.errors import GliorayError, UsageError
 from glioray.progress import log_to_stderr
 from serve.api_keys import KEYS_VARIABLE, read_keys
 from serve.deployments import make_application
+from serve.jobs import JobStore
 from serve.schemas import Settings
 
 APPLICATION = "glioray"
@@ -83,6 +84,9 @@ class Endpoint(Request):
         (),
         "origins of other pages whose scripts may use the endpoint, such as https://viewer.example.org",
         "URL,URL",
+    )
+    job_roots: Texts = as_flag(
+        (), "absolute folder or s3:// prefix below which /v1/jobs may read and write; may be repeated", "URI"
     )
 
 
@@ -177,6 +181,7 @@ def _settings(endpoint: Endpoint) -> Settings:
         settings = Settings(**given)
     except ValidationError as error:
         raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    JobStore(settings.job_roots)
     # Replicas start with the environment of their node, which need not know the server that this process means.
     asked = (settings.model, endpoint.superres or "")
     if any(uri.startswith(("models:", "runs:")) for uri in asked) or os.environ.get("MLFLOW_TRACKING_URI"):

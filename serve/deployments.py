@@ -19,6 +19,7 @@ from glioray.progress import log_to_stderr
 from serve.api import list_image_tasks, make_gateway
 from serve.champions import Champions
 from serve.forward import Forward, WholeAnswer, WholeRequest
+from serve.job_runner import RayLauncher
 from serve.metrics import RayRecorder
 from serve.replica import ModelReplica
 from serve.request_queue import RETRY_AFTER
@@ -51,7 +52,8 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         forwards = {task: make_forward(model, self.settings.timeout_s) for task, model in self.models.items()}
         status = RemoteStatus(self.champions)
-        return make_gateway(self.settings, status, forwards, recorder=RayRecorder())
+        launcher = RayLauncher(self.settings.job_roots, self.settings.tracking_uri)
+        return make_gateway(self.settings, status, forwards, recorder=RayRecorder(), launcher=launcher)
 
 
 class RemoteStatus:

@@ -123,11 +123,24 @@ def form_fields(dependant: Dependant) -> dict[str, Any]:
 def explain(request: Request, error: RequestValidationError) -> str:
     """The first invalid field of a request, in one sentence."""
     first = error.errors()[0]
-    name, found = str(first["loc"][1]), str(first["input"])  # ("body", name, ...)
+    names = [str(part) for part in first["loc"][1:]]  # ("body", name, ...)
+    if request.headers.get("content-type", "").startswith("application/json") or not names:
+        return _explain_json(first["type"], names, first)
+    name, found = names[0], str(first["input"])
     route = request.scope.get("route")
     fields = form_fields(route.dependant) if isinstance(route, APIRoute) else {}
     expected = _describe(fields[name]) if name in fields else first["msg"]
     return f"{name} is '{found[:40]}'; expected {expected}"
+
+
+def _explain_json(kind: str, names: list[str], error: Any) -> str:
+    """The first invalid field of a JSON body; a message names no value, which may be long."""
+    if kind in ("json_invalid", "model_attributes_type") or not names:
+        return "the body is no JSON object; send one with the fields that /openapi.json describes"
+    if kind in ("missing", "extra_forbidden"):
+        found = "is missing" if kind == "missing" else "is not known"
+        return f"the field '{names[0][:40]}' {found}; send the fields that /openapi.json describes"
+    return f"the field '{names[0][:40]}': {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def _describe(field: Any) -> str:

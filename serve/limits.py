@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_SMALL_BYTES = 2**16
+
 
 class BodyLimits:
-    """Refuses a body while it is read: as larger than `max_bytes` (413), or as not here after `timeout_s` (408)."""
+    """Refuses a body while it is read: as larger than `max_bytes` (413), or as not here after `timeout_s` (408).
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
-        self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
+    Args:
+        app: behind it.
+        max_bytes: of a body that is sent to one of `paths`; others have 64 KiB.
+        timeout_s: seconds for it to arrive.
+        paths: of routes that take files.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, paths: Collection[str]) -> None:
+        self.app, self.max_bytes, self.timeout_s, self.paths = app, max_bytes, timeout_s, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -27,6 +37,8 @@ class _Body:
         self.limits, self.source = limits, receive
         stated = dict(scope["headers"]).get(b"content-length", b"")
         self.stated_bytes = int(stated) if stated.isdigit() else 0
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        self.max_bytes = limits.max_bytes if path in limits.paths else _SMALL_BYTES
         self.num_bytes = 0
         self.deadline: float | None = None
         self.complete = False
@@ -49,8 +61,8 @@ class _Body:
         return message
 
     def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self.limits.max_bytes:
-            limit = f"{self.limits.max_bytes / 1e6:g} MB"
+        if num_bytes > self.max_bytes:
+            limit = f"{self.max_bytes / 1e6:g} MB"
             raise HTTPException(
                 413, f"the body is larger than {limit}; compress the files as .nii.gz or crop them"
             )

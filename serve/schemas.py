@@ -31,6 +31,8 @@ class Settings(BaseModel):
         gpus: GPUs of a replica; with 0 it computes on the CPU.
         api_keys: the file of the hashes of API keys that `keys.py` makes: a path on the gateway's node, or `s3://`.
         no_keys: answer everybody who reaches the endpoint, where there are no `api_keys`.
+        job_roots: absolute folders and `s3://` prefixes that jobs may read and write below; without any there are no jobs.
+        max_jobs: that run at once.
         allowed_origins: of pages from elsewhere whose scripts may use the endpoint, such as https://viewer.example.org.
     """
 
@@ -52,6 +54,8 @@ class Settings(BaseModel):
     api_keys: str | None = None
     no_keys: bool = False
     allowed_origins: tuple[str, ...] = ()
+    job_roots: tuple[str, ...] = ()
+    max_jobs: int = Field(2, ge=1)
 
     @model_validator(mode="before")
     @classmethod

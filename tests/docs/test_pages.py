@@ -158,7 +158,7 @@ def test_requests_fit_the_endpoint() -> None:
         words = shlex.split(line)
         path = re.sub(r"https?://[^/]+", "", words[-1])
         forms = [words[n + 1] for n, word in enumerate(words) if word == "-F"]
-        operation = description["paths"][path]["post" if forms else "get"]
+        operation = description["paths"][path]["post" if forms or "-d" in words else "get"]
         if forms:
             content = operation["requestBody"]["content"]["multipart/form-data"]
             fields = reference_http.list_form_fields(content, description["components"]["schemas"])

@@ -338,6 +338,7 @@ class Task(Protocol):
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Write a mask for each case, all over the cluster; Ray must be up.
 
@@ -348,6 +349,8 @@ class Task(Protocol):
             out: a folder or `s3://` URI.
             labels: a label convention (`cases.labels.find_convention`); by default that of the case's own mask or layout.
             with_uncertainty: write each case's uncertainty too.
+            on_case: is called with each case's {"case_id", "mask" or "error"} as it comes; an exception that it raises
+                ends the work.
 
         Returns:
             Case id -> URI of the mask, and case id -> reason of the cases that failed.

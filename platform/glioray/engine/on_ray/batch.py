@@ -32,7 +32,12 @@ CaseWork = Callable[[Any, CaseFiles], dict[str, Any]]
 
 
 def map_cases(
-    packages: Mapping[str, Path], load: Load, cases: Sequence[CaseFiles], work: CaseWork
+    packages: Mapping[str, Path],
+    load: Load,
+    cases: Sequence[CaseFiles],
+    work: CaseWork,
+    *,
+    on_case: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `work` on every case, all over the cluster; returns its answers with "case_id", sorted by it.
 
@@ -44,6 +49,7 @@ def map_cases(
         load: loads the models once a worker; is pickled, so a function of a module or a `partial` of one.
         cases: the cases' files.
         work: works on one case; pickled likewise.
+        on_case: is called with each answer as it comes; an exception that it raises ends the work.
     """
     files = {
         f"{name}/{file}": (package / file).read_bytes()
@@ -76,6 +82,8 @@ def map_cases(
             _log.warning("%s: %s", answer["case_id"], note)
         log_progress(_log, stage, number / len(cases), began, answer["case_id"])
         answers.append(answer)
+        if on_case is not None:
+            on_case(answer)
     return sorted(answers, key=lambda answer: str(answer["case_id"]))
 
 

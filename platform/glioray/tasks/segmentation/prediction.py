@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ def predict_cases(
     *,
     labels: str | None = None,
     with_uncertainty: bool = False,
+    on_case: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write `<out>/<case>_seg.nii.gz` for each case; returns the masks' URIs, and why other cases have none.
 
@@ -39,9 +40,10 @@ def predict_cases(
         out: a folder or `s3://` URI.
         labels: the masks' label convention; by default that of the case's mask or else of its layout.
         with_uncertainty: write `<out>/<case>_uncertainty.nii.gz` too (see `predictor.uncertainty`).
+        on_case: as of `map_cases`.
     """
     work = partial(predict_case, data, out, labels, with_uncertainty)
-    good, failed = split_failed(map_cases({"model": package}, load_predictor, cases, work))
+    good, failed = split_failed(map_cases({"model": package}, load_predictor, cases, work, on_case=on_case))
     return {case_id: answer["mask"] for case_id, answer in good.items()}, failed
 
 

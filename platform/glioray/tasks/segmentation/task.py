@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,9 +118,16 @@ class SegmentationTask:
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         return predict_cases(
-            package.folder, data, cases, out, labels=labels, with_uncertainty=with_uncertainty
+            package.folder,
+            data,
+            cases,
+            out,
+            labels=labels,
+            with_uncertainty=with_uncertainty,
+            on_case=on_case,
         )
 
     def compare_to_champion(self, packages: Mapping[str, ModelPackage], manifest: Manifest | None) -> Outcome:

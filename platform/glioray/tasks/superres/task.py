@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +118,7 @@ class SuperResTask:
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         raise ModelError(
             f"the model {package.uri} makes images, expected one that labels voxels; send its cases to the endpoint's "
