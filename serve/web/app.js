@@ -35,6 +35,7 @@ for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) =
 
 const dialog = document.getElementById("key");
 let asking = null;
+dialog.querySelector("button[type=button]").onclick = () => dialog.close("");
 
 function askForKey() {
   asking ??= new Promise((resolve) => {

@@ -112,7 +112,7 @@ export class Panel {
     const buttons = this.findAll(".drop button");
     const label = this.find(".example").textContent;
     for (const button of buttons) button.disabled = true;
-    this.find(".example").textContent = "Making the example";
+    this.find(".example").textContent = "Making it";
     try {
       await onExample();
     } finally {
