@@ -171,7 +171,11 @@ def _make_case(edge_mm: float) -> dict[str, bytes]:
         storage = open_storage(Path(folder))
         (case_id,) = write_phantoms(storage, num_cases=1, seed=_SEED, shape=(x, y, z), spacing_mm=edge_mm)
         files = sorted(Path(folder, case_id).iterdir())
-        return {f"{case_id}/{file.name}": file.read_bytes() for file in files if "_seg." not in file.name}
+        return {
+            f"phantom/phantom{file.name.removeprefix(case_id)}": file.read_bytes()
+            for file in files
+            if "_seg." not in file.name
+        }
 
 
 def _coarse_slice(nifti: bytes, scale: float) -> bytes:

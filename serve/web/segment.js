@@ -153,9 +153,9 @@ export function openSegmentation(root, models) {
 
   async function showImages(chosen, parts, report) {
     const canvas = panel.find("canvas"), still = panel.find(".still");
-    const tools = [panel.find(".tools"), panel.find(".sliders"), canvas];
+    const tools = [panel.find(".tools"), panel.find(".below"), panel.find(".sliders"), canvas];
     const sliders = [...panel.findAll(".sliders input")];
-    const { Viewer, HEAT } = await import("./viewer.js");
+    const { HEAT, LEAST, Viewer } = await import("./viewer.js");
     try {
       viewer ??= await Viewer.open(canvas, (place) => onMove(place));
     } catch (error) {
@@ -212,7 +212,7 @@ export function openSegmentation(root, models) {
       } else if (now.overlay !== "none") {
         const bar = make("span", { className: "heat" });
         bar.style.background = `linear-gradient(90deg, ${HEAT.map(([at, r, g, b]) => `rgb(${r} ${g} ${b}) ${Math.round(at / 2.55)}%`).join(", ")})`;
-        legend.replaceChildren(make("span", { className: "key" }, `Probability of ${REGIONS[now.overlay].toLowerCase()}: 0`, bar, "1"));
+        legend.replaceChildren(make("span", { className: "key" }, `Probability of ${REGIONS[now.overlay].toLowerCase()}: ${LEAST}`, bar, "1"));
       } else legend.replaceChildren();
     }
 
