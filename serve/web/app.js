@@ -1,6 +1,6 @@
 // The page: which task is shown, how the server stands, and its models.
 
-import { Refusal, getJson, keepKey, onKeyNeeded } from "./api.js";
+import { Refusal, capitalise, getJson, keepKey, onKeyNeeded } from "./api.js";
 import { make } from "./panel.js";
 import { openSegmentation } from "./segment.js";
 import { openSuperResolution } from "./superres.js";
@@ -64,8 +64,8 @@ async function look() {
   try {
     const { state: readiness, detail, superres } = await getJson("readyz");
     document.querySelector("nav a[href='#superresolve']").hidden = superres === undefined;
-    await readModels();
-    state.title = detail ?? "";
+    await readModels(detail);
+    state.title = detail;
     if (readiness === "ready") setState("ready", "Ready");
     else setState("wait", readiness === "loading" ? "Loading the model" : "Waiting for a model");
     return readiness === "ready" ? CALM_MS : BUSY_MS;
@@ -81,7 +81,7 @@ async function look() {
   }
 }
 
-async function readModels() {
+async function readModels(detail) {
   const { models: served = [] } = await getJson("v1/models");
   for (const task of Object.keys(models)) delete models[task];
   for (const model of served) models[model.task] = model;
@@ -92,7 +92,7 @@ async function readModels() {
     takes: (model.modalities ?? []).join(", "),
     "voxels, mm": (model.spacing_mm ?? []).map((mm) => mm.toFixed(2).replace(/\.?0+$/, "")).join(" × "),
   }).map(([term, value]) => make("div", {}, make("dt", {}, term), make("dd", {}, value)))));
-  document.getElementById("models").replaceChildren(...(cards.length ? cards : [make("p", {}, "None is loaded yet.")]));
+  document.getElementById("models").replaceChildren(...(cards.length ? cards : [make("p", {}, `${capitalise(detail)}.`)]));
 }
 
 let timer = 0;

@@ -196,6 +196,15 @@ def test_before_any_champion(endpoint: Endpoint) -> None:
     assert requests.get(f"{endpoint.url}/healthz", timeout=30).json() == {"status": "ok"}
 
 
+def test_the_page_is_carried_to_the_cluster(endpoint: Endpoint, repo: Path) -> None:
+    web = repo / "serve" / "web"
+    page = requests.get(endpoint.url, headers={"Accept": "text/html"}, timeout=30)
+    assert page.content == (web / "index.html").read_bytes()
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name in ("app.js", "niivue.umd.js"):
+        assert requests.get(f"{endpoint.url}/web/{name}", timeout=30).content == (web / name).read_bytes()
+
+
 def test_a_promotion_is_served_without_a_restart(
     endpoint: Endpoint,
     promote: Callable[[int], str],
