@@ -84,6 +84,7 @@ def make_gateway(
     lifespan: Lifespan[FastAPI] | None = None,
     recorder: Recorder | None = None,
     launcher: Launcher | None = None,
+    sends_id: bool = True,
 ) -> FastAPI:
     """The application that clients see: keys, limits, the routes of every task, and the endpoint's own.
 
@@ -94,6 +95,7 @@ def make_gateway(
         lifespan: of the application.
         recorder: takes the measurements; None for none.
         launcher: of jobs; None for none.
+        sends_id: as of `Observe`.
 
     Raises:
         UsageError: the file of API keys or a root of jobs cannot be used.
@@ -120,12 +122,12 @@ def make_gateway(
     api.include_router(make_job_router(store, launcher, status, next(iter(routes)), settings.max_jobs))
     _add_status(api, status, routes)
     api.include_router(make_page_router(status))
-    _add_middleware(api, settings, recorder or NoRecorder(), routes)
+    _add_middleware(api, settings, recorder or NoRecorder(), routes, sends_id)
     return api
 
 
 def _add_middleware(
-    api: FastAPI, settings: Settings, recorder: Recorder, routes: Mapping[str, Routes]
+    api: FastAPI, settings: Settings, recorder: Recorder, routes: Mapping[str, Routes], sends_id: bool
 ) -> None:
     """Put what every request passes around an application, the innermost first."""
     paths = {route.path: task for task, made in routes.items() for route in made.router.routes}  # type: ignore[attr-defined]
@@ -134,7 +136,7 @@ def _add_middleware(
     )
     if settings.api_keys is not None:
         api.add_middleware(RequireKey, keys=KeyFile(settings.api_keys))
-    api.add_middleware(Observe, recorder=recorder, tasks=paths)
+    api.add_middleware(Observe, recorder=recorder, tasks=paths, sends_id=sends_id)
     if settings.allowed_origins:
         api.add_middleware(
             CORSMiddleware,

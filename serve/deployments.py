@@ -53,7 +53,9 @@ class Gateway:
         forwards = {task: make_forward(model, self.settings.timeout_s) for task, model in self.models.items()}
         status = RemoteStatus(self.champions)
         launcher = RayLauncher(self.settings.job_roots, self.settings.tracking_uri)
-        return make_gateway(self.settings, status, forwards, recorder=RayRecorder(), launcher=launcher)
+        return make_gateway(
+            self.settings, status, forwards, recorder=RayRecorder(), launcher=launcher, sends_id=False
+        )
 
 
 class RemoteStatus:

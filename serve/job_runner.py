@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ class _JobActor:
 
     def __init__(self, roots: Sequence[str], tracking_uri: str | None, root: str, job_id: str) -> None:
         log_to_stderr()
+        # Their lines name cases, which may be patients; the job's state has the names.
+        logging.getLogger("glioray.engine").setLevel(logging.ERROR)
         self.args = JobStore(roots), root, job_id, tracking_uri
         # An actor that is started again begins here, and nobody else would call it.
         ray.get_runtime_context().current_actor.run.remote()

@@ -36,17 +36,20 @@ class Observe:
         app: behind it.
         recorder: takes the measurements.
         tasks: path of a task's route -> the task.
+        sends_id: put the id on the answer; Serve's proxy does so itself.
     """
 
-    def __init__(self, app: ASGIApp, recorder: Recorder, tasks: Mapping[str, str]) -> None:
-        self.app, self.recorder, self.tasks = app, recorder, tasks
+    def __init__(
+        self, app: ASGIApp, recorder: Recorder, tasks: Mapping[str, str], sends_id: bool = True
+    ) -> None:
+        self.app, self.recorder, self.tasks, self.sends_id = app, recorder, tasks, sends_id
         self.in_flight: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self.sends_id)
         task = self.tasks.get(exchange.path, "")
         self._add_in_flight(task, 1)
         token = request_id.set(exchange.id)
@@ -89,8 +92,8 @@ class Observe:
 class _Exchange:
     """A request and its answer as they pass."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.source, self.target = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, sends_id: bool) -> None:
+        self.scope, self.source, self.target, self.sends_id = scope, receive, send, sends_id
         self.path = scope["path"].removeprefix(scope.get("root_path", ""))
         self.id = _take_id(scope)
         self.began_s = time.monotonic()
@@ -108,7 +111,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status, self.answer_s = message["status"], time.monotonic()
             others = [header for header in message.get("headers", ()) if header[0].lower() != _ID]
-            message["headers"] = [*others, (_ID, self.id.encode())]
+            message["headers"] = [*others, (_ID, self.id.encode())] if self.sends_id else others
         await self.target(message)
 
 

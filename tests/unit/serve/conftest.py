@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,6 +142,15 @@ def client(make_client: Callable[..., TestClient]) -> Iterator[TestClient]:
     """A client of an endpoint."""
     with make_client() as client:
         yield client
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What glioray logs, each line once."""
+    logger = logging.getLogger("glioray")
+    # Where a test before has ended its propagation, pytest listens to the logger itself.
+    monkeypatch.setattr(logger, "propagate", caplog.handler not in logger.handlers)
+    return caplog
 
 
 @pytest.fixture(scope="session")

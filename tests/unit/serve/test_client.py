@@ -385,7 +385,7 @@ def test_a_key_goes_with_each_request(
     tmp_path: Path,
     files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture,
 ) -> None:
     key = "glioray_secret"
     write_keys(str(tmp_path / "keys.json"), {"pipeline": ApiKey(sha256=hash_key(key))})
@@ -400,10 +400,9 @@ def test_a_key_goes_with_each_request(
     monkeypatch.setenv("GLIORAY_API_KEY", f"{key}\n")
     with Client(url) as client:
         assert client.models()
-    monkeypatch.setattr(logging.getLogger("glioray"), "propagate", True)
-    caplog.set_level(logging.WARNING, "glioray")
+    log.set_level(logging.WARNING, "glioray")
     Client("http://far.example.org")
-    assert caplog.messages == ["the API key goes to far.example.org unencrypted; use https"]
+    assert log.messages == ["the API key goes to far.example.org unencrypted; use https"]
     with pytest.raises(UsageError, match="has characters that no key has") as refused:
         Client(url, api_key="clé")
     assert "clé" not in str(refused.value)
@@ -417,15 +416,14 @@ def test_every_case_of_a_folder(
     files: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture,
 ) -> None:
     cases = [f"BraTS-GLI-{number:05}-000" for number in range(4)]
     for case_id in cases[:2]:
         make_folder(case_id)
     make_folder(cases[2], t1=b"damaged")
     (make_folder(cases[3]) / f"{cases[3]}-t2w.nii.gz").unlink()
-    monkeypatch.setattr(logging.getLogger("glioray"), "propagate", True)
-    caplog.set_level(logging.INFO, "glioray")
+    log.set_level(logging.INFO, "glioray")
     out = tmp_path / "out"
 
     def run(**options: Any) -> Any:
@@ -448,11 +446,11 @@ def test_every_case_of_a_folder(
     with Client(url) as client:
         expected = client.segment(files).data
     assert {path.read_bytes() for path in out.iterdir()} == {expected}
-    assert sum(line.startswith("segmenting 3 cases: ") for line in caplog.messages) == 3
-    caplog.clear()
+    assert sum(line.startswith("segmenting 3 cases: ") for line in log.messages) == 3
+    log.clear()
     assert run(skip_existing=True) == result
-    assert "2 of 3 cases have their answer already" in caplog.messages
-    assert sum(line.startswith("segmenting 1 case: done") for line in caplog.messages) == 1
+    assert "2 of 3 cases have their answer already" in log.messages
+    assert sum(line.startswith("segmenting 1 case: done") for line in log.messages) == 1
     reports = run(output="report").files
     assert Path(reports[cases[0]]).name == f"{cases[0]}_report.json"
     with pytest.raises(UsageError, match="concurrency is 0"):

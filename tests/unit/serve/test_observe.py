@@ -42,12 +42,11 @@ class _Recorder:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+def log(log: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What the endpoint logs."""
-    monkeypatch.setattr(logging.getLogger("glioray"), "propagate", True)
-    caplog.set_level(logging.WARNING, "glioray.engine")
-    caplog.set_level(logging.INFO, "glioray.serve")  # and of the handler
-    return caplog
+    log.set_level(logging.WARNING, "glioray.engine")
+    log.set_level(logging.INFO, "glioray.serve")  # and of the handler
+    return log
 
 
 def _wait_for(items: Callable[[], Sequence[Any]], number: int) -> None:
