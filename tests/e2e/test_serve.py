@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import gzip
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,6 +345,135 @@ def test_a_case_is_made_sharper_and_segmented(
     assert mask.shape == shape
     np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
     assert mask.array.any()
+
+
+_KILL = """
+import os, signal, ray
+from ray.util.state import list_actors
+ray.init(log_to_driver=False)
+name = "ServeReplica:glioray:segmentation"
+found = list_actors(filters=[("class_name", "=", name), ("state", "=", "ALIVE")], detail=True)
+for actor in found:
+    os.kill(actor.pid, signal.SIGKILL)
+print(len(found))
+"""
+
+
+@pytest.fixture
+def kill_replicas(_ray_head: services.Service) -> Callable[[], int]:
+    """Kills the processes that segment; returns how many there were."""
+
+    def run() -> int:
+        env = {**os.environ, **_ray_head.env}
+        command = [sys.executable, "-c", _KILL]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLINE_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return int(done.stdout.split()[-1])
+
+    return run
+
+
+def _bad_requests(
+    url: str, phantom: dict[str, bytes]
+) -> list[tuple[str, Callable[[], int | None], set[int | None]]]:
+    """Hostile requests: what they are, how they are sent, and the statuses that may come; None for a broken line."""
+
+    def post(files: Any, **form: str) -> int:
+        return requests.post(f"{url}/v1/segment", files=files, data=form, timeout=DEADLINE_S).status_code
+
+    def raw(text: bytes, *, wait_s: float = 0.0) -> int | None:
+        """Send these bytes and close, or read the status line before."""
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as line:
+            line.sendall(text)
+            if not wait_s:
+                return None
+            line.settimeout(wait_s)
+            try:
+                status = line.recv(64)
+            except TimeoutError:
+                return None
+        return int(status.split()[1]) if status else None
+
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    t1 = phantom["t1"]
+    bomb = gzip.compress(gzip.decompress(t1)[:352] + bytes(50_000_000))
+    slip = io.BytesIO()
+    with zipfile.ZipFile(slip, "w") as archive:
+        archive.writestr("../../case/case_t1.nii.gz", t1)
+    return [
+        ("truncated", lambda: post({**phantom, "t1": t1[: len(t1) // 2]}), {422}),
+        ("no NIfTI", lambda: post({**phantom, "t1": b"\xff\xd8\xff" + bytes(900)}), {422}),
+        ("bomb", lambda: post({**phantom, "t1": bomb}), {422}),
+        ("missing", lambda: post({"t1": t1}), {422}),
+        ("unknown field", lambda: post({**phantom, "t9": t1}), {422}),
+        ("twice", lambda: post([*phantom.items(), ("t1", t1)]), {422}),
+        ("bad labels", lambda: post(phantom, labels="../../etc"), {422}),
+        ("zip slip", lambda: post({"case": slip.getvalue()}), {422}),
+        ("too large", lambda: post({**phantom, "t1": bytes(int(MAX_BODY_MB * 1.2e6))}), {413}),
+        ("no form", lambda: requests.post(f"{url}/v1/segment", data=b"{}", timeout=60).status_code, {415}),
+        ("disconnect", lambda: raw(head + b"Content-Length: 1000\r\n\r\n--x\r\n"), {None}),
+        ("lying length", lambda: raw(head + b"Content-Length: 3\r\n\r\n--x--\r\n", wait_s=30), {400, 422}),
+        ("slow", lambda: raw(head + b"Content-Length: 900\r\n\r\n--x", wait_s=1), {None}),
+    ]  # fmt: skip
+
+
+def test_bad_requests_a_killed_replica_and_a_promotion_at_once(
+    endpoint: Endpoint,
+    promote: Callable[[int], str],
+    phantom: dict[str, bytes],
+    kill_replicas: Callable[[], int],
+) -> None:
+    # More than in the gate by hand: GLIORAY_STORM=500.
+    number = int(os.environ.get("GLIORAY_STORM", "60"))
+    masks = {promote(which): _post(endpoint, phantom).content for which in (1, 0)}
+    bad = _bad_requests(endpoint.url, phantom)
+    begun, counts = threading.Event(), collections.Counter[str]()
+    wrong: list[str] = []
+
+    def good() -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            try:
+                answer = _post(endpoint, phantom)
+            except requests.ConnectionError:
+                counts["broken line"] += 1
+                continue
+            counts[str(answer.status_code)] += 1
+            if answer.status_code in (429, 503):
+                time.sleep(min(1.0, float(answer.headers["Retry-After"])))
+                continue
+            if answer.status_code != 200 or answer.content != masks[answer.headers["X-Glioray-Model"]]:
+                wrong.append(f"{answer.status_code} {answer.text[:200]}")
+            return
+        wrong.append("no answer in time")
+
+    def send(index: int) -> None:
+        if index == number // 3:
+            begun.set()
+        if index % 5:
+            good()
+            return
+        name, request, expected = bad[index // 5 % len(bad)]
+        found = request()
+        counts["bad"] += 1
+        # A full queue, and a replica that is started again, may answer first.
+        if found not in expected | {429, 503}:
+            wrong.append(f"{name}: {found}")
+
+    def disturb() -> None:
+        assert begun.wait(DEADLINE_S)
+        assert kill_replicas() == 1
+        promote(1)
+
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        disturbance = pool.submit(disturb)
+        list(pool.map(send, range(number)))
+        disturbance.result()
+    print(json.dumps({"requests": number, "answers": counts}))
+    assert wrong == []
+    assert counts["200"] == number - counts["bad"]
+    assert _post(endpoint, phantom).headers["X-Glioray-Model"] == next(iter(masks))
 
 
 def test_without_a_cluster_it_serves_until_it_is_told_to_end(
