@@ -30,6 +30,12 @@ window.addEventListener("hashchange", () => {
 });
 showTask();
 
+// Its address would name no task.
+document.querySelector(".skip").onclick = (event) => {
+  event.preventDefault();
+  document.getElementById("main").focus();
+};
+
 // A file that is dropped beside the drop area must not replace the page.
 for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
 

@@ -415,13 +415,19 @@ def test_everything_is_reached_by_the_keyboard(visit: Visit) -> None:
     first = int(output.inner_text().split()[0])
     page.keyboard.press("PageUp")
     expect(output).to_have_text(re.compile(f"^{first + 1} of"))
-    press_until(page, "Tab", page.locator(".sliders input").nth(2), 4)
+    press_until(page, "Tab", page.locator(".sliders input").nth(2), 6)
     page.keyboard.press("ArrowLeft")
     expect(output).to_have_text(re.compile(f"^{first} of"))
     press_until(page, "Tab", page.locator("#segment .downloads a").first, 8)
     with page.expect_download() as found:
         page.keyboard.press("Enter")
     assert found.value.suggested_filename.endswith("_segmentation.nii.gz")
+    press_until(page, "Shift+Tab", page.get_by_role("link", name="Super-resolve"), 40)
+    page.keyboard.press("Enter")
+    press_until(page, "Shift+Tab", page.locator(".skip"), 8)
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    press_until(page, "Tab", page.get_by_role("button", name="Choose a file"), 4)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
