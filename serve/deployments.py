@@ -111,7 +111,9 @@ def make_forward(model: DeploymentHandle[Any], timeout_s: float) -> Forward:
 
 def make_application(settings: Settings) -> serve.Application:
     """The deployments with their settings and resources, bound."""
-    champions: Any = serve.deployment(
+    # mypy takes a class with options for a decorator.
+    deploy: Any = serve.deployment
+    champions = deploy(
         Champions,
         name="Champions",
         num_replicas=1,
@@ -123,7 +125,7 @@ def make_application(settings: Settings) -> serve.Application:
     models: dict[str, Any] = {}
     for task in [*images, *(task for task in settings.uris if task not in images)]:
         is_first = task == next(iter(settings.uris))
-        models[task] = serve.deployment(
+        models[task] = deploy(
             ModelReplica,
             name=task,
             num_replicas=None,
@@ -143,7 +145,7 @@ def make_application(settings: Settings) -> serve.Application:
             settings, task, champions, {name: models[name] for name in images} if task not in images else {}
         )
     at_once = _REQUESTS_PER_CASE * settings.max_pending * settings.max_replicas
-    gateway: Any = serve.deployment(
+    gateway = deploy(
         Gateway,
         name="Gateway",
         num_replicas=1,
