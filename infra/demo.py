@@ -66,7 +66,12 @@ def run_demo() -> None:
         services,
         clock,
         tuned["run_id"],
-        {"endpoint": f"{endpoint}/v1/segment", "mask": short(mask), "overlay": short(picture)},
+        {
+            "page": f"{endpoint}/",
+            "endpoint": f"{endpoint}/v1/segment",
+            "mask": short(mask),
+            "overlay": short(picture),
+        },
     )
 
 

@@ -68,7 +68,12 @@ def run_gan_demo() -> None:
         services,
         clock,
         tuned["run_id"],
-        {"endpoint": f"{endpoint}/v1/superresolve", "rates": short(rates), "slice": short(picture)},
+        {
+            "page": f"{endpoint}/",
+            "endpoint": f"{endpoint}/v1/superresolve",
+            "rates": short(rates),
+            "slice": short(picture),
+        },
     )
 
 

@@ -46,7 +46,8 @@ from serve.jobs import JobStore
 from serve.schemas import Settings
 
 APPLICATION = "glioray"
-_START_S, _OTHERS_S = 300, 60
+_START_S, _OTHERS_S = 600, 60
+_FEW_CPUS, _SHARE = 4, 0.25
 _log = logging.getLogger("glioray.serve")
 
 
@@ -71,7 +72,13 @@ class Endpoint(Request):
         "N",
         ge=1,
     )
-    cpus: float = as_flag(1.0, "CPUs of a replica, and threads of its network", "N", gt=0)
+    cpus: float | None = as_flag(
+        None,
+        "CPUs of a replica, and threads of its network (default: 1; a quarter where the cluster has fewer than 4, so that "
+        "training has room)",
+        "N",
+        gt=0,
+    )
     gpus: float = as_flag(0.0, "GPUs of a replica", "N", ge=0)
     max_body_mb: float = as_flag(400.0, "largest request in MB", "MB", gt=0)
     timeout_s: float = as_flag(300.0, "seconds for a request's body, and again for its answer", "S", gt=0)
@@ -115,6 +122,8 @@ def main() -> dict[str, Any]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
     connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
+    if endpoint.cpus is None and ray.cluster_resources().get("CPU", 0) < _FEW_CPUS:
+        settings = settings.model_copy(update={"cpus": _SHARE})
     answer = start(settings, endpoint.host, endpoint.port)
     if not on_cluster:
         _stay(answer)
