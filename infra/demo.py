@@ -252,7 +252,8 @@ def _segment(endpoint: str, case_id: str, clock: Clock) -> Path:
             raise ServiceError(f"POST {url} answered {answer.status_code}: {answer.text[:300]}")
     path = OUT / f"{case_id}_mask.nii.gz"
     path.write_bytes(reply.content)
-    clock.note(json.dumps(volumes.json()))
+    report = volumes.json()
+    clock.note(json.dumps({key: report[key] for key in ("model", "volumes_ml", "num_lesions", "notice")}))
     return path
 
 
