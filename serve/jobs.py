@@ -22,7 +22,7 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import declare_conventions
 from glioray.engine.serving import REFUSALS
 from glioray.errors import DataError, GliorayError, StorageError, UsageError
-from glioray.storage import is_local, join_uri, open_storage, printable
+from glioray.storage import is_local, join_uri, open_storage, printable, written_keys
 from glioray.tasks import open_labelling
 from serve.request_queue import RETRY_AFTER
 from serve.status import Status
@@ -265,9 +265,8 @@ def _predict(store: JobStore, root: str, job: Job, tracking_uri: str | None) -> 
     if job.labels is None:
         cases = declare_conventions(storage, cases)
     failed = {problem.case_id or problem.file: str(problem) for problem in problems}
-    target = open_storage(job.out)
-    target.check_writable()
-    there = {info.key for info in target.list()}
+    open_storage(job.out).check_writable()
+    there = written_keys(job.out)
     done = {files.case_id for files in cases if f"{files.case_id}_seg.nii.gz" in there}
     left = [files for files in cases if files.case_id not in done]
     progress = _Progress(store, root, job, len(cases), done, failed)

@@ -34,7 +34,7 @@ from glioray.engine.serving import MODEL_HEADER, WARNING_HEADER
 from glioray.errors import DataError, EndpointError, GliorayError, UsageError
 from glioray.machine import bypass_proxies
 from glioray.progress import log_progress
-from glioray.storage import Storage, join_uri, open_storage, split_uri
+from glioray.storage import Storage, join_uri, open_storage, split_uri, written_keys
 
 if TYPE_CHECKING:
     from glioray.tasks.segmentation.findings import Report
@@ -710,7 +710,7 @@ class _Folder:
         if not cases:
             raise DataError(f"'{storage.uri}' holds no case; {problems[0] if problems else RECOGNISED}")
         keys = {files.case_id: f"{files.case_id}_{_ENDINGS[output]}" for files in cases}
-        there = {info.key for info in target.list()} if skip_existing else set()
+        there = written_keys(target.uri) if skip_existing else set()
         done = {case: join_uri(target.uri, key) for case, key in keys.items() if key in there}
         if done:
             _log.info("%d of %d cases have their answer already", len(done), len(cases))

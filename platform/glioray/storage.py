@@ -201,6 +201,18 @@ def _wrap_os_errors(name: str | Path, action: str) -> Iterator[None]:
         ) from error
 
 
+def written_keys(uri: str) -> set[str]:
+    """The keys below a place that need not have been written to yet.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    storage = open_storage(uri)
+    if isinstance(storage, FileStorage) and not storage.root.exists():
+        return set()
+    return {info.key for info in storage.list()}
+
+
 @contextmanager
 def _open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` if the block ends without an error."""

@@ -22,6 +22,7 @@ from glioray.storage import (
     join_uri,
     open_storage,
     split_uri,
+    written_keys,
 )
 
 ODD_KEYS = ["with space/a b.txt", "größe/Ψ.nii.gz", "plus+sign/100%.bin", "a'quote\".txt", "tilde~/.hidden"]
@@ -67,7 +68,9 @@ class StorageContract:
         storage.check_writable()
         below = open_storage(join_uri(storage.uri, "not/yet #1%20?"))
         below.check_writable()
+        assert written_keys(below.uri) == set()
         below.write("a", b"")
+        assert written_keys(below.uri) == {"a"}
         assert [info.key for info in storage.list()] == ["not/yet #1%20?/a"]
 
     def test_lists_more_than_one_page(self, storage: Storage) -> None:
