@@ -76,7 +76,7 @@ def _served(folder: Path, uri: str, mean: float) -> float:
     watch: ModelWatch[Any] = ModelWatch(uri, tasks.load_task("share").load, poll_s=3600, device="cpu")
     watch.refresh()
     settings = Settings(model=uri, superres=None, models={"share": uri})
-    client = TestClient(make_api(settings, {"segmentation": watch, "share": watch}))
+    client = TestClient(make_api(settings, {"share": watch}))
     answer = client.get("/v1/share", params={"mean": mean})
     assert answer.status_code == 200, answer.text
     return float(answer.text)
