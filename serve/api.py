@@ -207,7 +207,7 @@ def _add_status(api: FastAPI, status: Status, routes: Mapping[str, Routes]) -> N
 
     @api.get("/", response_model=index_type, responses={200: page})
     async def index(request: Request) -> Response:
-        """This endpoint\'s version, state, models and routes; the page for people where HTML is preferred."""
+        """This endpoint's version, state, models and routes; the page for people where HTML is preferred."""
         if prefers(request.headers.get("accept", ""), "text/html", ["application/json"]):
             return read_files()["index.html"].answer(request)
         states = await status.states()

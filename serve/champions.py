@@ -37,7 +37,7 @@ class Choice:
 
 
 class Champions:
-    """Resolves the URI of every task's model: each `poll_s` seconds, and at once when it is asked to.
+    """Resolves the URI of every task's model: each `poll_s` seconds, and at once when a URI changes.
 
     An outage of the registry changes no choice. `user_config` of a Serve config may hold {"models": {task: URI}}: other
     URIs than the settings', followed without a restart of anything.
@@ -62,10 +62,6 @@ class Champions:
                 f"{', '.join(self.settings.uris)}"
             )
         self.uris = {**self.settings.uris, **models}
-        self._poke.set()
-
-    async def look(self) -> None:
-        """Look for other versions now, as after a promotion."""
         self._poke.set()
 
     async def choose(self, task: str, known: str | None = None) -> Choice:

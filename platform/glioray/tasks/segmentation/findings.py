@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from glioray.cases.labels import LABELS, REGION_LABELS
 from glioray.cases.load import Case, brain_mask
+from glioray.engine.precision import MAX_SPACING_RATIO
 from glioray.engine.serving import NOTICE
 
 Region = NDArray[np.bool_]
@@ -20,7 +21,6 @@ Region = NDArray[np.bool_]
 _MAX_LESIONS = 100
 _LOW, _HIGH = 0.25, 0.75
 _BRAIN_ML = (500, 2300)
-_SPACING_RATIO = 1.6
 _TUMOUR_SHARE = 0.4
 _CONNECTED = np.ones((3, 3, 3), bool)
 
@@ -223,7 +223,7 @@ def flag_case(case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float]) 
             f"{brain_ml:.0f} ml are not background; a brain without its skull has {low:g} to {high:g} ml"
         )
     ratios = [own / trained for own, trained in zip(case.spacing_mm, spacing_mm, strict=True)]
-    if not all(1 / _SPACING_RATIO <= ratio <= _SPACING_RATIO for ratio in ratios):
+    if not all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
         own, trained = (" x ".join(f"{mm:.2f}" for mm in edges) for edges in (case.spacing_mm, spacing_mm))
         flags.append(f"voxels of {own} mm, where the model learned from {trained} mm")
     tumour_ml = float((mask > 0).sum()) * voxel_ml(case)
