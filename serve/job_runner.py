@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,16 +49,18 @@ class RayLauncher:
 
 
 class _JobActor:
-    """Carries out one job and ends."""
+    """Carries out one job and ends, also after a restart, which nobody else would notice."""
 
     def __init__(self, roots: Sequence[str], tracking_uri: str | None, root: str, job_id: str) -> None:
         log_to_stderr()
         # Their lines name cases, which may be patients; the job's state has the names.
         logging.getLogger("glioray.engine").setLevel(logging.ERROR)
         self.args = JobStore(roots), root, job_id, tracking_uri
-        # An actor that is started again begins here, and nobody else would call it.
-        ray.get_runtime_context().current_actor.run.remote()
+        # Not a call of the actor's own method: Ray drops it where the actor is still "restarting".
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def run(self) -> None:
-        run_job(*self.args)
-        ray.actor.exit_actor()
+    def _run(self) -> None:
+        try:
+            run_job(*self.args)
+        finally:
+            ray.kill(ray.get_runtime_context().current_actor)
