@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from matplotlib.figure import Figure
-
 from glioray.config import override
 from glioray.engine.descriptions import describe_comparison
-from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.errors import TrainingError
 from glioray.reports.tables import Table
 from glioray.serialization import fingerprint, to_dict
 from glioray.storage import join_uri, open_storage
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from glioray.engine.on_mlflow.runs import RunLogger
     from glioray.engine.run import Fill, RunPlan
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glioray.engine.on_mlflow.client import page_link
 from glioray.engine.space import format_space
 from glioray.reports.tables import Table
 
@@ -50,7 +49,7 @@ def describe_sweep(
         name, _, version = best["model"].removeprefix("models:/").rpartition("/")
         lines += [
             f"Trial [{winner['trial']}]({logger.link(best['run_id'])}), {search.objective} "
-            f"{winner['objective']:.4f}, registered as [{best['model']}]({page_link(f'models/{name}/versions/{version}')}).",
+            f"{winner['objective']:.4f}, registered as [{best['model']}]({logger.version_link(name, version)}).",
         ]
     won = {} if winner is None else winner["settings"]
     searched = [[f"`{name}`", values, won.get(name)] for name, values in format_space(plan.space).items()]

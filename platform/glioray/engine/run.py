@@ -14,26 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import fetch_model, kept_folders, latest_folder
 from glioray.engine.collectives import Ranks, barrier
 from glioray.engine.loop import Report, fit
-from glioray.engine.on_mlflow.card import model_card
-from glioray.engine.on_mlflow.datasets import validation_data
-from glioray.engine.on_mlflow.registry import log_model
-from glioray.engine.on_mlflow.runs import Kind, RunLogger
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
 from glioray.errors import UsageError
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig
 from glioray.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from glioray.engine.on_mlflow.runs import Kind, RunLogger
 
 _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
@@ -183,6 +183,9 @@ def _settings_of(config: Any) -> str:
 
 
 def _open_logger(plan: RunPlan) -> RunLogger:
+    # MLflow takes a second and a half to import, and only the first of a run's ranks needs it.
+    from glioray.engine.on_mlflow.runs import RunLogger
+
     logger = RunLogger.open_run(
         plan.experiment,
         plan.run_name,
@@ -277,6 +280,10 @@ def log_package(
         checkpoint: name of an earlier checkpoint, which is logged under it and without an export: that takes longer
             than all else. None for the run's model.
     """
+    from glioray.engine.on_mlflow.card import model_card
+    from glioray.engine.on_mlflow.datasets import validation_data
+    from glioray.engine.on_mlflow.registry import log_model
+
     export = task.export(package)
     if checkpoint is None:
         for path, value in export.artifacts.items():

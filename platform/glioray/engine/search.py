@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from glioray.config import with_settings
@@ -29,6 +28,8 @@ from glioray.errors import UsageError
 from glioray.storage import join_uri
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from glioray.cases.manifest import Manifest
     from glioray.engine.run import RunPlan
     from glioray.engine.task import Task

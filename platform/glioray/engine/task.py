@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glioray.config import TaskConfig
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from glioray.cases.casefiles import CaseFiles
     from glioray.cases.load import Case
     from glioray.cases.manifest import Manifest

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from glioray.engine.on_mlflow.registry import champion, fetch_package, resolve_version
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import ModelPackage, Task
 from glioray.errors import ModelError, UsageError
@@ -100,6 +99,8 @@ def open_package(uri: str, folder: Path, *, tracking_uri: str | None = None) -> 
         ModelError: no such model, or its description cannot be read.
         StorageError: MLflow or the storage cannot be reached.
     """
+    from glioray.engine.on_mlflow.registry import fetch_package
+
     package = fetch_package(uri, folder, tracking_uri=tracking_uri)
     text = (package / SPEC_FILE).read_bytes()
     try:
@@ -141,6 +142,8 @@ def open_segmenter(
         UsageError: a segmenter is given to evaluate a model that labels voxels itself.
         ModelError: as `open_labelling`.
     """
+    from glioray.engine.on_mlflow.registry import champion, resolve_version
+
     if package.task.output == "labels":
         if uri is not None:
             raise UsageError(

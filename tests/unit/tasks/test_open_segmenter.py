@@ -47,9 +47,16 @@ def test_by_default_the_champion_labels(
     labels: ModelPackage, images: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     champions: dict[str, str] = {}
-    monkeypatch.setattr("glioray.tasks.champion", lambda name, tracking_uri=None: champions.get(name))
-    monkeypatch.setattr("glioray.tasks.resolve_version", lambda uri, tracking_uri=None: uri)
-    monkeypatch.setattr("glioray.tasks.fetch_package", lambda uri, folder, tracking_uri=None: labels.folder)
+    monkeypatch.setattr(
+        "glioray.engine.on_mlflow.registry.champion", lambda name, tracking_uri=None: champions.get(name)
+    )
+    monkeypatch.setattr(
+        "glioray.engine.on_mlflow.registry.resolve_version", lambda uri, tracking_uri=None: uri
+    )
+    monkeypatch.setattr(
+        "glioray.engine.on_mlflow.registry.fetch_package",
+        lambda uri, folder, tracking_uri=None: labels.folder,
+    )
     assert open_segmenter(images, None, tmp_path) is None
     champions["glioray-unet"] = "3"
     found = open_segmenter(images, None, tmp_path)

@@ -31,8 +31,11 @@ def test_an_export_takes_the_slices_that_the_model_is_for(tmp_path: Path, monkey
         def log_json(self, _value: object, _path: str) -> None:
             pass
 
-    monkeypatch.setattr(session, "log_model", lambda _logger, _folder, *model, **_: logged.append(model))
-    monkeypatch.setattr(session, "model_card", lambda *described: "")
+    monkeypatch.setattr(
+        "glioray.engine.on_mlflow.registry.log_model",
+        lambda _logger, _folder, *model, **_: logged.append(model),
+    )
+    monkeypatch.setattr("glioray.engine.on_mlflow.card.model_card", lambda *described: "")
     session.log_package(load_task("segmentation"), Logger(), tmp_path)
     ((net, example),) = logged
     assert example.shape == (1, 4, 96, 160)

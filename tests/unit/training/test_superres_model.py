@@ -48,8 +48,8 @@ def test_plain_mlflow_makes_what_the_resolver_makes(
         logged.append((net, example))
         return "runs:/r/model"
 
-    monkeypatch.setattr(session, "log_model", log_model)
-    monkeypatch.setattr(session, "model_card", lambda *described: "")
+    monkeypatch.setattr("glioray.engine.on_mlflow.registry.log_model", log_model)
+    monkeypatch.setattr("glioray.engine.on_mlflow.card.model_card", lambda *described: "")
     logger: Any = None
     assert session.log_package(load_task("superres"), logger, tmp_path / "package") == "runs:/r/model"
     ((net, example),) = logged

@@ -163,6 +163,10 @@ class RunLogger:
         """The link to a run of the same experiment from another page of MLflow's."""
         return page_link(f"experiments/{self.experiment_id}/runs/{run_id}")
 
+    def version_link(self, name: str, version: str) -> str:
+        """The link to a version of a registered model from another page of MLflow's."""
+        return page_link(f"models/{name}/versions/{version}")
+
     @property
     def _runs_page(self) -> str:
         return f"experiments/{self.experiment_id}/runs"

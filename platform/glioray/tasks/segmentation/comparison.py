@@ -6,10 +6,9 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from glioray.cases.load import Case, load_case
 from glioray.engine.checkpoint import fetch_model
@@ -23,16 +22,8 @@ from glioray.tasks.segmentation.case_metrics import (
     case_slice_sums,
     mean_region_dice,
 )
-from glioray.tasks.segmentation.comparison_figures import (
-    case_by_case_figure,
-    confusion_figure,
-    dice_against_figure,
-    dice_by_region_figure,
-    training_curves_figure,
-)
 from glioray.tasks.segmentation.config import RunConfig
 from glioray.tasks.segmentation.entrants import STUDIES, entrant_config, product_entrants
-from glioray.tasks.segmentation.figures import overlay_figure
 from glioray.tasks.segmentation.metrics import confusion
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.standings import (
@@ -43,6 +34,9 @@ from glioray.tasks.segmentation.standings import (
     value_table,
     winner,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES_FILE = "pictures.npz"
 """In a run's storage: case id -> (3, Y, X) float32 of one slice: image, truth, prediction."""
@@ -145,6 +139,13 @@ class SegmentationComparison:
         self, standings: Sequence[Standing], results: Sequence[RunResult]
     ) -> Iterator[tuple[str, Figure]]:
         """Intervals, cases, curves, confusion matrices, losses, and overlays of each entrant."""
+        from glioray.tasks.segmentation.comparison_figures import (
+            case_by_case_figure,
+            dice_against_figure,
+            dice_by_region_figure,
+            training_curves_figure,
+        )
+
         rows = [
             (row.label, {name: (e.mean, e.low, e.high) for name, e in row.dice.items()})
             for row in standings
@@ -196,6 +197,8 @@ def mean_dice(cases: Mapping[str, Any]) -> float:
 
 def overlays_figure(standing: Standing, results: Sequence[RunResult]) -> Figure | None:
     """Draw an entrant's two best and two worst cases: image, truth and prediction; None where it has no case."""
+    from glioray.tasks.segmentation.figures import overlay_figure
+
     order = sorted(standing.case_dice, key=lambda case_id: -standing.case_dice[case_id])
     chosen = list(dict.fromkeys([*order[:2], *order[-2:]]))
     pictures, titles = [], []
@@ -217,6 +220,8 @@ def overlays_figure(standing: Standing, results: Sequence[RunResult]) -> Figure 
 
 
 def _confusion(complete: Mapping[str, Sequence[RunResult]]) -> Figure:
+    from glioray.tasks.segmentation.comparison_figures import confusion_figure
+
     tables = [
         (label, np.sum([case["confusion"] for result in own for case in result["cases"].values()], axis=0))
         for label, own in list(complete.items())[:_NUM_MATRICES]

@@ -7,9 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import load_case
@@ -21,11 +19,13 @@ from glioray.errors import DataError
 from glioray.reports.case_metrics import CaseMetrics, mean_metrics, metric_intervals, metrics_csv
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.case_metrics import case_metrics, case_slice_sums
-from glioray.tasks.segmentation.evaluation_figures import extremes_figure, sketch_case
 from glioray.tasks.segmentation.evaluation_page import evaluation_markdown
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.slicewise import SliceSums, slicewise_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _OVERLAYS = "overlays.png"
 
@@ -53,6 +53,8 @@ def evaluate_segmentation(
         "cases": cases,
         "failed": failed,
     }
+    from glioray.tasks.segmentation.evaluation_figures import extremes_figure
+
     page = evaluation_markdown(
         cases,
         patients,
@@ -118,6 +120,8 @@ def _map_cases(
 
 
 def _evaluate(data: str, rule: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
+    from glioray.tasks.segmentation.evaluation_figures import sketch_case
+
     check_rule(rule, "labels")  # this node may lack what the driver has
     case = load_case(open_storage(data), files)
     prediction = predictor.predict(case)

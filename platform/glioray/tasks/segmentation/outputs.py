@@ -19,7 +19,6 @@ from glioray.cases.nifti import encode_map, encode_mask
 from glioray.config import REGIONS
 from glioray.engine.serving import JSON
 from glioray.reports.html import render
-from glioray.reports.plane_figures import planes_figure
 from glioray.tasks.segmentation.findings import (
     Report,
     find_lesions,
@@ -110,6 +109,8 @@ class Outputs:
     @cached_property
     def overlay(self) -> bytes:
         """A PNG of three planes through the tumour's largest sections, with the labels over them."""
+        from glioray.reports.plane_figures import planes_figure
+
         modality = next(
             name for name in ("flair", "t1c", *self.case.modalities) if name in self.case.modalities
         )

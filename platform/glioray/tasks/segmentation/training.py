@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from glioray.cases.manifest import CaseEntry
 from glioray.config import REGIONS
@@ -20,10 +20,12 @@ from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import SliceFeed
 from glioray.tasks.segmentation.balance import balance_classes
 from glioray.tasks.segmentation.config import RunConfig
-from glioray.tasks.segmentation.figures import learning_curves, overlay_figure
 from glioray.tasks.segmentation.learner import SegmentationLearner
 from glioray.tasks.segmentation.package import ModelSpec
 from glioray.tasks.segmentation.slice_validation import HeldOutSlices
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def prepare_segmentation(
@@ -44,13 +46,18 @@ def prepare_segmentation(
         judged = _held_out(feed, config, ranks)
     learner = make(config, _first_spec(plan), judged, ranks, device, known)
 
+    # matplotlib is imported where something is drawn: half a second of each process, most of which draw nothing.
     def draw(history: History) -> dict[str, Figure]:
+        from glioray.tasks.segmentation.figures import learning_curves
+
         return {"learning_curves.png": learning_curves(history)}
 
     def draw_overlays() -> dict[str, Figure]:
         pictures = learner.pictures
         if not pictures:
             return {}
+        from glioray.tasks.segmentation.figures import overlay_figure
+
         overlays = overlay_figure(
             np.stack([p.image for p in pictures]),
             np.stack([p.truth for p in pictures]),

@@ -6,11 +6,10 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from glioray.config import with_settings
 from glioray.engine.checkpoint import fetch_model
@@ -22,7 +21,6 @@ from glioray.reports.tables import Table
 from glioray.slices.cache import SliceCache
 from glioray.storage import Storage, open_storage
 from glioray.tasks.superres.collapse import fault_word
-from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, DEAD, GanConfig
 from glioray.tasks.superres.entrants import GOAT_STUDY, gan_entrant_config
 from glioray.tasks.superres.model import SuperResolver
@@ -39,6 +37,9 @@ from glioray.tasks.superres.standings import (
 )
 from glioray.tasks.superres.training import panel_cases, panel_rows
 from glioray.tasks.superres.trials import fault
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PICTURES_FILE = "pictures.npz"
 """In a run's storage: some images of the panel, as "0/lr", "0/bicubic", "0/sr", "0/hr", "1/lr" and so on."""
@@ -120,6 +121,8 @@ class SuperResComparison:
         self, standings: Sequence[Standing], results: Sequence[RunResult]
     ) -> Iterator[tuple[str, Figure]]:
         """Convergence, and every kept image by each entrant's first run that has a model."""
+        from glioray.tasks.superres.comparison_figures import comparison_panel, convergence_figure
+
         own: dict[str, list[RunResult]] = {}
         for result in _with_model(results):
             own.setdefault(result["label"], []).append(result)

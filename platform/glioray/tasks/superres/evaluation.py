@@ -27,10 +27,10 @@ from glioray.tasks.superres.case_metrics import VIEWS, check_segmenter, evaluate
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.evaluation_page import superres_markdown
 from glioray.tasks.superres.features import judge_extractor
-from glioray.tasks.superres.figures import PanelRow, panel_figure
 from glioray.tasks.superres.lpips import Lpips
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import parse_superres
+from glioray.tasks.superres.panel import PanelRow
 
 _MODEL, _SEGMENTER = "model", "segmenter"
 
@@ -142,6 +142,8 @@ def _load_models(judge: GanConfig, labelling: Task | None, folders: Mapping[str,
 
 
 def _evaluate(data: str, models: Models, files: CaseFiles) -> dict[str, Any]:
+    from glioray.tasks.superres.figures import panel_figure
+
     resolver, segmenter, lpips = models
     found = evaluate_case(resolver, load_case(open_storage(data), files), segmenter=segmenter, lpips=lpips)
     picture = io.BytesIO()

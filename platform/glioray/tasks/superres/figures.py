@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.ticker import NullFormatter
 from glioray.reports.axes import finish, is_finite, series
 from glioray.reports.images import show_image
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
+from glioray.tasks.superres.panel import PanelRow
 
 COMPONENT_COLOURS = dict(
     zip(
@@ -24,27 +24,6 @@ COMPONENT_COLOURS = dict(
     )
 )
 _SR, _BICUBIC, _COLLAPSED = "#d1495b", "#5b8def", "#d1495b"
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """One slice (and modality) of a panel, as drawn: row 0 on top.
-
-    Attributes:
-        title: of the row, such as the case, the slice and the modality.
-        lr: (h, w) in [0, 1].
-        bicubic: (H, W), upsampled from `lr`.
-        sr: (H, W), the generator's output; non-finite pixels are drawn magenta.
-        hr: (H, W), the truth.
-        figures: metrics to show, any of "psnr", "lpips" and, for bicubic, "bicubic_psnr", "bicubic_lpips".
-    """
-
-    title: str
-    lr: np.ndarray
-    bicubic: np.ndarray
-    sr: np.ndarray
-    hr: np.ndarray
-    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def panel_figure(rows: Sequence[PanelRow]) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,27 @@ class Panel:
 
     def __len__(self) -> int:
         return len(self.hr)
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One slice (and modality) of a panel, as drawn: row 0 on top.
+
+    Attributes:
+        title: of the row, such as the case, the slice and the modality.
+        lr: (h, w) in [0, 1].
+        bicubic: (H, W), upsampled from `lr`.
+        sr: (H, W), the generator's output; non-finite pixels are drawn magenta.
+        hr: (H, W), the truth.
+        figures: metrics to show, any of "psnr", "lpips" and, for bicubic, "bicubic_psnr", "bicubic_lpips".
+    """
+
+    title: str
+    lr: np.ndarray
+    bicubic: np.ndarray
+    sr: np.ndarray
+    hr: np.ndarray
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def pick_panel(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution
 
 from glioray.cases.manifest import Manifest
@@ -19,7 +18,6 @@ from glioray.engine.space import Space
 from glioray.engine.trials import count_rows, saved_share
 from glioray.errors import DataError
 from glioray.tasks.superres.config import DEAD, CollapseConfig, GanConfig
-from glioray.tasks.superres.search_figures import rates_figure
 from glioray.tasks.superres.space import (
     RATIO,
     SHARES,
@@ -30,6 +28,9 @@ from glioray.tasks.superres.space import (
     warm_shares,
 )
 from glioray.tasks.superres.trials import WORST, is_healthy, rates_rows, refine_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _QUALITY, _GAIN = "quality_or_penalty", "gain_or_penalty"
 
@@ -159,6 +160,8 @@ class SuperResSearch(Search):
         )
 
     def figures(self, rows: Sequence[Row], config: GanConfig) -> Mapping[str, Figure]:
+        from glioray.tasks.superres.search_figures import rates_figure
+
         return {"rates.png": rates_figure(rates_rows(rows, config), threshold=config.collapse.threshold)}
 
     def version_tags(self, metrics: Mapping[str, float]) -> dict[str, str]:

@@ -6,17 +6,16 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from glioray.cases.manifest import CaseEntry
 from glioray.engine.collectives import Ranks, gather
 from glioray.engine.evaluation import describe_training, seen_patients
 from glioray.engine.feed import load_slices, median_spacing
-from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.run import Fill, RunPlan
 from glioray.engine.task import History, Prepared
 from glioray.errors import DataError, ModelError
@@ -26,13 +25,15 @@ from glioray.tasks import open_labelling
 from glioray.tasks.superres.case_metrics import check_segmenter, dice_by_use, use_summary
 from glioray.tasks.superres.config import GanConfig
 from glioray.tasks.superres.features import build_perceptual, described, judge_extractor, loss_extractor
-from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
 from glioray.tasks.superres.learner import GanLearner, UseJudge
 from glioray.tasks.superres.lpips import Lpips
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.package import SuperResSpec, read_superres
-from glioray.tasks.superres.panel import pick_panel
+from glioray.tasks.superres.panel import PanelRow, pick_panel
 from glioray.tasks.superres.panel_judge import PanelJudge
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +104,16 @@ def prepare_gan(
         config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use
     )
 
+    # matplotlib is imported where something is drawn: half a second of each process, most of which draw nothing.
     def draw(history: History) -> dict[str, Figure]:
+        from glioray.tasks.superres.figures import gan_curves
+
         return {"gan_curves.png": gan_curves(history)}
 
     def draw_panels() -> dict[str, Figure]:
         assert judge is not None, "the first rank judges"
+        from glioray.tasks.superres.figures import panel_figure
+
         return {"panels": panel_figure(panel_rows(judge))}
 
     return Prepared(learner, feed, draw, draw_panels)
@@ -154,6 +160,8 @@ def _row_figures(bicubic: Tensor, sr: Tensor, hr: Tensor) -> dict[str, float]:
 
 def _source(config: GanConfig, tracking_uri: str) -> tuple[dict[str, Tensor], SuperResSpec]:
     """Load the weights to start from, and the spec of their model."""
+    from glioray.engine.on_mlflow.registry import fetch_package
+
     uri = config.pretrain.source
     assert uri is not None
     with tempfile.TemporaryDirectory() as folder:
