@@ -52,6 +52,11 @@ def _net() -> nn.Module:
     return build_net("unet", in_channels=4, out_channels=3, width=4, depth=2).eval()
 
 
+def _log_small(run: RunLogger, package: Path, **settings: Any) -> str:
+    """Log a package beside the smallest of networks: the export of a real one takes longer than all else."""
+    return log_model(run, package, nn.Conv2d(4, 3, 1), torch.zeros(1, 4, 8, 8), **settings)
+
+
 def _package(folder: Path, net: nn.Module, note: str = "a") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), folder / "model.safetensors")
@@ -247,21 +252,44 @@ def test_system_metrics_go_on_where_they_were(experiment: str, client: MlflowCli
     assert "system/system_memory_usage_percentage" in client.get_run(run.run_id).data.metrics
 
 
+class _OwnServer:
+    """A server of this file's own, which a test may stop and start again at its address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._service = folder, services.start_mlflow(folder)
+        self.address, self._is_up = self._service.address, True
+
+    def stop(self) -> None:
+        self._service.stop()
+        self._is_up = False
+
+    def start(self) -> None:
+        if not self._is_up:
+            self._service = services.start_mlflow(self._folder, port=int(self.address.rpartition(":")[2]))
+            self._is_up = True
+
+
+@pytest.fixture(scope="module")
+def _own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_OwnServer]:
+    server = _OwnServer(tmp_path_factory.mktemp("own") / "server")
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[list[services.Service]]:
-    """A server of the test's own, in a list so that the test may put its successor there."""
-    servers = [services.start_mlflow(tmp_path / "server")]
-    yield servers
-    servers[-1].stop()
+def own_server(_own_server: _OwnServer) -> _OwnServer:
+    """A server of this file's own, which is up."""
+    _own_server.start()
+    return _own_server
 
 
 def test_a_server_that_goes_and_comes_back_gets_everything_in_order(
-    own_server: list[services.Service], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    own_server: _OwnServer, experiment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    address = own_server[0].address
-    run = RunLogger.open_run("outage", "one", kind="train", tracking_uri=address)
+    address = own_server.address
+    run = RunLogger.open_run(experiment, "one", kind="train", tracking_uri=address)
     run.log_metrics({"loss": 3.0}, step=0)
-    own_server[0].stop()
+    own_server.stop()
     with caplog.at_level(logging.WARNING, logger="glioray"):
         run.log_metrics({"loss": 2.0}, step=1)
         run.log_params({"late": 1})
@@ -273,7 +301,7 @@ def test_a_server_that_goes_and_comes_back_gets_everything_in_order(
         run.log_metrics({"loss": 1.0}, step=2)
     assert caplog.text.count("cannot be reached") == 1
 
-    own_server.append(services.start_mlflow(tmp_path / "server", port=int(address.rpartition(":")[2])))
+    own_server.start()
     run.log_metrics({"loss": 0.5}, step=3)
     client = MlflowClient(address)
     history = client.get_metric_history(run.run_id, "loss")
@@ -286,10 +314,10 @@ def test_a_server_that_goes_and_comes_back_gets_everything_in_order(
 
 
 def test_a_run_that_ends_during_an_outage_says_what_is_lost(
-    own_server: list[services.Service], caplog: pytest.LogCaptureFixture
+    own_server: _OwnServer, experiment: str, caplog: pytest.LogCaptureFixture
 ):
-    run = RunLogger.open_run("outage", "one", kind="train", tracking_uri=own_server[0].address)
-    own_server[0].stop()
+    run = RunLogger.open_run(experiment, "one", kind="train", tracking_uri=own_server.address)
+    own_server.stop()
     run.log_metrics({"loss": 2.0}, step=1)
     with caplog.at_level(logging.WARNING, logger="glioray"):
         run.finish("FAILED", "out of memory")
@@ -336,13 +364,12 @@ def test_the_champion_loads_in_plain_mlflow(experiment: str, tmp_path: Path):
 def test_a_model_is_registered_once_promoted_and_fetched(
     experiment: str, client: MlflowClient, tmp_path: Path
 ):
-    net = _net()
-    package = _package(tmp_path / "p", net)
+    package = _package(tmp_path / "p", _net())
     run = RunLogger.open_run(experiment, "one", kind="train")
     with pytest.raises(ModelError, match="has logged no model"):
         register_model("m", run.run_id, {})
     assert champion("m") is None
-    log_model(run, package, net, torch.zeros(1, 4, 32, 32))
+    _log_small(run, package)
     first = register_model("m", run.run_id, {"recipe": "unet_small", "dice_wt": "0.70"})
     assert register_model("m", run.run_id, {"dice_wt": "0.71"}) == first
     version = client.get_model_version("m", first.rpartition("/")[2])
@@ -373,7 +400,7 @@ def test_a_model_has_metrics_a_card_and_a_place_in_the_models_tab(
     for name, step in (("step-1", 1), ("model", 2)):
         package = _package(tmp_path / name, net, name)
         metrics = {"dice_mean": 0.3 * step}
-        log_model(run, package, net, torch.zeros(1, 4, 32, 32), name=name, step=step, metrics=metrics, **more)
+        _log_small(run, package, name=name, step=step, metrics=metrics, **more)
     models = client.search_logged_models([run.experiment_id], "metrics.dice_mean > 0.2")
     assert {model.name: model.metrics[0].step for model in models} == {"step-1": 1, "model": 2}
     assert {model.model_type for model in models} == {"segmentation"}
@@ -418,11 +445,11 @@ def test_a_model_of_before_there_were_logged_models_is_still_read(
 def test_a_registered_model_never_changes_when_its_run_goes_on(experiment: str, tmp_path: Path):
     net = _net()
     run = RunLogger.open_run(experiment, "one", kind="train")
-    first_uri = log_model(run, _package(tmp_path / "p", net, "first"), net, torch.zeros(1, 4, 32, 32))
+    first_uri = _log_small(run, _package(tmp_path / "p", net, "first"))
     first = register_model("going on", run.run_id, {})
     again = RunLogger.open_run(experiment, "one", kind="train")
-    assert log_model(again, tmp_path / "p", net, torch.zeros(1, 4, 32, 32)) == first_uri
-    second_uri = log_model(again, _package(tmp_path / "p", net, "second"), net, torch.zeros(1, 4, 32, 32))
+    assert _log_small(again, tmp_path / "p") == first_uri
+    second_uri = _log_small(again, _package(tmp_path / "p", net, "second"))
     second = register_model("going on", run.run_id, {})
     assert first != second
     for uri, note in ((first, "first"), (second, "second"), (first_uri, "first"), (second_uri, "second")):
