@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glioray.cases.manifest import Manifest
 from glioray.config import override
-from glioray.engine.run import RunPlan
+from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.run import RunPlan, train_run
 from glioray.slices.cache import CacheConfig
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
@@ -35,3 +40,16 @@ def plan(tmp_path: Path, phantom_index: Manifest, slice_cache: Path, mlflow_serv
         experiment="integration",
         cache=CacheConfig(folder=str(slice_cache)),
     )
+
+
+@pytest.fixture
+def train_here(ray_local: None) -> Callable[..., dict[str, Any]]:
+    """Trains in this process, as the one rank of a run does in a process that Ray starts for it.
+
+    That saves the start of Ray Train's processes. The model is not logged unless `log_model` is true.
+    """
+
+    def train(plan: RunPlan, *, log_model: bool = False) -> dict[str, Any]:
+        return train_run(dataclasses.replace(plan, num_threads=1, log_model=log_model), Ranks(), fill_cache)
+
+    return train
