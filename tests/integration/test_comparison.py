@@ -1,4 +1,4 @@
-"""A comparison on Ray: concurrent runs, one that diverges, and a resumed comparison with a further entrant."""
+"""A comparison on Ray: concurrent runs, one that diverges, and a resumed comparison with further entrants."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.config import override
-from glioray.engine.comparison import RESULT_FILE, ComparisonPlan
-from glioray.engine.on_ray.compare import run_comparison
+from glioray.engine.comparison import RESULT_FILE, ComparisonPlan, plan_runs
+from glioray.engine.on_mlflow.parent import parent_run
+from glioray.engine.on_ray.compare import execute_run, run_comparison
+from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
-from glioray.storage import open_storage
+from glioray.storage import Storage, open_storage
 from glioray.tasks.segmentation.config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -24,8 +26,27 @@ def comparison(plan: RunPlan, entrants: dict[str, RunConfig]) -> ComparisonPlan:
     return ComparisonPlan(base=base, entrants=entrants, seeds=(0,), num_concurrent=2, budget="2 epochs")
 
 
+def read_results(storage: Storage) -> dict[str, bytes]:
+    """The file of each result that there is, by its key."""
+    return {
+        item.key: storage.read(item.key) for item in storage.list("runs/") if item.key.endswith(RESULT_FILE)
+    }
+
+
 def test_entrants_are_ranked_on_cases_that_they_were_not_trained_on(plan: RunPlan, mlflow_server: str):
+    # A comparison that was interrupted when one entrant had its results: made here, without processes of Ray's.
+    wider = {"wider": override(plan.config, **{"net.options.width": 6})}
+    interrupted = comparison(plan, wider)
+    with parent_run(interrupted.base, "comparison") as logger:
+        for run in plan_runs(interrupted, logger.run_id):
+            execute_run(run, WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1))
+    storage = open_storage(plan.storage)
+    before = read_results(storage)
+    assert len(before) == 2
+
+    # The same name resumes: results stay as they are, only the further entrants run.
     entrants = {
+        **wider,
         "U-Net": plan.config,
         "diverges": override(
             plan.config, **{"optim.lr": 10.0, "optim.grad_clip": 0.0, "net.options.norm": "none"}
@@ -33,53 +54,46 @@ def test_entrants_are_ranked_on_cases_that_they_were_not_trained_on(plan: RunPla
     }
     result = run_comparison(comparison(plan, entrants))
 
-    first, last = result["standings"]
-    assert result["winner"] == first["label"] == "U-Net"
-    assert set(first["case_dice"]) == {entry.case_id for entry in plan.manifest.select("labelled")}
-    assert set(first["dice"]) == {"mean", "wt", "tc", "et"}
-    assert first["num_parameters"] > 0
+    assert result["run_id"] == logger.run_id
+    after = read_results(storage)
+    assert len(after) == 6
+    assert {key: after[key] for key in before} == before
+    results = [json.loads(text) for text in after.values()]
+    assert all(r["history"] for r in results if r["state"] == "complete")
+
+    first, second, last = result["standings"]
+    assert result["winner"] == first["label"]
+    assert {first["label"], second["label"]} == {"U-Net", "wider"}
+    for row in (first, second):
+        assert set(row["case_dice"]) == {entry.case_id for entry in plan.manifest.select("labelled")}
+        assert set(row["dice"]) == {"mean", "wt", "tc", "et"}
+        assert row["num_parameters"] > 0
     assert (last["label"], last["num_failed"]) == ("diverges", 2)
     assert "the run diverged" in last["reason"]
     assert (result["failed"], result["missing"]) == (["diverges"], [])
 
     client = MlflowClient(mlflow_server)
     run = client.get_run(result["run_id"])
-    assert run.data.tags["glioray.winner"] == "U-Net"
+    assert run.data.tags["glioray.winner"] == first["label"]
     assert run.data.metrics["dice_mean"] == pytest.approx(first["dice"]["mean"]["mean"])
     names = {item.path for item in client.list_artifacts(result["run_id"])}
     assert names >= {
         "standings.md", "standings.csv", "plays.json", "dice_by_region.png", "dice_by_time.png", "dice_by_slices.png",
         "dice_by_parameters.png", "cases.png", "confusion.png", "training_curves.png", "overlays",
     }  # fmt: skip
-    (overlay,) = client.list_artifacts(result["run_id"], "overlays")
-    assert overlay.path == "overlays/01-U-Net.png"
+    overlays = [item.path for item in client.list_artifacts(result["run_id"], "overlays")]
+    assert overlays == [f"overlays/01-{first['label']}.png", f"overlays/02-{second['label']}.png"]
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
     )
-    assert sorted(child.info.status for child in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
-    assert open_storage(plan.storage).read("standings.md").decode().startswith("| rank | entrant |")
-
-    # The same name resumes: results stay as they are, only the further entrant runs.
-    storage = open_storage(plan.storage)
-    before = {
-        item.key: storage.read(item.key) for item in storage.list("runs/") if item.key.endswith(RESULT_FILE)
-    }
-    assert len(before) == 4
-    entrants["wider"] = override(plan.config, **{"net.options.width": 6})
-    again = run_comparison(comparison(plan, entrants))
-    assert {row["label"] for row in again["standings"]} == {"U-Net", "diverges", "wider"}
-    assert again["run_id"] == result["run_id"]
-    assert {key: storage.read(key) for key in before} == before
-    results = [
-        json.loads(storage.read(item.key)) for item in storage.list("runs/") if item.key.endswith(RESULT_FILE)
-    ]
-    assert len(results) == 6
-    assert all(r["history"] for r in results if r["state"] == "complete")
+    assert sorted(child.info.status for child in children) == [*["FAILED"] * 2, *["FINISHED"] * 4]
+    assert storage.read("standings.md").decode().startswith("| rank | entrant |")
 
 
 def test_name_of_a_comparison_with_other_settings_is_taken(plan: RunPlan):
-    entrants = {"U-Net": override(plan.config, **{"train.max_epochs": 1, "sample.steps_per_epoch": 2})}
-    run_comparison(comparison(plan, entrants))
+    entrants = {"U-Net": plan.config}
+    with parent_run(comparison(plan, entrants).base, "comparison"):
+        pass
     other = dataclasses.replace(plan, config=override(plan.config, **{"optim.lr": 0.5}))
     with pytest.raises(UsageError, match="exists with other settings"):
         run_comparison(comparison(other, entrants))

@@ -109,14 +109,14 @@ def test_a_front_has_what_is_healthy_and_beaten_by_none(
 ):
     sweep = SweepPlan(
         base=gan_plan,
-        num_trials=3,
-        num_concurrent=3,
+        num_trials=2,
+        num_concurrent=2,
         model_name=tmp_path.name,
         mode="pareto",
         points=(SOUND,),
     )
     answer = run_sweep(sweep)
-    assert len(answer["trials"]) == 3
+    assert len(answer["trials"]) == 2
     healthy = {
         row["trial"]: (row["gain_psnr"], row["quality"]) for row in answer["trials"] if row["objective"] >= -1
     }
