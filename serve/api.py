@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, Union
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, create_model
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from glioray import tasks
@@ -19,7 +21,7 @@ from glioray.engine.serving import MODEL_HEADER, NOTICE, WARNING_HEADER, Enhance
 from glioray.errors import UsageError
 from serve.api_keys import KeyFile, RequireKey
 from serve.endpoint import ForwardingEndpoint, TaskEndpoint
-from serve.forms import explain
+from serve.forms import NO_OBJECT, explain
 from serve.forward import Forward, call_app
 from serve.jobs import JobStore, Launcher, make_job_router
 from serve.limits import BodyLimits
@@ -178,6 +180,13 @@ def _add_refusals(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
         return JSONResponse({"detail": explain(request, error)}, 422)
+
+    @api.exception_handler(StarletteHTTPException)
+    async def refuse_body(request: Request, error: StarletteHTTPException) -> Response:
+        # FastAPI has a sentence that helps nobody for what its JSON parser cannot even begin with.
+        if isinstance(error.__cause__, UnicodeDecodeError | RecursionError):
+            return JSONResponse({"detail": NO_OBJECT}, 422)
+        return await http_exception_handler(request, error)
 
     @api.exception_handler(UsageError)
     async def refuse_usage(_: Request, error: UsageError) -> Response:

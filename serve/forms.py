@@ -16,6 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+NO_OBJECT = "the body is no JSON object; send one with the fields that /openapi.json describes"
 _MAX_PARTS = 16
 _MAX_FIELD_BYTES = 1024
 
@@ -136,7 +137,7 @@ def explain(request: Request, error: RequestValidationError) -> str:
 def _explain_json(kind: str, names: list[str], error: Any) -> str:
     """The first invalid field of a JSON body; a message names no value, which may be long."""
     if kind in ("json_invalid", "model_attributes_type") or not names:
-        return "the body is no JSON object; send one with the fields that /openapi.json describes"
+        return NO_OBJECT
     if kind in ("missing", "extra_forbidden"):
         found = "is missing" if kind == "missing" else "is not known"
         return f"the field '{names[0][:40]}' {found}; send the fields that /openapi.json describes"

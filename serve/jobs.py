@@ -339,7 +339,7 @@ class _Progress:
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    **{status: REFUSALS[status] for status in (422, 429, 503)},
+    **{status: REFUSALS[status] for status in (408, 413, 422, 429, 503)},
     401: {**REFUSALS[422], "description": "no API key, where the endpoint asks for one"},
 }
 _OF_ONE: dict[int | str, dict[str, Any]] = {**_ANSWERS, 404: {**REFUSALS[422], "description": "no such job"}}
