@@ -30,6 +30,7 @@ import ray
 import requests
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayActorError
 
 from glioray.api.places import absolute_uri
 from glioray.api.requests import Names, Request, Texts, Uri, as_flag
@@ -48,6 +49,8 @@ from serve.schemas import Settings
 APPLICATION = "glioray"
 _START_S, _OTHERS_S = 600, 60
 _FEW_CPUS, _SHARE = 4, 0.25
+_SERVE_VARIABLES = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Serve ends a proxy that has not started after three times 5 s, which a busy machine's imports take."""
 _log = logging.getLogger("glioray.serve")
 
 
@@ -121,7 +124,8 @@ def main() -> dict[str, Any]:
     log_to_stderr()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
-    connect(Path(__file__).resolve().parent)  # replicas need this folder beside the package
+    # Replicas need this folder beside the package.
+    connect(Path(__file__).resolve().parent, variables=_SERVE_VARIABLES)
     if endpoint.cpus is None and ray.cluster_resources().get("CPU", 0) < _FEW_CPUS:
         settings = settings.model_copy(update={"cpus": _SHARE})
     answer = start(settings, endpoint.host, endpoint.port)
@@ -164,7 +168,11 @@ def start(settings: Settings, host: str, port: int) -> dict[str, Any]:
         serve.shutdown()
     # Later than the replica's own timeouts, which answer in a sentence.
     options = {"host": host, "port": port, "request_timeout_s": 2 * settings.timeout_s + 10}
-    serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
+    except (RayActorError, TimeoutError):
+        # Serve waits a minute for its proxy and starts another one by itself; `_wait` has more patience.
+        _log.warning("this machine is busy: the endpoint takes longer to start")
     target = serve.RunTarget(make_application(settings), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     state = _wait(endpoint, settings)

@@ -58,11 +58,15 @@ class WorkerResources:
         return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
 
 
-def connect(*modules: Path) -> None:
+def connect(*modules: Path, variables: Mapping[str, str] | None = None) -> None:
     """Join the cluster of RAY_ADDRESS, or start a local Ray.
 
     The package and `modules` (further folders of Python files) are uploaded with the job, so that a cluster need not
     have them installed. Credentials are not: nodes have their own, and Ray's dashboard shows a job's environment.
+
+    Args:
+        modules: folders.
+        variables: of the environment of this driver's processes on the cluster.
 
     Raises:
         UsageError: no cluster answers at the address within seconds, or none that this driver can join; or no local Ray
@@ -75,12 +79,12 @@ def connect(*modules: Path) -> None:
     on_cluster = address != "local"
     # Keep what `ray job submit --runtime-env-json` set: Ray refuses a second value.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    variables = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit()}
+    sent = {**WORKER_ENVIRONMENT, "GLIORAY_GIT_COMMIT": git_commit(), **(variables or {})}
     if os.environ.get(LISTENS):
-        variables[LISTENS] = os.environ[LISTENS]
+        sent[LISTENS] = os.environ[LISTENS]
     given = job.get("env_vars") or {}
     runtime_env: dict[str, Any] = {
-        "env_vars": {name: value for name, value in variables.items() if name not in given}
+        "env_vars": {name: value for name, value in sent.items() if name not in given}
     }
     if "py_modules" not in job:
         runtime_env["py_modules"] = [str(Path(glioray.__file__).parent), *map(str, modules)]
