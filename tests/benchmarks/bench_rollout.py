@@ -49,6 +49,7 @@ import services  # noqa: E402
 
 NAME = "bench-rollout"
 DEADLINE_S = 900
+_SETTLED = 12
 
 
 def main() -> None:
@@ -193,10 +194,9 @@ def roll(
 
 
 def is_settled(answers: list[tuple[float, str]], version: str, begun: float) -> bool:
-    """Whether all answers of the last five seconds are of the version, and there are some."""
-    now = time.monotonic()
-    late = [served for when, served in list(answers) if when > max(begun, now - 5)]
-    return len(late) >= 8 and now - begun > 5 and set(late) == {version}
+    """Whether the last dozen of the answers since then are all of the version."""
+    late = [served for when, served in list(answers) if when > begun][-_SETTLED:]
+    return len(late) == _SETTLED and set(late) == {version}
 
 
 def scale(url: str, files: dict[str, bytes], ray: Any, number: int) -> dict[str, Any]:
