@@ -175,7 +175,7 @@ def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(
 
 
 def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, mlflow_server: str):
-    base = with_settings(dataclasses.replace(plan, kind="sweep"), **{"train.max_epochs": 1})
+    base = with_settings(dataclasses.replace(plan, kind="sweep", log_model=False), **{"train.max_epochs": 1})
     sweep = SweepPlan(
         base=base,
         num_trials=3,
@@ -207,7 +207,8 @@ def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, ml
 
 def test_a_trial_of_several_ranks_goes_through_ray_train(plan: RunPlan):
     base = with_settings(
-        dataclasses.replace(plan, kind="sweep"), **{"train.num_workers": 2, "train.max_epochs": 1}
+        dataclasses.replace(plan, kind="sweep", log_model=False),
+        **{"train.num_workers": 2, "train.max_epochs": 1},
     )
     result = run_sweep(SweepPlan(base=base, num_trials=1, num_concurrent=1, model_name=f"n-{plan.run_name}"))
     assert result["trials"][0]["state"] == "complete"
