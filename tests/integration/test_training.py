@@ -178,22 +178,21 @@ def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, ml
     base = with_settings(dataclasses.replace(plan, kind="sweep", log_model=False), **{"train.max_epochs": 1})
     sweep = SweepPlan(
         base=base,
-        num_trials=3,
-        num_concurrent=3,
+        num_trials=2,
+        num_concurrent=2,
         model_name=f"f-{plan.run_name}",
         mode="pareto",
-        points=({"net.options.depth": 2}, {"net.options.depth": 3, "optim.lr": 1e-3}),
+        points=({"net.options.depth": 2, "optim.lr": 1e-3},),
         custom=parse_space(["none", "net.options.depth=2,3", "optim.lr=log:1e-4:1e-2"]),
     )
     answer = run_sweep(sweep)
-    assert [set(row["settings"]) for row in answer["trials"]] == [{"net.options.depth", "optim.lr"}] * 3
-    assert (answer["summary"]["num_trials"], answer["summary"]["num_complete"]) == (3, 3)
-    costs = {row["settings"]["net.options.depth"]: row["gflops"] for row in answer["trials"]}
-    assert costs[2] < costs[3]
-    # The cheapest is on the front, however it segments, and only one of those as dear as each other.
-    cheapest = next(row["trial"] for row in answer["trials"] if row["gflops"] == costs[2])
-    assert answer["front"][0] == cheapest
-    assert len(answer["front"]) <= 2
+    assert [set(row["settings"]) for row in answer["trials"]] == [{"net.options.depth", "optim.lr"}] * 2
+    assert (answer["summary"]["num_trials"], answer["summary"]["num_complete"]) == (2, 2)
+    cheap, dear = sorted(answer["trials"], key=lambda row: row["settings"]["net.options.depth"])
+    assert cheap["gflops"] < dear["gflops"]
+    # The cheaper one is on the front, however it segments, and the other one only where it segments better.
+    is_better = dear["objective"] > cheap["objective"]
+    assert answer["front"] == [cheap["trial"], *([dear["trial"]] if is_better else [])]
     assert answer["winner"]["trial"] == answer["trials"][0]["trial"]
 
     client = MlflowClient(mlflow_server)
