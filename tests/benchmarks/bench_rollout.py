@@ -16,6 +16,7 @@ import collections
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--poll-s", type=float, default=1.0, help="seconds between two looks at the alias")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
         mlflow = services.start_mlflow(folder / "mlflow")
