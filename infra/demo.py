@@ -213,6 +213,9 @@ def serve(env: Mapping[str, str], champion: str, clock: Clock) -> str:
     port = int(earlier["endpoint"].rpartition(":")[2]) if runs else free_port()
     endpoint = f"http://{LOOPBACK}:{port}"
     command = ["serve/app.py", "--host", LOOPBACK, "--port", str(port)]
+    if env.get("GLIORAY_API_KEYS"):
+        # The keys of another endpoint: this one answers its own machine alone.
+        command.append("--no-keys")
     print(f"    $ python {' '.join(command)}", flush=True)
     with (OUT / "serve.log").open("w") as log:
         app = subprocess.run([sys.executable, *command], cwd=ROOT, env=dict(env), stdout=log, stderr=log)

@@ -21,6 +21,8 @@ _log = logging.getLogger("glioray.serve")
 WAIT_S = 10.0
 """How long a question waits for a change, and about how often a replica reports."""
 _STEP_S = 0.05
+_REPORTS_WAIT = 3
+"""How many times `WAIT_S` a replica is taken to live after its report."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class Champions:
 
     async def report(self, task: str, replica: str, state: ModelState) -> None:
         """Take the state of a replica's model."""
-        self.reports[task][replica] = (time.monotonic(), state)
+        now, known = time.monotonic(), self.reports[task]
+        self.reports[task] = {
+            name: report for name, report in known.items() if now - report[0] < _REPORTS_WAIT * WAIT_S
+        } | {replica: (now, state)}
 
     async def states(self) -> dict[str, ModelState]:
         """The state of every task's model: the best of its replicas'; without any, it is loaded when it is asked for."""
@@ -85,7 +90,7 @@ class Champions:
 
     def _state(self, task: str) -> ModelState:
         reports = sorted(self.reports[task].values(), key=lambda report: -report[0])
-        alive = [state for when, state in reports if time.monotonic() - when < 3 * WAIT_S]
+        alive = [state for when, state in reports if time.monotonic() - when < _REPORTS_WAIT * WAIT_S]
         ready = [state for state in alive if state.state == "ready"]
         if ready or alive:
             return (ready or alive)[0]

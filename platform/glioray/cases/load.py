@@ -79,6 +79,11 @@ class Case:
     full_volume: FullVolume | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel in ml, also of a sheared grid, whose edges are no right angles."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
 
 def load_case(
     storage: Storage,
@@ -390,7 +395,7 @@ def check_tumour_size(case: Case, file: str, brain_voxels: int | None = None) ->
     # Cut to its segmented slices, a case does not show how large its tumour is beside the brain.
     num_brain = brain_voxels or np.count_nonzero(brain_mask(case.images))
     num_tumour = np.count_nonzero(np.isin(case.mask, labels.REGION_LABELS["wt"]))
-    share, tumour_ml = num_tumour / max(num_brain, 1), num_tumour * float(np.prod(case.spacing_mm)) / 1000
+    share, tumour_ml = num_tumour / max(num_brain, 1), num_tumour * case.voxel_ml
     if (share > MAX_TUMOUR_SHARE and case.full_volume is None) or tumour_ml > MAX_TUMOUR_ML:
         found = (
             f"marks {tumour_ml:.0f} ml as tumour, {100 * share:.0f} % of the brain; expected at most "

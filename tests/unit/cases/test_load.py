@@ -54,6 +54,9 @@ def test_a_case_is_in_ras_order_and_in_internal_labels() -> None:
     np.testing.assert_allclose(case.affine, to_canonical(images()[0], AFFINE)[1], rtol=1e-6)
     assert all(stride > 0 for stride in (*case.images.strides, *case.mask.strides))
     np.testing.assert_allclose(case.spacing_mm, np.linalg.norm(case.affine[:3, :3], axis=0))
+    # The grid is sheared, so that the product of the edges is too much.
+    assert case.voxel_ml == pytest.approx(abs(np.linalg.det(AFFINE[:3, :3])) / 1000)
+    assert case.voxel_ml < 0.99 * np.prod(case.spacing_mm) / 1000
 
 
 def test_files_stored_in_different_orders_are_one_case() -> None:

@@ -102,6 +102,10 @@ def test_the_state_is_the_best_of_the_replicas(
     asyncio.run(champions.report("segmentation", "b", ready))
     monkeypatch.setattr(champions_module.time, "monotonic", lambda: later)
     assert state() == ready
+    # Replicas that are gone are forgotten once another one reports.
+    asyncio.run(champions.report("segmentation", "c", broken))
+    assert state() == broken
+    assert champions.reports["segmentation"].keys() == {"c"}
 
 
 class _Handle:

@@ -51,12 +51,11 @@ def case_metrics(case: Case, prediction: NDArray[np.uint8], *, rule: str = "brat
     """
     mask = _mask_of(case)
     table = confusion(mask, prediction)
-    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
     metrics = {}
     for name, labels in reported_regions([table], _known(case)).items():
         truth, found = np.isin(mask, labels), np.isin(prediction, labels)
         lesions = lesionwise_scores(truth, found, case.spacing_mm)
-        volume_ml, true_volume_ml = found.sum() * voxel_ml, truth.sum() * voxel_ml
+        volume_ml, true_volume_ml = found.sum() * case.voxel_ml, truth.sum() * case.voxel_ml
         metrics[name] = {
             **overlap_metrics(table, labels),
             **surface_metrics(truth, found, case.spacing_mm),

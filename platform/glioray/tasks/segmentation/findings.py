@@ -76,11 +76,6 @@ class Report(BaseModel):
     notice: str = NOTICE
 
 
-def voxel_ml(case: Case) -> float:
-    """The volume of a case's voxels in ml."""
-    return abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000
-
-
 def measure_regions(
     mask: NDArray[np.uint8], regions: Sequence[str], num_labels: int, voxel_ml: float
 ) -> tuple[dict[str, float], dict[str, int]]:
@@ -216,7 +211,7 @@ def flag_case(case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float]) 
     """
     flags = list(case.notes)
     brain = brain_mask(case.images)
-    brain_ml = float(brain.sum()) * voxel_ml(case)
+    brain_ml = float(brain.sum()) * case.voxel_ml
     low, high = _BRAIN_ML
     if not low <= brain_ml <= high:
         flags.append(
@@ -226,7 +221,7 @@ def flag_case(case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float]) 
     if not all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
         own, trained = (" x ".join(f"{mm:.2f}" for mm in edges) for edges in (case.spacing_mm, spacing_mm))
         flags.append(f"voxels of {own} mm, where the model learned from {trained} mm")
-    tumour_ml = float((mask > 0).sum()) * voxel_ml(case)
+    tumour_ml = float((mask > 0).sum()) * case.voxel_ml
     if not tumour_ml:
         flags.append("no tumour was found")
     elif tumour_ml > _TUMOUR_SHARE * brain_ml:

@@ -25,7 +25,6 @@ from glioray.tasks.segmentation.findings import (
     flag_case,
     measure_certainty,
     measure_regions,
-    voxel_ml,
 )
 from glioray.tasks.segmentation.package import ModelSpec
 
@@ -86,7 +85,7 @@ class Outputs:
     def report(self) -> Report:
         """The case in numbers."""
         volumes, voxels = measure_regions(
-            self.mask, self.spec.regions, self.spec.out_channels, voxel_ml(self.case)
+            self.mask, self.spec.regions, self.spec.out_channels, self.case.voxel_ml
         )
         found = {
             region: find_lesions(self.mask, region, self.case.affine)
@@ -101,7 +100,7 @@ class Outputs:
             spacing_mm=self.case.spacing_mm,
             lesions=[lesion for lesions, _ in found.values() for lesion in lesions],
             num_lesions={region: number for region, (_, number) in found.items()},
-            certainty=measure_certainty(self.probs, self.mask, voxel_ml(self.case)),
+            certainty=measure_certainty(self.probs, self.mask, self.case.voxel_ml),
             input_digests=content_digests(self.case.images, self.case.modalities),
             flags=flag_case(self.case, self.mask, self.spec.spacing_mm),
         )

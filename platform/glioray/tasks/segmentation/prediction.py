@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.collections import detect_convention
 from glioray.cases.conventions import find_convention
@@ -63,7 +61,7 @@ def predict_case(
     case = load_case(storage, files, with_mask=stated is None)
     convention = find_convention(stated) if stated else case.convention or detect_convention(set(), files)
     probs = predictor.probs(case)
-    mask = from_internal(predictor.decode(probs, float(np.prod(case.spacing_mm)) / 1000), convention)
+    mask = from_internal(predictor.decode(probs, case.voxel_ml), convention)
     target = open_storage(out)
     if with_uncertainty:
         entropy = uncertainty(probs, predictor.spec.config.loss.target, predictor.spec.regions)

@@ -53,7 +53,7 @@ class Predictor:
             ModelError: the case's voxel size is far from that of training.
             CaseError: the case contains no brain.
         """
-        return self.decode(self.probs(case), float(np.prod(case.spacing_mm)) / 1000)
+        return self.decode(self.probs(case), case.voxel_ml)
 
     def probs(self, case: Case) -> NDArray[np.float32]:
         """Predict (C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.

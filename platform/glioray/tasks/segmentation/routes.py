@@ -32,7 +32,7 @@ from glioray.errors import UsageError
 from glioray.serialization import to_dict
 from glioray.slices.volumes import resample, resample_labels
 from glioray.tasks.segmentation.files import choose_convention
-from glioray.tasks.segmentation.findings import Report, voxel_ml
+from glioray.tasks.segmentation.findings import Report
 from glioray.tasks.segmentation.outputs import Outputs
 from glioray.tasks.segmentation.predictor import Predictor
 
@@ -210,7 +210,7 @@ def _segment(
         grid = enhanced.case
         headers |= enhanced.headers
     probs = model.probs(grid)
-    mask = model.decode(probs, voxel_ml(grid))
+    mask = model.decode(probs, grid.voxel_ml)
     regions = model.region_probs(probs) if output != "mask" else {}
     if on_input_grid and enhanced is not None:
         shape = case.images.shape[1:]
