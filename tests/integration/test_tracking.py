@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -277,8 +278,10 @@ def _own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_OwnServer
 
 
 @pytest.fixture
-def own_server(_own_server: _OwnServer) -> _OwnServer:
-    """A server of this file's own, which is up."""
+def own_server(_own_server: _OwnServer, monkeypatch: pytest.MonkeyPatch) -> _OwnServer:
+    """A server of this file's own, which is up; requests that it does not answer are repeated at once."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     _own_server.start()
     return _own_server
 
@@ -314,14 +317,18 @@ def test_a_server_that_goes_and_comes_back_gets_everything_in_order(
 
 
 def test_a_run_that_ends_during_an_outage_says_what_is_lost(
-    own_server: _OwnServer, experiment: str, caplog: pytest.LogCaptureFixture
+    own_server: _OwnServer, experiment: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     run = RunLogger.open_run(experiment, "one", kind="train", tracking_uri=own_server.address)
     own_server.stop()
+    waits: list[float] = []
+    clock = SimpleNamespace(sleep=waits.append, time_ns=time.time_ns)
+    monkeypatch.setattr("glioray.engine.on_mlflow.runs.time", clock)
     run.log_metrics({"loss": 2.0}, step=1)
     with caplog.at_level(logging.WARNING, logger="glioray"):
         run.finish("FAILED", "out of memory")
     assert "ends without what MLflow did not take: 1 metrics; 1 tags" in caplog.text
+    assert 5 <= sum(waits) <= 15, "it gives the server a few seconds to come back"
     assert f"could not end the run {run.run_id} as FAILED" in caplog.text
 
 
