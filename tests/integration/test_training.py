@@ -87,7 +87,7 @@ def test_two_ranks_learn_what_one_rank_learns(
 
 
 def test_a_rank_that_dies_is_replaced_and_the_run_goes_on(plan: RunPlan, mlflow_server: str):
-    plan = with_settings(plan, **{"train.max_epochs": 20, "train.num_validations": 4})
+    plan = with_settings(plan, **{"train.max_epochs": 12, "train.num_validations": 4})
     plan = dataclasses.replace(plan, log_model=False)
     killed: list[int] = []
 
@@ -107,8 +107,8 @@ def test_a_rank_that_dies_is_replaced_and_the_run_goes_on(plan: RunPlan, mlflow_
     result = run_training(plan)
     killer.join()
     assert killed, "no worker was found to kill"
-    assert result["metrics"]["epoch"] == 20
-    assert result["metrics"]["num_slices"] == 20 * 4 * plan.config.train.batch_size
+    assert result["metrics"]["epoch"] == 12
+    assert result["metrics"]["num_slices"] == 12 * 4 * plan.config.train.batch_size
     runs = MlflowClient(mlflow_server).search_runs(
         [MlflowClient(mlflow_server).get_experiment_by_name("integration").experiment_id],
         filter_string=f"attributes.run_name = '{plan.run_name}'",
