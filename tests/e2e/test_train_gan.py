@@ -6,11 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from glioray.engine.checkpoint import fetch_model
+from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.run import RunPlan, train_run
 from glioray.storage import open_storage
 from glioray.tasks.superres.package import read_superres
 
 RunHere = Callable[..., dict[str, Any]]
+
+
+def train_here(plan: RunPlan) -> dict[str, Any]:
+    """The result of `run_training`, without ranks of Ray's: `test_gan_training` has those."""
+    return train_run(plan, Ranks(), fill_cache)
 
 
 def test_runs_that_go_on_from_one_another_and_one_that_collapses(
@@ -24,7 +34,15 @@ def test_runs_that_go_on_from_one_another_and_one_that_collapses(
             "--set", "sample.steps_per_epoch=4", "--set", "generator.options.width=4", *more,
         ]  # fmt: skip
 
-    pixels = run_here("train_gan", *flags("pixels", "--max-epochs", "1", "--set", "pretrain.share=1"))
+    settings = (
+        *("optim_g.lr=0.3", "pretrain.share=0", "train.num_validations=2"),
+        *("collapse.grace=0", "collapse.patience=1"),
+    )
+    ruinous = [flag for setting in settings for flag in ("--set", setting)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glioray.api.train.run_training", train_here)
+        pixels = run_here("train_gan", *flags("pixels", "--max-epochs", "1", "--set", "pretrain.share=1"))
+        ruined = run_here("train_gan", *flags("ruined", "--max-epochs", "2", *ruinous))
     assert pixels["collapse"] == "healthy"
     assert set(pixels) >= {"run_id", "model", "metrics", "num_slices", "slices_per_s", "collapse", "reason"}
     assert pixels["num_slices"] == 4 * 8
@@ -38,12 +56,6 @@ def test_runs_that_go_on_from_one_another_and_one_that_collapses(
     before, after = (made[name][1]["psnr"].state_dict() for name in ("pixels", "game"))
     assert all(bool((before[name] == after[name]).all()) for name in before)
 
-    settings = (
-        *("optim_g.lr=0.3", "pretrain.share=0", "train.num_validations=2"),
-        *("collapse.grace=0", "collapse.patience=1"),
-    )
-    ruinous = [flag for setting in settings for flag in ("--set", setting)]
-    ruined = run_here("train_gan", *flags("ruined", "--max-epochs", "2", *ruinous))
     assert ruined["exit_code"] == 1
     assert ruined["collapse"] == "collapsed"
     assert ruined["stopped"] == f"collapsed: {ruined['reason']} {ruined['metrics']['collapse_score']:.2f}"
