@@ -40,10 +40,10 @@ def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_win
     run_here: RunHere, shared: list[str], tmp_path: Path, mlflow_server: str
 ):
     answer = run_here(
-        "tune_gan", *shared, "--trials", "3", "--concurrent", "3", "--run-name", "sweep", "--point", SOUND,
-        "--name", tmp_path.name,
+        "tune_gan", *shared, "--trials", "2", "--concurrent", "2", "--run-name", "sweep", "--point", SOUND,
+        "--search", "pretrain.share=0,0.5", "--name", tmp_path.name,
     )  # fmt: skip
-    assert len(answer["trials"]) == 3
+    assert len(answer["trials"]) == 2
     (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.1]
     assert bad["state"] == "collapsed"
     assert bad["reason"].startswith("collapsed: ")
@@ -71,9 +71,9 @@ def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_win
     )
     stopped = {run.info.run_name: run.data.tags.get("glioray.stopped", "") for run in children}
     assert stopped[f"sweep/{bad['trial']}"] == bad["reason"]
-    # All trials began with one of two states of one generator, which was trained once.
+    # All trials began with one generator, which was trained once.
     storage = open_storage(tmp_path / "runs" / "sweep")
-    assert {"sweep/pretrain-20", "sweep/pretrain-50"} <= set(stopped)
+    assert "sweep/pretrain-50" in stopped
     for row in answer["trials"]:
         folder = json.loads(storage.read(f"trials/{row['trial']}/latest.json"))["checkpoint"]
         spec = parse_superres(storage.read(f"trials/{row['trial']}/{folder}/model.json"))

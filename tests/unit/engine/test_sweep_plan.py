@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
+from glioray.engine.on_ray import search
+from glioray.engine.on_ray.train import RESULT_FILE
 from glioray.engine.run import RunPlan
 from glioray.engine.search import MODES, SweepPlan, check_sweep, complete_point, recipe_point
 from glioray.engine.space import parse_space
 from glioray.errors import UsageError
+from glioray.storage import open_storage
 from glioray.tasks import load_task
 from glioray.tasks.segmentation.recipes import build_recipe
 from glioray.tasks.superres.recipes import build_gan_recipe
@@ -52,6 +57,29 @@ def test_the_minutes_of_a_search_are_those_of_all_its_trials_and_their_pretraini
     )
     assert pretrained == pytest.approx(0.0 if source else 0.5 * each)
     assert pretrained + math.ceil(num_trials / num_concurrent) * each == pytest.approx(60)
+
+
+def test_each_warm_start_continues_the_one_before_and_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained: list[RunPlan] = []
+
+    def train(run: RunPlan, **options: Any) -> None:
+        trained.append(run)
+        open_storage(run.storage).write(RESULT_FILE, b"{}")
+
+    monkeypatch.setattr(search, "run_training", train)
+    monkeypatch.setattr(search, "worker_resources", lambda num_workers: None)
+    plan = sweep(with_settings(build_gan_recipe("mri_tiny"), {"train.max_epochs": 10}), 2, 2)
+    plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, storage=str(tmp_path)))
+    for _ in range(2):
+        search._train_warm_starts(plan, "parent")
+    first, second = trained
+    assert [run.run_name for run in trained] == ["sweep/pretrain-20", "sweep/pretrain-50"]
+    assert [run.parent_run_id for run in trained] == ["parent", "parent"]
+    assert [run.storage for run in trained] == [plan.source(0.2), plan.source(0.5)]
+    assert (first.config.pretrain.source, second.config.pretrain.source) == (None, first.storage)
+    assert [run.config.train.max_epochs for run in trained] == [2, 3]
 
 
 @pytest.mark.parametrize("max_epochs", range(3, 30))
