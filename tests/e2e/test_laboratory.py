@@ -47,7 +47,7 @@ def test_networks_are_compared_joined_judged_and_used(
     contest = [
         "compare", "--data", str(collection / "known"), "--run-name", "cup", "--recipe", "unet_tiny",
         "--set", 'preprocess.modalities=["t1", "t1c", "flair"]', "--nets", "recipe,fcn:width=4,fc=false",
-        "--slices-each", "32", "--folds", "2",
+        "--slices-each", "32", "--folds", "2", "--concurrent", "1",
     ]  # fmt: skip
     ranked, log = run(*contest)
     assert "4 of 4 cases have a mask of the whole tumour only" in log
