@@ -16,21 +16,17 @@ import collections
 import contextlib
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
 import torch
-from measure import PLATFORM
+from serving import DEADLINE_S, ROOT, running, services, serving, wait_for
 
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
@@ -38,18 +34,11 @@ from glioray.cases.phantom import write_phantoms
 from glioray.engine.on_mlflow.registry import log_model, register_model, set_champion
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.serving import MODEL_HEADER
-from glioray.machine import free_port
 from glioray.storage import open_storage
 from glioray.tasks.segmentation.package import ModelSpec, write_package
 from glioray.tasks.segmentation.recipes import unet_tiny
 
-ROOT = PLATFORM.parent
-sys.path.append(str(ROOT / "infra"))
-
-import services  # noqa: E402
-
 NAME = "bench-rollout"
-DEADLINE_S = 900
 _SETTLED = 12
 
 
@@ -62,21 +51,19 @@ def main() -> None:
     parser.add_argument("--poll-s", type=float, default=1.0, help="seconds between two looks at the alias")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
-        mlflow = services.start_mlflow(folder / "mlflow")
-        stack.callback(mlflow.stop)
-        ray = services.start_ray_head(folder / "ray", num_cpus=2, cwd=ROOT)
-        stack.callback(ray.stop)
+        mlflow = stack.enter_context(running(services.start_mlflow(folder / "mlflow")))
+        ray = stack.enter_context(running(services.start_ray_head(folder / "ray", num_cpus=2, cwd=ROOT)))
         env = {**os.environ, **ray.env, **mlflow.env}
+        flags = ("--model", f"models:/{NAME}@champion", "--poll-s", str(args.poll_s))
         versions, files = make_models(folder, mlflow.address)
         promote(versions[0], mlflow.address)
         result: dict[str, Any] = {"cores": os.cpu_count(), "clients": args.clients, "poll_s": args.poll_s}
-        with serving(env, "--replicas", "2", "--poll-s", str(args.poll_s)) as url:
+        with serving(env, *flags, "--replicas", "2") as url:
             result |= roll(url, files, versions, mlflow.address, args.rounds, args.clients)
         if args.scaling:
-            with serving(env, "--replicas", "1", "--max-replicas", "2") as url:
+            with serving(env, *flags, "--replicas", "1", "--max-replicas", "2") as url:
                 result |= scale(url, files, ray, args.clients)
         print(json.dumps(result))
 
@@ -105,32 +92,6 @@ def make_models(folder: Path, address: str) -> tuple[list[str], dict[str, bytes]
 def promote(uri: str, address: str) -> None:
     name, version = uri.removeprefix("models:/").split("/")
     set_champion(name, version, tracking_uri=address)
-
-
-@contextlib.contextmanager
-def serving(env: dict[str, str], *flags: str) -> Iterator[str]:
-    """The address of the endpoint while it runs."""
-    port = free_port()
-    # fmt: off
-    command = [
-        sys.executable, str(ROOT / "serve" / "app.py"), "--model", f"models:/{NAME}@champion", "--superres", "none",
-        "--port", str(port), *flags,
-    ]
-    # fmt: on
-    subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True, timeout=DEADLINE_S)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop = [
-            sys.executable,
-            "-m",
-            "ray.serve.scripts",
-            "shutdown",
-            "-y",
-            "-a",
-            env["RAY_API_SERVER_ADDRESS"],
-        ]
-        subprocess.run(stop, env=env, stdout=subprocess.DEVNULL, check=True, timeout=DEADLINE_S)
 
 
 class Clients:
@@ -230,14 +191,6 @@ def count_replicas(ray: Any) -> int:
     page.raise_for_status()
     deployments = page.json()["applications"]["glioray"]["deployments"]
     return sum(replica["state"] == "RUNNING" for replica in deployments["segmentation"]["replicas"])
-
-
-def wait_for(is_true: Any, otherwise: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not is_true():
-        if time.monotonic() > end:
-            raise SystemExit(otherwise)
-        time.sleep(0.1)
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
