@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -29,8 +30,10 @@ from matplotlib.figure import Figure
 from serving import DEADLINE_S, ROOT, running, services, serving
 
 _SAMPLE_S = 5
-_WORK = ("ServeReplica", "ProxyActor", "ServeController")
-"""What the titles of Serve's processes hold."""
+_TITLE = re.compile(
+    r"^ray::(?:ServeReplica:glioray:)?(segmentation|Gateway|Champions|ProxyActor|ServeController)\b"
+)
+"""Of Serve's processes."""
 
 Series = list[tuple[float, float]]
 """(minute, value) of each measurement."""
@@ -88,11 +91,9 @@ def load(
             minute, used = (time.monotonic() - begun) / 60, dict.fromkeys(["all"], 0.0)
             for process in psutil.Process(pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if any(word in title for word in _WORK):
-                        name = title.removeprefix("ray::").split(".")[0].rpartition(":")[2]
-                        used[name] = process.memory_full_info().uss / 1e6
-                        used["all"] += used[name]
+                    if found := _TITLE.match(" ".join(process.cmdline())):
+                        used[found[1]] = process.memory_full_info().uss / 1e6
+                        used["all"] += used[found[1]]
             for name, value in used.items():
                 memory.setdefault(name, []).append((minute, value))
 
@@ -133,8 +134,10 @@ def draw(latency: Series, memory: dict[str, Series]) -> Figure:
     above.legend(frameon=False)
     for name, series in sorted(memory.items()):
         below.plot(*_columns(series), label=name)
-    below.set(xlabel="minutes", ylabel="MB of its own", ylim=(0, None))
-    below.legend(frameon=False)
+    below.set(
+        xlabel="minutes", ylabel="MB of its own", ylim=(0, 1.4 * max(value for _, value in memory["all"]))
+    )
+    below.legend(frameon=False, ncols=3)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
