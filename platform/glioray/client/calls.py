@@ -1,0 +1,202 @@
+"""What both clients do: requests, waits and new tries, as flows that know no HTTP client."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import httpx
+
+from glioray.cases.casefiles import CaseFiles
+from glioray.client.answers import Segmentation, SuperResolved
+from glioray.client.folder import ENDINGS
+from glioray.client.sources import Source, names_its_files, read_files, read_source
+from glioray.errors import EndpointError, UsageError
+from glioray.machine import bypass_proxies
+from glioray.storage import Storage, join_uri, open_storage
+
+_log = logging.getLogger(__name__)
+
+KEY_VARIABLE = "GLIORAY_API_KEY"
+_CONNECT_S, _READY_S = 10.0, 1.0
+_MAX_BREAKS, _BREAK_S = 5, 0.5
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PROXY_FAULTS = (500, 502, 503, 504)
+
+T = TypeVar("T")
+Step = httpx.Request | float | Callable[[], Any]
+Flow = Generator[Step, Any, T]
+"""Yields requests to send, seconds to wait, and work that may block; so that both clients share what they do. A request
+gives its response, or the exception of a connection that broke."""
+
+
+class Calls:
+    """What both clients do, as flows; arguments as of `Client`."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float, retry_s: float) -> None:
+        self.url = httpx.URL(url.rstrip("/"))
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise UsageError(f"the endpoint's address is '{url}'; expected http://HOST:PORT or https://HOST")
+        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self.headers = {"Accept": "*/*", "User-Agent": "glioray"}
+        key = (api_key or os.environ.get(KEY_VARIABLE) or "").strip()
+        if key:
+            if not key.isascii() or not key.isprintable():
+                raise UsageError(f"the API key, by default {KEY_VARIABLE}, has characters that no key has")
+            self.headers["Authorization"] = f"Bearer {key}"
+            if self.url.scheme == "http" and self.url.host not in _LOOPBACK:
+                _log.warning("the API key goes to %s unencrypted; use https", self.url.host)
+        bypass_proxies()
+
+    def get_models(self) -> Flow[list[dict[str, Any]]]:
+        response = yield from self.exchange("GET", "/v1/models")
+        models: list[dict[str, Any]] = response.json()["models"]
+        return models
+
+    def get_ready(self, wait_s: float) -> Flow[bool]:
+        for last in (*(False for _ in range(int(wait_s / _READY_S))), True):
+            response = yield self._request("GET", "/readyz")
+            if isinstance(response, httpx.Response):
+                if response.is_success:
+                    return True
+                if response.status_code not in _PROXY_FAULTS:
+                    raise self._refusal(response)
+            if not last:
+                yield _READY_S
+        return False
+
+    def segment(
+        self, source: Source, output: str, fields: Mapping[str, Any], case_id: str | None
+    ) -> Flow[Segmentation]:
+        wanted = None if names_its_files(source) else (yield from self.get_modalities("segmentation"))
+        parts = yield partial(read_source, source, case_id, wanted)
+        response = yield from self.exchange("POST", "/v1/segment", parts, {"output": output, **fields})
+        return Segmentation.from_response(response)
+
+    def superresolve(
+        self, source: Source, fields: Mapping[str, Any], case_id: str | None
+    ) -> Flow[SuperResolved]:
+        wanted = None if names_its_files(source) else (yield from self.get_modalities("super-resolution"))
+        parts = yield partial(read_source, source, case_id, wanted)
+        response = yield from self.exchange("POST", "/v1/superresolve", parts, fields)
+        return SuperResolved.from_response(response)
+
+    def segment_into(
+        self,
+        storage: Storage,
+        files: CaseFiles,
+        out: str,
+        output: str,
+        fields: Mapping[str, Any],
+        wanted: Sequence[str] | None,
+    ) -> Flow[str]:
+        parts = yield partial(read_files, storage, files, wanted)
+        response = yield from self.exchange("POST", "/v1/segment", parts, {"output": output, **fields})
+        key = f"{files.case_id}_{ENDINGS[output]}"
+        target = open_storage(out)
+        yield partial(target.write, key, response.content)
+        return join_uri(target.uri, key)
+
+    def get_modalities(self, task: str) -> Flow[tuple[str, ...] | None]:
+        """The modalities that a task's model takes; None where it takes each by itself, or where none is served."""
+        models = yield from self.get_models()
+        for model in models:
+            if model.get("task") == task and model.get("channels") != "each":
+                return tuple(model["modalities"])
+        return None
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        files: Mapping[str, bytes] | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Flow[httpx.Response]:
+        """The response to a request; tries again where the endpoint says when, and where a connection broke.
+
+        Raises:
+            EndpointError: the request was refused, or there is no answer after `retry_s` or several broken connections.
+        """
+        waited_s, num_breaks = 0.0, 0
+        while True:
+            outcome = yield self._request(method, path, files, fields)
+            if isinstance(outcome, httpx.Response) and outcome.is_success:
+                return outcome
+            error, wait_s, is_break = self._judge(outcome)
+            if wait_s is None and is_break and num_breaks < _MAX_BREAKS:
+                wait_s = _BREAK_S * 2**num_breaks
+                num_breaks += 1
+            if wait_s is None or waited_s + wait_s > self.retry_s:
+                raise error
+            _log.info("%s; trying again in %.3g s", error, wait_s)
+            # Those who were refused together do not come back together.
+            yield wait_s * random.uniform(1, 1.2)
+            waited_s += wait_s
+
+    def _judge(
+        self, outcome: httpx.Response | httpx.TransportError
+    ) -> tuple[EndpointError, float | None, bool]:
+        """What went wrong, the seconds to wait that the endpoint states, and whether a connection broke."""
+        if isinstance(outcome, httpx.Response):
+            stated = outcome.headers.get("Retry-After") if outcome.status_code in (429, 503) else None
+            # A proxy before the endpoint, or before a process that died, has no sentence of the endpoint.
+            is_break = outcome.status_code in _PROXY_FAULTS and _detail(outcome) is None
+            return self._refusal(outcome), stated and parse_retry_after(stated), is_break
+        if isinstance(outcome, httpx.TimeoutException) and not isinstance(outcome, httpx.ConnectTimeout):
+            found = f"{self.url} gave no answer for {self.timeout_s:g} s"
+            return EndpointError(f"{found}; try again later"), None, False
+        reason = str(outcome) or type(outcome).__name__
+        advice = "check the address and the endpoint"
+        return EndpointError(f"{self.url} does not answer ({reason}); {advice}"), None, True
+
+    def _refusal(self, response: httpx.Response) -> EndpointError:
+        other = (
+            f"{self.url} answered {response.status_code} {response.reason_phrase}; expected glioray's endpoint, so "
+            "check the address"
+        )
+        detail = _detail(response) or other
+        return EndpointError(detail, response.status_code, response.headers.get("X-Request-Id"))
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        files: Mapping[str, bytes] | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> httpx.Request:
+        # Files go under the names of their fields: their own may name a patient.
+        sent = {name: (name, data, "application/octet-stream") for name, data in (files or {}).items()}
+        return httpx.Request(
+            method,
+            f"{self.url}{path}",
+            headers=self.headers,
+            files=sent or None,
+            data=dict(fields or {}) or None,
+            extensions={"timeout": httpx.Timeout(self.timeout_s, connect=_CONNECT_S).as_dict()},
+        )
+
+
+def _detail(response: httpx.Response) -> str | None:
+    """The endpoint's own sentence in a refusal."""
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return detail if isinstance(detail, str) else None
+
+
+def parse_retry_after(text: str) -> float:
+    """The seconds of a `Retry-After` header, which may be a date; 5 where it is neither."""
+    if re.fullmatch(r"\d{1,9}", text.strip()):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 5.0
