@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -475,29 +474,3 @@ def test_bad_requests_a_killed_replica_and_a_promotion_at_once(
     assert wrong == []
     assert counts["200"] == number - counts["bad"]
     assert _post(endpoint, phantom).headers["X-Glioray-Model"] == next(iter(masks))
-
-
-def test_without_a_cluster_it_serves_until_it_is_told_to_end(
-    repo: Path, versions: dict[str, Path], phantom: dict[str, bytes], tmp_path: Path
-) -> None:
-    port = services.free_port()
-    command = [sys.executable, str(repo / "serve" / "app.py"), "--model", str(next(iter(versions.values())))]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, (tmp_path / "log").read_text()
-            url = json.loads(line)["endpoint"]
-            answer = requests.post(f"{url}/v1/segment", files=phantom, timeout=DEADLINE_S)
-            assert answer.status_code == 200, answer.text
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(DEADLINE_S) == 0
-            assert process.stdout.read() == ""
-        finally:
-            process.kill()
-            process.wait()
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"{url}/healthz", timeout=10)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ from glioray.tasks.segmentation.recipes import unet_tiny
 DEADLINE_S = 240
 
 
+@dataclass
+class Started:
+    """An endpoint's address, a key for it, and its process."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[str]
+
+
 @pytest.fixture
 def root(tmp_path: Path, phantom_data: Path) -> Path:
     """A folder that jobs may use, with two cases in `new`."""
@@ -41,8 +51,8 @@ def root(tmp_path: Path, phantom_data: Path) -> Path:
 
 
 @pytest.fixture
-def url_and_key(repo: Path, root: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """A started endpoint that asks for keys and runs jobs, and a key."""
+def started(repo: Path, root: Path, tmp_path: Path) -> Iterator[Started]:
+    """An endpoint without a cluster that asks for keys and runs jobs."""
     storage = open_storage(root / "new")
     case = load_case(storage, discover_cases(storage)[0][0])
     # Else the endpoint and the job choose a precision, each by its own number of threads.
@@ -65,16 +75,16 @@ def url_and_key(repo: Path, root: Path, tmp_path: Path) -> Iterator[tuple[str, s
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line, (tmp_path / "log").read_text()
-            yield json.loads(line)["endpoint"], json.loads(made.stdout)["key"]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(DEADLINE_S) == 0
+            yield Started(json.loads(line)["endpoint"], json.loads(made.stdout)["key"], process)
         finally:
             process.kill()
             process.wait()
 
 
-def test_a_pipeline_with_a_key(url_and_key: tuple[str, str], root: Path, tmp_path: Path) -> None:
-    url, key = url_and_key
+def test_a_pipeline_with_a_key_until_the_endpoint_is_told_to_end(
+    started: Started, root: Path, tmp_path: Path
+) -> None:
+    url, key = started.url, started.key
     with glioray.Client(url) as stranger:
         assert stranger.ready(60)
         with pytest.raises(EndpointError, match="an API key is needed"):
@@ -107,3 +117,10 @@ def test_a_pipeline_with_a_key(url_and_key: tuple[str, str], root: Path, tmp_pat
     refused = requests.post(f"{url}/v1/jobs", json={"data": os.fspath(tmp_path)}, headers=headers, timeout=30)
     assert refused.status_code == 422
     assert "below" in refused.json()["detail"]
+
+    started.process.send_signal(signal.SIGTERM)
+    assert started.process.wait(DEADLINE_S) == 0
+    assert started.process.stdout is not None
+    assert started.process.stdout.read() == ""
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{url}/healthz", timeout=10)
