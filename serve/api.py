@@ -32,6 +32,7 @@ from serve.request_queue import Places, RequestQueue
 from serve.schemas import NOTICE_HEADER, Health, Index, Readiness, Settings
 from serve.status import LocalStatus, ModelState, Status
 from serve.watch import ModelWatch
+from serve.webhook import make_webhook_router, read_secret
 
 _EXPOSED = (MODEL_HEADER, WARNING_HEADER, NOTICE_HEADER, REQUEST_ID_HEADER)
 
@@ -100,7 +101,7 @@ def make_gateway(
         sends_id: as of `Observe`.
 
     Raises:
-        UsageError: the file of API keys or a root of jobs cannot be used.
+        UsageError: the file of API keys, that of the webhook's secret or a root of jobs cannot be used.
     """
     # The usual pages under /docs load scripts from elsewhere; the description itself needs nobody.
     api = FastAPI(
@@ -122,6 +123,8 @@ def make_gateway(
         api.include_router(task_routes.router)
     store = JobStore(settings.job_roots) if settings.job_roots else None
     api.include_router(make_job_router(store, launcher, status, next(iter(routes)), settings.max_jobs))
+    if settings.webhook_secret is not None:
+        api.include_router(make_webhook_router(read_secret(settings.webhook_secret), status))
     _add_status(api, status, routes)
     api.include_router(make_page_router(status))
     _add_middleware(api, settings, recorder or NoRecorder(), routes, sends_id)

@@ -45,6 +45,7 @@ from serve.api_keys import KEYS_VARIABLE, read_keys
 from serve.deployments import make_application
 from serve.jobs import JobStore
 from serve.schemas import Settings
+from serve.webhook import read_secret
 
 APPLICATION = "glioray"
 _START_S, _OTHERS_S = 600, 60
@@ -88,6 +89,11 @@ class Endpoint(Request):
     poll_s: float = as_flag(15.0, "seconds between two looks at the alias", "S", gt=0)
     api_keys: Uri | None = as_flag(
         None, "file of API keys that keys.py makes: a path or s3:// (default: GLIORAY_API_KEYS)", "FILE"
+    )
+    webhook_secret: Uri | None = as_flag(
+        None,
+        "file of the secret of MLflow's webhook for model_version_alias events, which calls /hooks/registry: a path or s3://",
+        "FILE",
     )
     no_keys: bool = as_flag(False, "answer everybody who reaches --host, without API keys")
     allowed_origins: Names = as_flag(
@@ -194,6 +200,9 @@ def _settings(endpoint: Endpoint) -> Settings:
     if endpoint.superres == "none":
         given["superres"] = None
     given["api_keys"] = _find_keys(endpoint)
+    if endpoint.webhook_secret is not None:
+        given["webhook_secret"] = absolute_uri(endpoint.webhook_secret, "--webhook-secret")
+        read_secret(given["webhook_secret"])
     try:
         settings = Settings(**given)
     except ValidationError as error:

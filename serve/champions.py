@@ -84,6 +84,10 @@ class Champions:
             name: report for name, report in known.items() if now - report[0] < _REPORTS_WAIT * WAIT_S
         } | {replica: (now, state)}
 
+    async def follow(self) -> None:
+        """Resolve every URI now."""
+        self._poke.set()
+
     async def states(self) -> dict[str, ModelState]:
         """The state of every task's model: the best of its replicas'; without any, it is loaded when it is asked for."""
         return {task: self._state(task) for task in self.uris}

@@ -81,6 +81,16 @@ class RemoteStatus:
                 _log.warning("the states of the models are those of before (%s)", error)
         return self.known
 
+    async def follow(self) -> None:
+        """Let `Champions` look at the aliases now."""
+        try:
+            async with asyncio.timeout(_SLACK_S):
+                await self.champions.follow.remote()
+        except (RayError, DeploymentUnavailableError, TimeoutError) as error:
+            raise HTTPException(
+                503, "the process that follows the registry is starting; send it again", RETRY_AFTER
+            ) from error
+
 
 def make_forward(model: DeploymentHandle[Any], timeout_s: float) -> Forward:
     """A function that sends a request to a replica of a model, and to another one when that dies."""

@@ -30,6 +30,7 @@ class Settings(BaseModel):
         cpus: CPUs of a replica, and threads of torch in it.
         gpus: GPUs of a replica; with 0 it computes on the CPU.
         api_keys: the file of the hashes of API keys that `keys.py` makes: a path on the gateway's node, or `s3://`.
+        webhook_secret: the file of the secret that MLflow's webhook signs its calls with; None for no webhook.
         no_keys: answer everybody who reaches the endpoint, where there are no `api_keys`.
         job_roots: absolute folders and `s3://` prefixes that jobs may read and write below; without any there are no jobs.
         max_jobs: that run at once.
@@ -52,6 +53,7 @@ class Settings(BaseModel):
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
     api_keys: str | None = None
+    webhook_secret: str | None = None
     no_keys: bool = False
     allowed_origins: tuple[str, ...] = ()
     job_roots: tuple[str, ...] = ()

@@ -31,6 +31,9 @@ class Status(Protocol):
     async def states(self) -> Mapping[str, ModelState]:
         """The states, by the name of the task; the first task's makes the endpoint ready."""
 
+    async def follow(self) -> None:
+        """Look for other versions now, and not at the next look."""
+
 
 class LocalStatus:
     """Of models in this process."""
@@ -40,6 +43,10 @@ class LocalStatus:
 
     async def states(self) -> Mapping[str, ModelState]:
         return {name: state_of(watch, self.routes[name]) for name, watch in self.watches.items()}
+
+    async def follow(self) -> None:
+        for watch in self.watches.values():
+            watch.follow()
 
 
 def state_of(watch: ModelWatch[Any], routes: Routes) -> ModelState:

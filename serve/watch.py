@@ -51,7 +51,8 @@ class ModelWatch(Generic[M]):
         self.reason = "the model is being loaded; try again in some seconds"
         self._was_resolved = False
         self._last_message = ""
-        self._stop = threading.Event()
+        self._ended = False
+        self._wake = threading.Event()
 
     @property
     def state(self) -> Literal["ready", "loading", "waiting"]:
@@ -72,7 +73,12 @@ class ModelWatch(Generic[M]):
 
     def stop(self) -> None:
         """End the thread."""
-        self._stop.set()
+        self._ended = True
+        self._wake.set()
+
+    def follow(self) -> None:
+        """Let the thread resolve the URI now."""
+        self._wake.set()
 
     def refresh(self) -> None:
         """Resolve the URI once, and load its version unless that is served already."""
@@ -108,12 +114,13 @@ class ModelWatch(Generic[M]):
             return Served(version, self.load(package, self.device))
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._ended:
+            self._wake.clear()
             try:
                 self.refresh()
             except Exception:  # the thread must survive unexpected errors
                 _log.exception("looking for %s failed; trying again in %g s", self.uri, self.poll_s)
-            self._stop.wait(self.poll_s)
+            self._wake.wait(self.poll_s)
 
     def _consequence(self) -> str:
         return "serving no model" if self.served is None else f"going on with {self.served.version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def test_the_thread_outlives_what_nobody_foresaw(registry: _Registry) -> None:
         for _ in range(2000):
             if watch.served is not None:
                 break
-            watch._stop.wait(0.01)
+            time.sleep(0.01)
         assert _version(watch) == "models:/net/1"
     finally:
         watch.stop()
