@@ -21,9 +21,9 @@ def run_checks(pytest_args: list[str], *, quick: bool = False) -> int:
 
     Args:
         pytest_args: for pytest, after its own.
-        quick: leave out the documentation, all tests but those marked `unit`, and the coverage.
+        quick: leave out the audit, the documentation, all tests but those marked `unit`, and the coverage.
     """
-    modules = ("glioray", "processes", "services", "local", "demo", "checks", "serve")
+    modules = ("glioray", "processes", "services", "local", "demo", "checks", "audit", "serve")
     checks = {
         "types": ["mypy", *(word for module in modules for word in ("-p", module))],
         "format": ["ruff", "format", "--check"],
@@ -34,6 +34,7 @@ def run_checks(pytest_args: list[str], *, quick: bool = False) -> int:
     if quick:
         tests += ["-m", "unit", "tests/unit"]
     else:
+        checks["advisories"] = ["python", "infra/audit.py"]
         checks["documentation"] = ["python", "infra/local.py", "docs", "--build"]
         tests += ["--cov", "--cov-report=term:skip-covered"]
     failed = []
