@@ -65,6 +65,11 @@ class JobRequest(BaseModel):
         examples=list(CONVENTIONS),
     )
     uncertainty: bool = Field(False, description="write CASE_uncertainty.nii.gz too")
+    resample: bool = Field(
+        False,
+        description="resample cases whose voxel size is far from that of training, which fail otherwise, and their masks "
+        "back",
+    )
 
 
 class Job(BaseModel):
@@ -79,6 +84,7 @@ class Job(BaseModel):
     out: str
     labels: str | None = None
     uncertainty: bool = False
+    resample: bool = False
     num_cases: int | None = Field(None, description="null until they are listed")
     num_done: int = Field(0, description="cases that have their mask")
     failed: dict[str, str] = Field(
@@ -158,6 +164,7 @@ class JobStore:
             out=out,
             labels=labels,
             uncertainty=request.uncertainty,
+            resample=request.resample,
             created_at=now,
             updated_at=now,
         )
@@ -281,6 +288,7 @@ def _predict(store: JobStore, root: str, job: Job, tracking_uri: str | None) -> 
                 job.out,
                 labels=job.labels,
                 with_uncertainty=job.uncertainty,
+                resample=job.resample,
                 on_case=progress.take,
             )
     return {**progress.fields, "state": "done"}

@@ -191,6 +191,7 @@ class ShareTask:
         segmenter: Any = None,
         out: str | None = None,
         metrics: str = "brats2023",
+        resample: bool = False,
     ) -> dict[str, Any]:
         entries = select_cases(manifest, {"model": package.spec}, split, labelled=True)
         return {"model": package.uri, "cases": [entry.case_id for entry in entries], "exit_code": 0}

@@ -103,7 +103,12 @@ export class Panel {
       const known = error instanceof Refusal || error.constructor === Error;
       if (!known) console.error(error);
       const sentence = known ? error.message : "The page failed on this; reload it and try again.";
-      this.find(".alerts").replaceChildren(make("p", {}, capitalise(sentence)));
+      const alert = make("p", {}, make("span", {}, capitalise(sentence)));
+      if (error.offer) {
+        const [label, onclick] = error.offer;
+        alert.append(make("button", { type: "button", className: "button small", onclick }, label));
+      }
+      this.find(".alerts").replaceChildren(alert);
       this.find(".alerts").scrollIntoView({ block: "nearest" });
     }
   }

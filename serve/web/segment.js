@@ -30,6 +30,7 @@ export function openSegmentation(root, models) {
 
   panel.onRestart = () => {
     files = [];
+    form.resample.checked = false;
     viewer?.clear();
   };
 
@@ -100,7 +101,8 @@ export function openSegmentation(root, models) {
     body.append("output", "all");
     if (form.labels.value) body.append("labels", form.labels.value);
     if (form.superresolve.checked) for (const [name, value] of [["superresolve", "true"], ["grid", "input"]]) body.append(name, value);
-    const answer = await panel.submit("v1/segment", body, { verb: "Segmenting", before: "ready" });
+    if (form.resample.checked) body.append("resample", "true");
+    const answer = await panel.submit("v1/segment", body, { verb: "Segmenting", before: "ready" }).catch(offerResampling);
     const parts = await readZip(answer.blob);
     const report = JSON.parse(await parts.get("report.json").text());
     const name = title || "case";
@@ -116,11 +118,22 @@ export function openSegmentation(root, models) {
     await showImages(chosen, parts, report);
   }
 
+  /** Where the endpoint's sentence names the field that helps, the reader may send the case again with it. */
+  function offerResampling(error) {
+    if (error.message.includes("resample=true")) {
+      error.offer = ["Resample and segment", () => {
+        form.resample.checked = true;
+        form.requestSubmit();
+      }];
+    }
+    throw error;
+  }
+
   function fillReport(report, answer) {
     panel.find("h1").textContent = title || "Result";
     const flags = [...report.flags];
     const warning = answer.header("X-Glioray-Warning");
-    if (warning && !flags.includes(warning)) flags.push(warning);
+    if (warning) flags.push(...warning.split("; ").filter((part) => !flags.some((flag) => flag.includes(part))));
     fillNotes(panel.find(".flags ul"), flags);
     panel.find(".flags").hidden = !flags.length;
     panel.find(".volumes tbody").replaceChildren(...Object.entries(report.volumes_ml).map(([region, ml]) => {

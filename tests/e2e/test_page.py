@@ -318,6 +318,25 @@ def test_wrong_files_are_refused_in_a_sentence(visit: Visit, case: Path, tmp_pat
     visit.expect_state("ready")
 
 
+def test_a_case_of_other_voxels_is_resampled_on_request(visit: Visit, case: Path, tmp_path: Path) -> None:
+    files = []
+    for path in case.iterdir():
+        volume = read_volume(path.read_bytes(), name=path.name)
+        files.append(tmp_path / path.name)
+        files[-1].write_bytes(encode_volume(volume.array, volume.affine @ np.diag([1, 1, 2, 1])))
+    visit.page.set_input_files("#segment input.files", files)
+    visit.page.get_by_role("button", name="Segment", exact=True).click()
+    alert = visit.page.locator("#segment [role=alert]")
+    expect(alert).to_contain_text("along Z but the model was trained on", timeout=WORK_MS)
+    visit.expect_state("ready")
+    alert.get_by_role("button", name="Resample and segment").click()
+    expect(visit.section()).to_have_attribute("data-state", "result", timeout=WORK_MS)
+    (flag,) = visit.page.locator("#segment .flags li", has_text="was resampled from voxels of").all()
+    assert "so its borders are less exact" in flag.inner_text()
+    visit.page.locator("#segment button.restart:visible").click()
+    assert not visit.page.locator("#segment [name=resample]").is_checked()
+
+
 def test_names_mean_what_they_mean_in_a_bucket(visit: Visit) -> None:
     names = {f"CASE/CASE{mark}{token}.nii.gz": role for token, role in ROLE_OF.items() for mark in "_-"}
     names |= {

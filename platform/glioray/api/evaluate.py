@@ -16,7 +16,7 @@ from glioray.api.places import data_uri, ready_out, storage_uri, use_tracking
 from glioray.api.requests import EvaluateRequest
 from glioray.api.verbs import as_verb
 from glioray.cases.manifest import Manifest
-from glioray.engine.evaluation import check_rule
+from glioray.engine.evaluation import check_resample, check_rule
 from glioray.engine.on_mlflow.registry import logged_model_id
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_ray.connect import connect
@@ -89,7 +89,13 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         logger = _open_run(request, package, manifest)
         try:
             answer = package.task.evaluate(
-                package, manifest, split=request.split, segmenter=segmenter, out=out, metrics=request.metrics
+                package,
+                manifest,
+                split=request.split,
+                segmenter=segmenter,
+                out=out,
+                metrics=request.metrics,
+                resample=request.resample,
             )
             answer.pop("exit_code", None)
             _log(answer, answer.pop("report", {}), logger, manifest)
@@ -143,4 +149,5 @@ def _opened(request: EvaluateRequest) -> Iterator[tuple[ModelPackage, Path]]:
     with use_tracking(storage_uri(request.storage)), tempfile.TemporaryDirectory() as folder:
         package = open_package(resolve_model(request.model), Path(folder) / "model")
         check_rule(request.metrics, package.task.output)
+        check_resample(request.resample, package.task.output)
         yield package, Path(folder)

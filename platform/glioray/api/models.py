@@ -11,7 +11,7 @@ from typing import Any
 from glioray.api.places import model_source, storage_uri, use_tracking
 from glioray.cases.load import Case
 from glioray.engine.checkpoint import kept_folders
-from glioray.engine.evaluation import check_rule
+from glioray.engine.evaluation import check_resample, check_rule
 from glioray.engine.on_mlflow.registry import PACKAGE_FILES, register_model, resolve_version
 from glioray.engine.task import ModelPackage
 from glioray.errors import ModelError, UsageError
@@ -35,11 +35,13 @@ class LoadedModel:
         self._package, self._folder = package, folder
         self._model = package.task.load(package.folder, device)
 
-    def predict(self, case: Case) -> Any:
+    def predict(self, case: Case, *, resample: bool = False) -> Any:
         """Predict one case.
 
         Args:
             case: of `load_case`.
+            resample: segment a case whose voxel size is far from that of training, by resampling it; the mask comes
+                back on the case's own grid.
 
         Returns: of a segmentation model the mask, (X, Y, Z) uint8 internal labels in RAS+ on the case's own grid;
         of a super-resolution model the case in high resolution.
@@ -47,10 +49,14 @@ class LoadedModel:
         Raises:
             ModelError: the case's voxels or modalities are not what the model was trained on.
             CaseError: the case holds no brain.
+            UsageError: `resample` for a super-resolution model.
         """
-        return self._model.predict(case)
+        check_resample(resample, self._package.task.output)
+        return self._model.predict(case, resample=True) if resample else self._model.predict(case)
 
-    def evaluate(self, case: Case, *, metrics: str = "brats2023") -> dict[str, dict[str, float]]:
+    def evaluate(
+        self, case: Case, *, metrics: str = "brats2023", resample: bool = False
+    ) -> dict[str, dict[str, float]]:
         """Evaluate one case: metrics by region of a segmentation model, by modality of a super-resolution model.
 
         A super-resolution model degrades the case first, as in its training.
@@ -58,14 +64,16 @@ class LoadedModel:
         Args:
             case: of `load_case`, with a mask for a segmentation model.
             metrics: "brats2026" adds the metrics of BraTS 2026 to those of masks; needs panoptica.
+            resample: as for `predict`.
 
         Raises:
-            UsageError: metrics that do not exist or that the model has not, or panoptica is missing.
+            UsageError: metrics that do not exist or that the model has not, or panoptica is missing; or as `predict`.
             ModelError: the case's voxels or modalities are not what the model was trained on.
             CaseError: the case has no mask, or holds no brain.
         """
         check_rule(metrics, self._package.task.output)
-        return self._package.task.evaluate_case(self._model, case, metrics=metrics)
+        check_resample(resample, self._package.task.output)
+        return self._package.task.evaluate_case(self._model, case, metrics=metrics, resample=resample)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model's package into a folder, from which `load_model` loads it again; returns the folder."""

@@ -87,7 +87,13 @@ def predict(request: PredictRequest) -> PredictResult:
         connect()
         check_shared(out, "--out")
         masks, failed = package.task.predict(
-            package, data, cases, out, labels=request.labels, with_uncertainty=request.uncertainty
+            package,
+            data,
+            cases,
+            out,
+            labels=request.labels,
+            with_uncertainty=request.uncertainty,
+            resample=request.resample,
         )
     failed |= {p.case_id or p.file: str(p) for p in problems if p.case_id not in masks}
     return PredictResult(package.uri, masks, failed)

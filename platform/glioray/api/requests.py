@@ -288,6 +288,10 @@ class EvaluateRequest(_Tracked, _Labelled):
         "panoptica)",
         "RULE",
     )
+    resample: bool = as_flag(
+        False,
+        "resample cases whose voxel size is far from that of training, and the result back; they fail otherwise",
+    )
 
 
 class PredictRequest(_Stored, _Data):
@@ -303,6 +307,10 @@ class PredictRequest(_Stored, _Data):
     )
     uncertainty: bool = as_flag(
         False, "write CASE_uncertainty.nii.gz too: 0 (sure) to 1, the entropy of the prediction"
+    )
+    resample: bool = as_flag(
+        False,
+        "resample cases whose voxel size is far from that of training, and the result back; they fail otherwise",
     )
 
 

@@ -89,6 +89,7 @@ class Client:
         labels: str | None = None,
         superresolve: bool = False,
         grid: Literal["fine", "input"] | None = None,
+        resample: bool = False,
         case_id: str | None = None,
         **options: Unpack[SuperResOptions],
     ) -> Segmentation:
@@ -100,6 +101,8 @@ class Client:
             labels: numbers of the mask: a convention, or what each number marks, such as "1=ed,2=et,3=ncr".
             superresolve: super-resolve the case first; `options` say how.
             grid: of the mask of a super-resolved case: "fine", the default, or "input".
+            resample: segment a case whose voxel size is far from that of the model's training, by resampling it; the
+                mask comes back on the case's own grid.
             case_id: which of several cases of a folder.
             **options: of the super-resolution.
 
@@ -108,7 +111,9 @@ class Client:
             UsageError, DataError, CaseError, StorageError: the source is no case, or cannot be read.
         """
         return self._run(
-            self._calls.segment(source, output, form_fields(labels, superresolve, grid, options), case_id)
+            self._calls.segment(
+                source, output, form_fields(labels, superresolve, grid, resample, options), case_id
+            )
         )
 
     def superresolve(
@@ -135,6 +140,7 @@ class Client:
         labels: str | None = None,
         superresolve: bool = False,
         grid: Literal["fine", "input"] | None = None,
+        resample: bool = False,
         concurrency: int = 4,
         skip_existing: bool = False,
         **options: Unpack[SuperResOptions],
@@ -152,7 +158,7 @@ class Client:
             EndpointError: the endpoint does not answer, or takes no such key.
             UsageError, DataError, StorageError: there is no case, or `out` cannot be written.
         """
-        fields = form_fields(labels, superresolve, grid, options)
+        fields = form_fields(labels, superresolve, grid, resample, options)
         wanted = self._run(self._calls.get_modalities("segmentation"))
         folder = Folder.open(root, out, output, skip_existing)
         pool = ThreadPoolExecutor(check_concurrency(concurrency), "glioray-client")
@@ -237,12 +243,15 @@ class AsyncClient:
         labels: str | None = None,
         superresolve: bool = False,
         grid: Literal["fine", "input"] | None = None,
+        resample: bool = False,
         case_id: str | None = None,
         **options: Unpack[SuperResOptions],
     ) -> Segmentation:
         """As `Client.segment`."""
         return await self._run(
-            self._calls.segment(source, output, form_fields(labels, superresolve, grid, options), case_id)
+            self._calls.segment(
+                source, output, form_fields(labels, superresolve, grid, resample, options), case_id
+            )
         )
 
     async def superresolve(
@@ -260,12 +269,13 @@ class AsyncClient:
         labels: str | None = None,
         superresolve: bool = False,
         grid: Literal["fine", "input"] | None = None,
+        resample: bool = False,
         concurrency: int = 4,
         skip_existing: bool = False,
         **options: Unpack[SuperResOptions],
     ) -> FolderResult:
         """As `Client.segment_folder`."""
-        fields = form_fields(labels, superresolve, grid, options)
+        fields = form_fields(labels, superresolve, grid, resample, options)
         places = asyncio.Semaphore(check_concurrency(concurrency))
         wanted = await self._run(self._calls.get_modalities("segmentation"))
         folder = await asyncio.to_thread(Folder.open, root, out, output, skip_existing)

@@ -84,10 +84,15 @@ def _encode(case: Case, wanted: Sequence[str] | None) -> dict[str, bytes]:
 
 
 def form_fields(
-    labels: str | None, superresolve: bool, grid: str | None, options: SuperResOptions
+    labels: str | None, superresolve: bool, grid: str | None, resample: bool, options: SuperResOptions
 ) -> dict[str, str]:
     """The text fields of a form to /v1/segment."""
-    texts = {"labels": labels, "superresolve": "true" if superresolve else None, "grid": grid}
+    texts = {
+        "labels": labels,
+        "superresolve": "true" if superresolve else None,
+        "grid": grid,
+        "resample": "true" if resample else None,
+    }
     sent = {name: text for name, text in texts.items() if text is not None}
     return sent | option_fields(options)
 

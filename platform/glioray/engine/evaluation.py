@@ -19,6 +19,22 @@ RULES = ("brats2023", "brats2026")
 """Names of rules by which lesions of masks are evaluated; 2026's metrics are added to the others."""
 
 
+def check_resample(resample: bool, output: str) -> None:
+    """Refuse to resample cases for a model that has no mask to bring back.
+
+    Args:
+        resample: whether that was asked for.
+        output: `Task.output` of the model.
+
+    Raises:
+        UsageError: a model that makes images.
+    """
+    if resample and output != "labels":
+        raise UsageError(
+            "resample is for models that make masks, but the model makes images; leave it out, or give its scale"
+        )
+
+
 def check_rule(rule: str, output: str) -> None:
     """Fail fast on a rule that a model cannot be evaluated by.
 

@@ -294,6 +294,7 @@ class Task(Protocol):
         segmenter: ModelPackage | None = None,
         out: str | None = None,
         metrics: str = "brats2023",
+        resample: bool = False,
     ) -> dict[str, Any]:
         """Evaluate a model on whole cases, all over the cluster; Ray must be up.
 
@@ -306,6 +307,8 @@ class Task(Protocol):
                 evaluate the images alone. None for other tasks.
             out: a folder or `s3://` URI for files to read, such as evaluation.json and evaluation.md.
             metrics: of `evaluation.RULES`, by which lesions of masks are evaluated.
+            resample: label cases whose voxel size is far from that of training, by resampling them and the result back;
+                False for a task whose output is "images".
 
         Returns:
             The JSON answer of jobs/evaluate.py: among others "model", "split", "mean", "intervals", "cases", "failed",
@@ -317,7 +320,7 @@ class Task(Protocol):
         """
 
     def evaluate_case(
-        self, model: Any, case: Case, *, metrics: str = "brats2023"
+        self, model: Any, case: Case, *, metrics: str = "brats2023", resample: bool = False
     ) -> dict[str, dict[str, float]]:
         """Metrics of one case in memory, by region or modality.
 
@@ -325,6 +328,7 @@ class Task(Protocol):
             model: of `load`.
             case: with a mask where the task needs one.
             metrics: as for `evaluate`.
+            resample: as for `evaluate`.
 
         Raises:
             CaseError: the case has no mask, or holds no brain.
@@ -339,6 +343,7 @@ class Task(Protocol):
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        resample: bool = False,
         on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Write a mask for each case, all over the cluster; Ray must be up.
@@ -350,6 +355,7 @@ class Task(Protocol):
             out: a folder or `s3://` URI.
             labels: a label convention (`cases.labels.find_convention`); by default that of the case's own mask or layout.
             with_uncertainty: write each case's uncertainty too.
+            resample: as for `evaluate`.
             on_case: is called with each case's {"case_id", "mask" or "error"} as it comes; an exception that it raises
                 ends the work.
 

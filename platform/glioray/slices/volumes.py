@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +56,29 @@ def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> ND
     if probs.shape[1:] == shape:
         return probs
     return np.stack([resample(channel, shape) for channel in probs])
+
+
+def resampled_shape(
+    case: Case, spacing_mm: tuple[float, float, float], *, max_voxels: int = MAX_VOXELS
+) -> tuple[int, int, int]:
+    """The (X, Y, Z) of a case that `prepare_volume` resamples to a voxel size in mm.
+
+    Raises:
+        CaseError: more than `max_voxels`.
+    """
+    old = case.images.shape[1:]
+    x, y, z = (
+        max(1, round(n * now / then)) for n, now, then in zip(old, case.spacing_mm, spacing_mm, strict=True)
+    )
+    if x * y * z > max_voxels:
+        target, source = (" x ".join(f"{mm:g}" for mm in edges) for edges in (spacing_mm, case.spacing_mm))
+        raise CaseError(
+            case.case_id,
+            "",
+            f"resampling from {source} mm to {target} mm gives {(x, y, z)} voxels; expected at most {max_voxels} in all",
+            "check its voxel size, or increase preprocess.spacing_mm",
+        )
+    return x, y, z
 
 
 def resample(volume: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -123,21 +145,9 @@ def _correct_bias(case: Case) -> Case:
 
 
 def _resample_case(case: Case, spacing_mm: tuple[float, float, float]) -> Case:
-    old = case.images.shape[1:]
-    x, y, z = (
-        max(1, round(n * now / then)) for n, now, then in zip(old, case.spacing_mm, spacing_mm, strict=True)
-    )
-    new = (x, y, z)
+    old, new = case.images.shape[1:], resampled_shape(case, spacing_mm)
     if new == old:
         return case
-    if math.prod(new) > MAX_VOXELS:
-        target, source = (" x ".join(f"{mm:g}" for mm in edges) for edges in (spacing_mm, case.spacing_mm))
-        raise CaseError(
-            case.case_id,
-            "",
-            f"resampling from {source} mm to {target} mm gives {new} voxels; expected at most {MAX_VOXELS} in all",
-            "check its voxel size, or increase preprocess.spacing_mm",
-        )
     brain = brain_mask(case.images)
     inside = resample_labels(brain, new)
     # Each voxel at the brain's edge is a mean of old voxels inside the brain only, so that no background is mixed

@@ -44,6 +44,14 @@ def test_a_segmentation_model(segmenter: Path, case: glioray.Case, tmp_path: Pat
     assert 0 <= metrics["wt"]["dice"] <= 1
     with pytest.raises(UsageError, match="metrics is 'brats2022'; expected one of brats2023, brats2026"):
         model.evaluate(case, metrics="brats2022")
+    fine = glioray.load_case(
+        dict(zip(case.modalities, case.images, strict=True)), spacing_mm=(1.0, 1.0, 1.0), mask=case.mask
+    )
+    for work in (model.predict, model.evaluate):
+        with pytest.raises(ModelError, match="send resample=true"):
+            work(fine)
+    assert model.predict(fine, resample=True).shape == case.images.shape[1:]
+    assert set(model.evaluate(fine, resample=True)) == set(metrics)
     again = glioray.load_model(model.save(tmp_path / "saved"), device="cpu")
     assert again.spec == model.spec
     assert np.array_equal(again.predict(case), mask)
@@ -65,6 +73,11 @@ def test_a_super_resolution_model(case: glioray.Case, tmp_path: Path):
     assert "psnr" in model.evaluate(case)["mean"]
     with pytest.raises(UsageError, match="'brats2026', which evaluates masks, but the model makes images"):
         model.evaluate(case, metrics="brats2026")
+    for work in (model.predict, model.evaluate):
+        with pytest.raises(
+            UsageError, match="resample is for models that make masks, but the model makes images"
+        ):
+            work(case, resample=True)
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path):

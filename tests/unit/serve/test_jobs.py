@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from serve.api import make_api
@@ -16,7 +17,7 @@ from serve.jobs import JobStore, run_job
 from serve.schemas import Settings
 from serve.watch import ModelWatch
 
-from glioray.cases.nifti import read_volume
+from glioray.cases.nifti import encode_volume, read_volume
 from glioray.errors import GliorayError
 from glioray.tasks.segmentation import prediction
 from glioray.tasks.segmentation.predictor import Predictor
@@ -158,6 +159,18 @@ def test_a_job_writes_the_masks_that_the_endpoint_answers_with(
     again = _run(client, launcher, data=str(root), out=f"{root}/masks", labels="brats-et3", uncertainty=True)
     assert (again["num_cases"], again["num_done"], again["out"]) == (3, 2, f"{root}/masks")
     assert (root / "masks" / f"{cases[0]}_uncertainty.nii.gz").is_file()
+
+
+def test_cases_of_other_voxels_are_resampled_on_request(
+    client: TestClient, launcher: _Here, root: Path, cases: list[str], files: dict[str, bytes]
+) -> None:
+    for name, data in files.items():
+        coarse = encode_volume(read_volume(data, name=name).array, np.diag([2.0, 2.0, 2.0, 1.0]))
+        (root / "new" / cases[0] / f"{cases[0]}-{NAMES[name]}.nii.gz").write_bytes(coarse)
+    refused = _run(client, launcher, data=f"{root}/new", labels="brats-et3")
+    assert "(--resample in a job)" in refused["failed"][cases[0]]
+    job = _run(client, launcher, data=f"{root}/new", labels="brats-et3", resample=True)
+    assert (job["resample"], job["num_done"], list(job["failed"])) == (True, 2, cases[2:])
 
 
 def test_places_outside_of_the_roots_are_refused(

@@ -140,10 +140,10 @@ def test_a_bad_input_is_refused_while_another_case_is_worked_on(
     entered, go_on = threading.Event(), threading.Event()
     probs = predictor.probs
 
-    def slow(case: Any) -> Any:
+    def slow(case: Any, **options: Any) -> Any:
         entered.set()
         assert go_on.wait(60)
-        return probs(case)
+        return probs(case, **options)
 
     monkeypatch.setattr(predictor, "probs", slow)
     answers: list[Any] = []
@@ -186,10 +186,10 @@ def test_no_more_cases_at_once_than_there_are_places(
     entered, go_on = threading.Event(), threading.Event()
     probs = predictor.probs
 
-    def slow(case: Any) -> Any:
+    def slow(case: Any, **options: Any) -> Any:
         entered.set()
         assert go_on.wait(60)
-        return probs(case)
+        return probs(case, **options)
 
     monkeypatch.setattr(predictor, "probs", slow)
     answers: list[Any] = []
@@ -216,7 +216,7 @@ def test_a_case_that_takes_too_long(
 ) -> None:
     assert watch.served is not None
     go_on = threading.Event()
-    monkeypatch.setattr(watch.served.model, "probs", lambda _: go_on.wait(60))
+    monkeypatch.setattr(watch.served.model, "probs", lambda _, **options: go_on.wait(60))
     with make_client(timeout_s=0.5) as client:
         answer = client.post("/v1/segment", files=files)
         go_on.set()
@@ -230,7 +230,7 @@ def test_a_failure_of_the_servers_own_shows_nothing_of_it(
     monkeypatch: pytest.MonkeyPatch,
     detail_of: Callable[[Any, int], str],
 ) -> None:
-    def broken(_: object) -> None:
+    def broken(_: object, **options: object) -> None:
         raise RuntimeError("a secret of the server")
 
     assert watch.served is not None

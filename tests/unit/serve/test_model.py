@@ -181,7 +181,7 @@ def test_the_description_needs_nobody_else() -> None:
     operation = description["paths"]["/v1/segment"]["post"]
     schema = _form(description, operation)
     files, superres = {"t1", "t1c", "t2", "flair", "image"}, {"scale", "size", "blend", "plane", "force"}
-    texts = {"labels", "superresolve", "grid", "output"}
+    texts = {"labels", "superresolve", "grid", "resample", "output"}
     assert set(schema["properties"]) == files | {"case"} | superres | texts
     assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
     operation = description["paths"]["/v1/superresolve"]["post"]

@@ -111,7 +111,7 @@ def test_a_failure_is_logged_by_its_id(
     log: pytest.LogCaptureFixture,
     detail_of: Callable[[Any, int], str],
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **options: object) -> None:
         raise RuntimeError("unforeseen")
 
     assert watch.served is not None
@@ -129,7 +129,7 @@ def test_a_failure_of_the_gateway_has_a_sentence_and_an_id(
     log: pytest.LogCaptureFixture,
     detail_of: Callable[[Any, int], str],
 ) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **options: object) -> None:
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr("serve.endpoint.ForwardingEndpoint.handle", broken)

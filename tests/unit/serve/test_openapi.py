@@ -96,6 +96,7 @@ def test_good_requests(client: TestClient, files: dict[str, bytes], tmp_path: Pa
         for labels in ("brats-et4", "brats-et3"):
             send("POST", "/v1/segment", files=files, data={"output": output, "labels": labels})
     send("POST", "/v1/segment", files=files, headers={"Accept": "application/json"})
+    send("POST", "/v1/segment", files=files, data={"resample": "true"})
     send("POST", "/v1/superresolve", files={"t1": files["t1"]}, data={"force": "true"})
     send(
         "POST", "/v1/superresolve", files={"image": _png(np.arange(20 * 28, dtype=np.uint8).reshape(20, 28))}

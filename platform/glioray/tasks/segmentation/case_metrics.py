@@ -22,7 +22,7 @@ from glioray.tasks.segmentation.slicewise import SliceSums, slice_sums
 
 
 def evaluate_case(
-    predictor: Predictor, case: Case, *, rule: str = "brats2023"
+    predictor: Predictor, case: Case, *, rule: str = "brats2023", resample: bool = False
 ) -> tuple[CaseMetrics, SliceSums]:
     """`case_metrics` and `case_slice_sums` of the model's prediction.
 
@@ -30,7 +30,7 @@ def evaluate_case(
         CaseError: the case has no mask.
     """
     _mask_of(case)  # before the work of predicting
-    prediction = predictor.predict(case)
+    prediction = predictor.predict(case, resample=resample)
     return case_metrics(case, prediction, rule=rule), case_slice_sums(case, prediction)
 
 

@@ -31,7 +31,13 @@ _OVERLAYS = "overlays.png"
 
 
 def evaluate_segmentation(
-    package: ModelPackage, manifest: Manifest, *, split: str, out: str | None = None, rule: str = "brats2023"
+    package: ModelPackage,
+    manifest: Manifest,
+    *,
+    split: str,
+    out: str | None = None,
+    rule: str = "brats2023",
+    resample: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a model on the labelled cases of a split; see `engine.task.Task.evaluate`.
 
@@ -39,7 +45,7 @@ def evaluate_segmentation(
         DataError: no case is left, or none could be evaluated.
     """
     entries = select_labelled_cases(manifest, {"model": package.spec}, split)
-    good, failed = _map_cases(package.folder, manifest.data, entries, rule)
+    good, failed = _map_cases(package.folder, manifest.data, entries, rule, resample)
     cases: dict[str, CaseMetrics] = {case_id: answer["metrics"] for case_id, answer in good.items()}
     if not cases:
         raise DataError(f"none of the {len(failed)} cases could be evaluated; the reasons are above")
@@ -112,19 +118,19 @@ def load_predictor(folders: Mapping[str, Path]) -> Predictor:
 
 
 def _map_cases(
-    package: Path, data: str, entries: Sequence[CaseEntry], rule: str
+    package: Path, data: str, entries: Sequence[CaseEntry], rule: str, resample: bool = False
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """By case id "metrics", "slices" and "sketch", and why the other cases failed."""
-    work = partial(_evaluate, data, rule)
+    work = partial(_evaluate, data, rule, resample)
     return split_failed(map_cases({"model": package}, load_predictor, files_of(entries), work))
 
 
-def _evaluate(data: str, rule: str, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
+def _evaluate(data: str, rule: str, resample: bool, predictor: Predictor, files: CaseFiles) -> dict[str, Any]:
     from glioray.tasks.segmentation.evaluation_figures import sketch_case
 
     check_rule(rule, "labels")  # this node may lack what the driver has
     case = load_case(open_storage(data), files)
-    prediction = predictor.predict(case)
+    prediction = predictor.predict(case, resample=resample)
     return {
         "metrics": case_metrics(case, prediction, rule=rule),
         "slices": case_slice_sums(case, prediction),

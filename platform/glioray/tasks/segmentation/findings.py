@@ -201,13 +201,16 @@ def measure_certainty(
     return result
 
 
-def flag_case(case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float]) -> list[str]:
+def flag_case(
+    case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float], resampling: str | None = None
+) -> list[str]:
     """How a case differs from those that a model is for, each in a sentence.
 
     Args:
         case: as it was read.
         mask: (X, Y, Z) internal labels.
         spacing_mm: of the training cases, along X, Y, Z.
+        resampling: how the case was resampled to that on request, in a sentence.
     """
     flags = list(case.notes)
     brain = brain_mask(case.images)
@@ -218,7 +221,9 @@ def flag_case(case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float]) 
             f"{brain_ml:.0f} ml are not background; a brain without its skull has {low:g} to {high:g} ml"
         )
     ratios = [own / trained for own, trained in zip(case.spacing_mm, spacing_mm, strict=True)]
-    if not all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
+    if resampling is not None:
+        flags.append(resampling)
+    elif not all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
         own, trained = (" x ".join(f"{mm:.2f}" for mm in edges) for edges in (case.spacing_mm, spacing_mm))
         flags.append(f"voxels of {own} mm, where the model learned from {trained} mm")
     tumour_ml = float((mask > 0).sum()) * case.voxel_ml

@@ -44,6 +44,7 @@ class Outputs:
         spec: of the model.
         version: of the model.
         superres: version of the model that super-resolved the case before, or None.
+        resampling: how the case was resampled on request, in a sentence, or None.
     """
 
     case: Case
@@ -53,6 +54,7 @@ class Outputs:
     spec: ModelSpec
     version: str
     superres: str | None = None
+    resampling: str | None = None
 
     def encode(self, output: str) -> tuple[bytes, str, str]:
         """(data, media type, file name) of "mask", "report", "probabilities", "overlay" or "all"."""
@@ -102,7 +104,7 @@ class Outputs:
             num_lesions={region: number for region, (_, number) in found.items()},
             certainty=measure_certainty(self.probs, self.mask, self.case.voxel_ml),
             input_digests=content_digests(self.case.images, self.case.modalities),
-            flags=flag_case(self.case, self.mask, self.spec.spacing_mm),
+            flags=flag_case(self.case, self.mask, self.spec.spacing_mm, self.resampling),
         )
 
     @cached_property

@@ -27,6 +27,7 @@ def predict_cases(
     *,
     labels: str | None = None,
     with_uncertainty: bool = False,
+    resample: bool = False,
     on_case: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write `<out>/<case>_seg.nii.gz` for each case; returns the masks' URIs, and why other cases have none.
@@ -38,15 +39,22 @@ def predict_cases(
         out: a folder or `s3://` URI.
         labels: the masks' label convention; by default that of the case's mask or else of its layout.
         with_uncertainty: write `<out>/<case>_uncertainty.nii.gz` too (see `predictor.uncertainty`).
+        resample: as of `Predictor.predict`.
         on_case: as of `map_cases`.
     """
-    work = partial(predict_case, data, out, labels, with_uncertainty)
+    work = partial(predict_case, data, out, labels, with_uncertainty, resample)
     good, failed = split_failed(map_cases({"model": package}, load_predictor, cases, work, on_case=on_case))
     return {case_id: answer["mask"] for case_id, answer in good.items()}, failed
 
 
 def predict_case(
-    data: str, out: str, labels: str | None, with_uncertainty: bool, predictor: Predictor, files: CaseFiles
+    data: str,
+    out: str,
+    labels: str | None,
+    with_uncertainty: bool,
+    resample: bool,
+    predictor: Predictor,
+    files: CaseFiles,
 ) -> dict[str, Any]:
     """Write one case's mask, and return {"mask": its URI, "notes": of the case}; arguments as of `predict_cases`.
 
@@ -60,7 +68,7 @@ def predict_case(
     stated = labels or files.declared
     case = load_case(storage, files, with_mask=stated is None)
     convention = find_convention(stated) if stated else case.convention or detect_convention(set(), files)
-    probs = predictor.probs(case)
+    probs = predictor.probs(case, resample=resample)
     mask = from_internal(predictor.decode(probs, case.voxel_ml), convention)
     target = open_storage(out)
     if with_uncertainty:
@@ -69,4 +77,6 @@ def predict_case(
     # The mask comes last: where there is one, the case is complete.
     key = f"{files.case_id}_seg.nii.gz"
     target.write(key, encode_mask(mask, like=case.reference))
-    return {"mask": join_uri(target.uri, key), "notes": list(case.notes)}
+    resampling = predictor.describe_resampling(case)
+    notes = [*case.notes, *([] if resampling is None else [resampling])]
+    return {"mask": join_uri(target.uri, key), "notes": notes}

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
-from glioray.config import REGIONS
+from glioray.config import REGIONS, PreprocessConfig
 from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
 from glioray.errors import ModelError
 from glioray.serialization import to_dict
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import SliceStore
-from glioray.slices.volumes import probs_on_grid
+from glioray.slices.volumes import MAX_VOXELS, probs_on_grid, resampled_shape
 from glioray.tasks.segmentation.package import ModelSpec, read_package
 from glioray.tasks.segmentation.postprocess import decode_labels, postprocess
 
@@ -46,25 +46,28 @@ class Predictor:
         spec, net = read_package(folder)
         return cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def predict(self, case: Case) -> NDArray[np.uint8]:
+    def predict(self, case: Case, *, resample: bool = False) -> NDArray[np.uint8]:
         """Predict the mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
+
+        Args:
+            case: of `load_case`.
+            resample: resample a case whose voxel size is far from that of training; its probabilities are brought
+                back linearly onto its own grid, where the labels are decided.
 
         Raises:
             ModelError: the case's voxel size is far from that of training.
-            CaseError: the case contains no brain.
+            CaseError: the case contains no brain, or too many voxels once it is resampled.
         """
-        return self.decode(self.probs(case), case.voxel_ml)
+        return self.decode(self.probs(case, resample=resample), case.voxel_ml)
 
-    def probs(self, case: Case) -> NDArray[np.float32]:
+    def probs(self, case: Case, *, resample: bool = False) -> NDArray[np.float32]:
         """Predict (C, X, Y, Z) probabilities in [0, 1] on the case's own grid, RAS+; 0 away from the brain.
 
         C are the regions WT, TC, ET or the classes; averaged over planes, mirrored copies and ensemble members.
 
-        Raises:
-            ModelError, CaseError: as `predict`.
+        Args, Raises: as `predict`.
         """
-        config = self.spec.config.preprocess
-        self.check_spacing(case)
+        config = self.choose_preprocessing(case, resample=resample)
         x, y, z = case.images.shape[1:]
         return probs_on_grid(self.probs_of_stacks(preprocess(case, config, whole=True)), (x, y, z))
 
@@ -114,20 +117,53 @@ class Predictor:
             shared=shared,
         )
 
-    def check_spacing(self, case: Case) -> None:
-        """Refuse voxels of a size that the model was not trained on and that are not resampled.
+    def choose_preprocessing(
+        self, case: Case, *, resample: bool = False, max_voxels: int = MAX_VOXELS
+    ) -> PreprocessConfig:
+        """The steps from a case to its slices: those of training, after resampling where that is needed and allowed.
+
+        Args:
+            case: the case.
+            resample: resample voxels of a size that the model was not trained on.
+            max_voxels: of the resampled case.
 
         Raises:
-            ModelError: names the axis and both sizes.
+            ModelError: voxels of such a size without `resample`; names the axis and both sizes.
+            CaseError: more than `max_voxels`.
         """
+        config = self.spec.config.preprocess
+        axis = self._unlike_axis(case)
+        if axis is None:
+            return config
+        if not resample:
+            raise ModelError(
+                f"case {case.case_id} has voxels of {case.spacing_mm[axis]:.2f} mm along {'XYZ'[axis]} but the model "
+                f"was trained on {self.spec.spacing_mm[axis]:.2f} mm; send resample=true (--resample in a job) to "
+                "resample the case and bring its mask back, or train on such voxels"
+            )
+        resampled_shape(case, self.spec.spacing_mm, max_voxels=max_voxels)
+        return config.replace(spacing_mm=self.spec.spacing_mm)
+
+    def describe_resampling(self, case: Case) -> str | None:
+        """A sentence on what `resample` does to a case; None where it does nothing."""
+        if self._unlike_axis(case) is None:
+            return None
+        own, trained = (
+            " x ".join(f"{mm:.2f}" for mm in edges) for edges in (case.spacing_mm, self.spec.spacing_mm)
+        )
+        return (
+            f"the case was resampled from voxels of {own} mm to the {trained} mm that the model learned from, and the "
+            "result brought back, so its borders are less exact"
+        )
+
+    def _unlike_axis(self, case: Case) -> int | None:
+        """The first axis along which voxels have a size that the model neither was trained on nor resamples itself."""
         if self.spec.config.preprocess.spacing_mm is not None:
-            return
-        for axis, found, expected in zip("XYZ", case.spacing_mm, self.spec.spacing_mm, strict=True):
-            if not 1 / MAX_SPACING_RATIO <= found / expected <= MAX_SPACING_RATIO:
-                raise ModelError(
-                    f"case {case.case_id} has voxels of {found:.2f} mm along {axis} but the model was trained on "
-                    f"{expected:.2f} mm; resample the case or train on such voxels"
-                )
+            return None
+        ratios = [own / trained for own, trained in zip(case.spacing_mm, self.spec.spacing_mm, strict=True)]
+        return next(
+            (n for n, r in enumerate(ratios) if not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO), None
+        )
 
     def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
         """Predict (C, S, H, W) probabilities of one plane, averaged over the model's mirrored copies."""

@@ -20,6 +20,7 @@ from glioray.engine.serving import (
     MODEL_HEADER,
     NOTICE,
     REFUSALS,
+    WARNING_HEADER,
     Endpoint,
     Enhanced,
     Routes,
@@ -30,7 +31,7 @@ from glioray.engine.serving import (
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
-from glioray.slices.volumes import resample, resample_labels
+from glioray.slices import volumes
 from glioray.tasks.segmentation.files import choose_convention
 from glioray.tasks.segmentation.findings import Report
 from glioray.tasks.segmentation.outputs import Outputs
@@ -112,6 +113,13 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 description="of the mask of a super-resolved case: the finer grid (the default), or that of the input"
             ),
         ] = None,
+        resample: Annotated[
+            Literal["true", "false"],
+            Form(
+                description="resample a case whose voxel size is far from that of training, which is refused otherwise; "
+                "the mask comes back on the case's own grid"
+            ),
+        ] = "false",
         output: Annotated[
             Literal["mask", "report", "probabilities", "overlay", "all"] | SkipJsonSchema[None],
             Form(
@@ -150,12 +158,12 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 raise UsageError(
                     f"{unused[0]} was sent without superresolve; send superresolve=true beside it"
                 )
-        read, enhanced = await endpoint.read(lambda: _read(served, parts, enhance))
+        read, enhanced = await endpoint.read(lambda: _read(served, parts, enhance, resample == "true"))
         if output is None:
             output = "report" if accepts_json(request.headers.get("accept", "")) else "mask"
 
         def work() -> Response:
-            return _segment(served, read, enhanced, convention, grid == "input", output)
+            return _segment(served, read, enhanced, convention, grid == "input", resample == "true", output)
 
         return await endpoint.run(work, done="segmented")
 
@@ -174,6 +182,7 @@ def _read(
     served: Served[Predictor],
     parts: dict[str, bytes],
     enhance: Callable[[Case], Callable[[], Enhanced]] | None,
+    resample: bool,
 ) -> tuple[Case, Callable[[], Enhanced] | None]:
     """The case that was sent, and what improves it.
 
@@ -185,7 +194,7 @@ def _read(
     case = load_case_from_bytes(parts, modalities=modalities, limits=LIMITS)
     if enhance is not None:
         return case, enhance(case)
-    served.model.check_spacing(case)
+    served.model.choose_preprocessing(case, resample=resample, max_voxels=LIMITS.max_voxels)
     return case, None
 
 
@@ -195,6 +204,7 @@ def _segment(
     enhance: Callable[[], Enhanced] | None,
     convention: LabelConvention,
     on_input_grid: bool,
+    resample: bool,
     output: str,
 ) -> Response:
     """The answer to one case.
@@ -209,15 +219,19 @@ def _segment(
     if enhanced is not None:
         grid = enhanced.case
         headers |= enhanced.headers
-    probs = model.probs(grid)
+    probs = model.probs(grid, resample=resample)
+    # Where it was not resampled, there is nothing to describe: such voxels are refused.
+    resampling = model.describe_resampling(grid)
+    if resampling is not None:
+        headers |= warning_header("; ".join(filter(None, [headers.get(WARNING_HEADER), resampling])))
     mask = model.decode(probs, grid.voxel_ml)
     regions = model.region_probs(probs) if output != "mask" else {}
     if on_input_grid and enhanced is not None:
         shape = case.images.shape[1:]
-        mask, grid = resample_labels(mask, shape), case
-        regions = {name: resample(values, shape) for name, values in regions.items()}
+        mask, grid = volumes.resample_labels(mask, shape), case
+        regions = {name: volumes.resample(values, shape) for name, values in regions.items()}
     superres = None if enhanced is None else enhanced.version
-    outputs = Outputs(grid, mask, regions, convention, model.spec, served.version, superres)
+    outputs = Outputs(grid, mask, regions, convention, model.spec, served.version, superres, resampling)
     data, media_type, name = outputs.encode(output)
     if media_type != JSON:
         headers["Content-Disposition"] = f'attachment; filename="{name}"'

@@ -101,13 +101,14 @@ class SegmentationTask:
         segmenter: ModelPackage | None = None,
         out: str | None = None,
         metrics: str = "brats2023",
+        resample: bool = False,
     ) -> dict[str, Any]:
-        return evaluate_segmentation(package, manifest, split=split, out=out, rule=metrics)
+        return evaluate_segmentation(package, manifest, split=split, out=out, rule=metrics, resample=resample)
 
     def evaluate_case(
-        self, model: Predictor, case: Case, *, metrics: str = "brats2023"
+        self, model: Predictor, case: Case, *, metrics: str = "brats2023", resample: bool = False
     ) -> dict[str, dict[str, float]]:
-        return evaluate_case(model, case, rule=metrics)[0]
+        return evaluate_case(model, case, rule=metrics, resample=resample)[0]
 
     def predict(
         self,
@@ -118,6 +119,7 @@ class SegmentationTask:
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        resample: bool = False,
         on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         return predict_cases(
@@ -127,6 +129,7 @@ class SegmentationTask:
             out,
             labels=labels,
             with_uncertainty=with_uncertainty,
+            resample=resample,
             on_case=on_case,
         )
 

@@ -101,11 +101,12 @@ class SuperResTask:
         segmenter: ModelPackage | None = None,
         out: str | None = None,
         metrics: str = "brats2023",
+        resample: bool = False,
     ) -> dict[str, Any]:
         return evaluate_superres(package, manifest, split=split, segmenter=segmenter, out=out)
 
     def evaluate_case(
-        self, model: SuperResolver, case: Case, *, metrics: str = "brats2023"
+        self, model: SuperResolver, case: Case, *, metrics: str = "brats2023", resample: bool = False
     ) -> dict[str, dict[str, float]]:
         return evaluate_case(model, case).images
 
@@ -118,6 +119,7 @@ class SuperResTask:
         *,
         labels: str | None = None,
         with_uncertainty: bool = False,
+        resample: bool = False,
         on_case: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, str], dict[str, str]]:
         raise ModelError(

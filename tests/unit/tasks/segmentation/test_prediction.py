@@ -26,7 +26,7 @@ def test_a_mask_and_what_is_unsure_about_it(
     write_phantoms(data, num_cases=1, shape=(48, 48, 24))
     ((files,), _) = discover_cases(data)
     predictor = make_predictor(**{"postprocess.min_component_ml": 1.0})
-    answer = predict_case(data.uri, str(tmp_path / "out"), None, with_uncertainty, predictor, files)
+    answer = predict_case(data.uri, str(tmp_path / "out"), None, with_uncertainty, False, predictor, files)
     names = [f"{files.case_id}_seg.nii.gz"] + [f"{files.case_id}_uncertainty.nii.gz"] * with_uncertainty
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": []}

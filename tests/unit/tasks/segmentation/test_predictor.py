@@ -134,7 +134,7 @@ def test_voxels_of_another_size_are_refused(make_predictor: Predictors, case: Ca
     name, found, expected = "XYZ"[axis], spacing[axis], case.spacing_mm[axis]
     sentence = (
         rf"case {case.case_id} has voxels of {found:.2f} mm along {name} but the model was trained on "
-        rf"{expected:.2f} mm; resample the case"
+        rf"{expected:.2f} mm; send resample=true \(--resample in a job\)"
     )
     with pytest.raises(ModelError, match=sentence):
         make_predictor().predict(replace(case, spacing_mm=(spacing[0], spacing[1], spacing[2])))
