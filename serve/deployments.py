@@ -100,9 +100,14 @@ def make_forward(model: DeploymentHandle[Any], timeout_s: float) -> Forward:
             # The replica's own limits, which answer in a better sentence, come first.
             async with asyncio.timeout(2 * timeout_s + _SLACK_S):
                 for attempt in range(_ATTEMPTS):
+                    response = model.forward.remote(request)
                     try:
-                        answer: WholeAnswer = await model.forward.remote(request)
+                        answer: WholeAnswer = await response
                         return answer
+                    except asyncio.CancelledError:
+                        # Ray tells the replica itself where a client left, but not where time ran out here.
+                        response.cancel()
+                        raise
                     except RayTaskError:
                         raise
                     except RayActorError:

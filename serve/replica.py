@@ -12,6 +12,7 @@ import ray
 from fastapi import HTTPException
 from ray.serve.handle import DeploymentHandle
 
+from glioray.cancellation import WorkCancelledError, raise_if_cancelled
 from glioray.cases.load import Case
 from glioray.engine.serving import Enhanced
 from glioray.errors import StorageError
@@ -58,7 +59,7 @@ class ModelReplica:
         images = list_image_tasks()
         remote = None
         if images and task not in images:
-            remote = RemoteEnhancement(images[0], (enhancers or {}).get(images[0]), settings.timeout_s)
+            remote = RemoteEnhancement(images[0], (enhancers or {}).get(images[0]))
         self.api, self.routes = make_task_api(TaskEndpoint(task, self.watch, queue, remote))
         self.queue = queue
         # A replica that has begun gets requests. In a thread, as Serve runs this in its event loop.
@@ -117,12 +118,10 @@ class RemoteEnhancement:
     Attributes:
         task: that offers it.
         enhancer: its deployment; None where no such model is served.
-        timeout_s: for an answer.
     """
 
     task: str
     enhancer: DeploymentHandle[Any] | None
-    timeout_s: float
 
     @property
     def fields(self) -> Callable[..., Any]:
@@ -147,9 +146,16 @@ class RemoteEnhancement:
 
     def _call(self, case: Any, options: Any, *, only_check: bool) -> Enhanced | None:
         assert self.enhancer is not None
-        answer = self.enhancer.enhance.remote(case, options, only_check=only_check).result(
-            timeout_s=self.timeout_s
-        )
-        if isinstance(answer, tuple):
-            raise HTTPException(*answer)
-        return answer
+        response = self.enhancer.enhance.remote(case, options, only_check=only_check)
+        while True:
+            try:
+                raise_if_cancelled()
+                answer = response.result(timeout_s=_PAUSE_S)
+            except WorkCancelledError:
+                response.cancel()
+                raise
+            except TimeoutError:
+                continue
+            if isinstance(answer, tuple):
+                raise HTTPException(*answer)
+            return answer

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from fastapi import HTTPException
 
+from glioray.cancellation import WorkCancelledError, stop_on
 from glioray.errors import CaseError, ModelError
 from serve.observe import request_id
 from serve.schemas import Settings
@@ -92,13 +93,16 @@ class RequestQueue:
     async def read(self, work: Callable[[], T]) -> T:
         """Run `work` beside the worker thread, within `places.take`; see `engine.serving.Endpoint.read`.
 
+        Where the request is cancelled or its time runs out, work that waits is not begun, and work that runs ends by
+        `glioray.cancellation.raise_if_cancelled`; the request's place is free after that.
+
         Raises:
             HTTPException: as `run`.
         """
         return await self._wait(self.reader, work, "read")
 
     async def run(self, work: Callable[[], T], *, done: str) -> T:
-        """Run `work` on the worker thread, within `places.take`; see `engine.serving.Endpoint.run`.
+        """Run `work` on the worker thread as `read` does; see `engine.serving.Endpoint.run`.
 
         Raises:
             HTTPException: 503 where time ran out; for whatever went wrong in `work`, one sentence.
@@ -106,13 +110,17 @@ class RequestQueue:
         return await self._wait(self.worker, work, done)
 
     async def _wait(self, pool: ThreadPoolExecutor, work: Callable[[], T], done: str) -> T:
-        future = pool.submit(_answer, work, request_id.get())
+        stop = threading.Event()
+        future = pool.submit(_answer, work, request_id.get(), stop)
         _place.get().hold(future)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout_s)
         except TimeoutError as error:
             found = f"the case was not {done} within {self.settings.timeout_s:g} s"
             raise HTTPException(503, f"{found}; try again when there is less to do", RETRY_AFTER) from error
+        finally:
+            # Also where the client has left, which cancels this and `future`, but not what runs already.
+            stop.set()
 
 
 def _set_threads(num_threads: int | None) -> None:
@@ -120,11 +128,15 @@ def _set_threads(num_threads: int | None) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _answer(work: Callable[[], T], number: str) -> T:
-    """Run the work of a request; its errors become HTTPExceptions of one sentence."""
+def _answer(work: Callable[[], T], number: str, stop: threading.Event) -> T:
+    """Run the work of a request until `stop`; its errors become HTTPExceptions of one sentence."""
     try:
-        return work()
+        with stop_on(stop):
+            return work()
     except HTTPException:
+        raise
+    except WorkCancelledError:
+        _log.info("request %s: its work was stopped, as nobody waits for it", number)
         raise
     except CaseError as error:
         where = f"{error.file} " if error.file else ""

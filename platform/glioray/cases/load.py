@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glioray.cancellation import raise_if_cancelled
 from glioray.cases import labels
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.collections import Reading, read_numbers
@@ -241,6 +242,7 @@ def _read_images(
             yield modality, volume, volume.array[..., files.channels.index(modality)]
     else:
         for modality in files.modalities:
+            raise_if_cancelled()
             key = files.images[modality]
             volume = read_volume(read(key), name=key, case_id=files.case_id, limits=limits)
             _check_three_dimensions(volume, files.case_id, "store each modality in its own file")

@@ -127,7 +127,8 @@ class Endpoint(Protocol):
     async def run(self, work: Callable[[], Response], *, done: str) -> Response:
         """Run `work` on the replica's one worker thread, in the request's place of the queue.
 
-        Errors of cases and models become a refusal of one sentence.
+        Errors of cases and models become a refusal of one sentence. Where the client leaves or time runs out, work that
+        waits is not begun, and work that runs ends where it calls `glioray.cancellation.raise_if_cancelled`.
 
         Args:
             work: makes the answer.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from glioray.cancellation import raise_if_cancelled
 from glioray.cases.load import Case, brain_mask
 from glioray.config import PreprocessConfig
 from glioray.errors import CaseError
@@ -135,12 +136,11 @@ def _correct_bias(case: Case) -> Case:
             )
             advice = "set preprocess.n4 to false or export the case before normalisation"
             raise CaseError(case.case_id, "", found, advice)
-    corrected = [
-        np.where(brain, image / estimate_bias_field(image, brain, case.spacing_mm, case.case_id), 0).astype(
-            np.float32
-        )
-        for image in case.images
-    ]
+    corrected = []
+    for image in case.images:
+        raise_if_cancelled()
+        field = estimate_bias_field(image, brain, case.spacing_mm, case.case_id)
+        corrected.append(np.where(brain, image / field, 0).astype(np.float32))
     return replace(case, images=_stack(corrected))
 
 

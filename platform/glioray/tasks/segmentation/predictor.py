@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
+from glioray.cancellation import raise_if_cancelled
 from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
 from glioray.config import REGIONS, PreprocessConfig
@@ -174,6 +175,7 @@ class Predictor:
         parts = []
         with torch.inference_mode(), autocast(self.device, self.precision):
             for batch in SliceStore([stack], config.preprocess).stack_batches(0, self.batch_size):
+                raise_if_cancelled()
                 images = batch.to(self.device).images.contiguous(memory_format=torch.channels_last)
                 total = sum(
                     _activate(self.net(images.flip(f)).float(), config.loss.target).flip(f) for f in flips

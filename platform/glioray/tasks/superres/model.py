@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from glioray.cancellation import raise_if_cancelled
 from glioray.cases.load import Case, brain_mask
 from glioray.cases.nifti import make_header
 from glioray.config import PreprocessConfig
@@ -151,6 +152,7 @@ class SuperResolver:
         parts = []
         with torch.inference_mode(), autocast(self.device, self.precision):
             for part in rows.split(max(1, min(self.batch_size, _BATCH_PX // math.prod(size)))):
+                raise_if_cancelled()
                 part = part.float().to(self.device).contiguous(memory_format=torch.channels_last)
                 parts.append(net(part, size).float().cpu())
         return torch.cat(parts).reshape(num, channels, *size)
