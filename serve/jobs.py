@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from glioray.cases.conventions import CONVENTIONS, find_convention
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import declare_conventions
-from glioray.engine.serving import REFUSALS
+from glioray.engine.serving import REFUSALS, Job
 from glioray.errors import DataError, GliorayError, StorageError, UsageError
 from glioray.storage import is_local, join_uri, open_storage, printable, written_keys
 from glioray.tasks import open_labelling
@@ -34,8 +34,6 @@ _FOLDER = ".glioray-jobs"
 _STATE, _CANCELLED = "job.json", "cancelled"
 _SAVE_S = 1.0
 _GRACE_S = 60.0
-
-State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 class JobRequest(BaseModel):
@@ -70,34 +68,6 @@ class JobRequest(BaseModel):
         description="resample cases whose voxel size is far from that of training, which fail otherwise, and their masks "
         "back",
     )
-
-
-class Job(BaseModel):
-    """A job and how far it is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    state: State
-    model: str = Field(description="the version that segments, as models:/NAME/VERSION")
-    data: str
-    out: str
-    labels: str | None = None
-    uncertainty: bool = False
-    resample: bool = False
-    num_cases: int | None = Field(None, description="null until they are listed")
-    num_done: int = Field(0, description="cases that have their mask")
-    failed: dict[str, str] = Field(
-        default_factory=dict, description="case, or file that belongs to none -> why it has no mask"
-    )
-    error: str | None = Field(None, description="why the job failed")
-    created_at: datetime
-    updated_at: datetime
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.state in ("done", "failed", "cancelled")
 
 
 class JobCancelledError(Exception):

@@ -41,6 +41,7 @@ _OBJECTS = {
         "glioray.client.Segmentation",
         "glioray.client.SuperResolved",
         "glioray.client.FolderResult",
+        "glioray.client.Job",
         "glioray.client.SuperResOptions",
     ),
     "Errors": ("glioray.errors",),

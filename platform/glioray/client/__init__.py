@@ -7,3 +7,4 @@ from glioray.client.clients import AsyncClient as AsyncClient
 from glioray.client.clients import Client as Client
 from glioray.client.folder import FolderResult as FolderResult
 from glioray.client.sources import SuperResOptions as SuperResOptions
+from glioray.engine.serving import Job as Job

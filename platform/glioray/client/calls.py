@@ -13,13 +13,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.client.answers import Segmentation, SuperResolved
 from glioray.client.folder import ENDINGS
 from glioray.client.sources import Source, names_its_files, read_files, read_source
+from glioray.engine.serving import Job
 from glioray.errors import EndpointError, UsageError
 from glioray.machine import bypass_proxies
+from glioray.progress import log_progress
 from glioray.storage import Storage, join_uri, open_storage
 
 _log = logging.getLogger(__name__)
@@ -104,6 +107,40 @@ class Calls:
         yield partial(target.write, key, response.content)
         return join_uri(target.uri, key)
 
+    def start_job(self, fields: Mapping[str, Any]) -> Flow[Job]:
+        return self._read_job(
+            (yield from self.exchange("POST", "/v1/jobs", json=fields, is_repeatable=False))
+        )
+
+    def get_job(self, job_id: str) -> Flow[Job]:
+        return self._read_job((yield from self.exchange("GET", _job_path(job_id))))
+
+    def cancel_job(self, job_id: str) -> Flow[Job]:
+        return self._read_job((yield from self.exchange("DELETE", _job_path(job_id))))
+
+    def wait_for_job(
+        self, job_id: str, poll_s: float, on_progress: Callable[[Job], object] | None
+    ) -> Flow[Job]:
+        if poll_s <= 0:
+            raise UsageError(f"poll_s is {poll_s:g}; expected seconds above 0")
+        known: Job | None = None
+        while True:
+            job = yield from self.get_job(job_id)
+            if known is None or _progress_of(job) != _progress_of(known):
+                known = job
+                _log_job(job)
+                if on_progress is not None:
+                    on_progress(job)
+            if job.state == "done":
+                return job
+            if job.state == "failed":
+                raise EndpointError(f"the job {job.id} failed: {job.error}")
+            if job.state == "cancelled":
+                raise EndpointError(
+                    f"the job {job.id} was cancelled; {job.num_done} of its cases have their mask"
+                )
+            yield float(poll_s)
+
     def get_modalities(self, task: str) -> Flow[tuple[str, ...] | None]:
         """The modalities that a task's model takes; None where it takes each by itself, or where none is served."""
         models = yield from self.get_models()
@@ -118,18 +155,28 @@ class Calls:
         path: str,
         files: Mapping[str, bytes] | None = None,
         fields: Mapping[str, Any] | None = None,
+        *,
+        json: Mapping[str, Any] | None = None,
+        is_repeatable: bool = True,
     ) -> Flow[httpx.Response]:
         """The response to a request; tries again where the endpoint says when, and where a connection broke.
+
+        A request that is not repeatable is not sent again where the endpoint may have carried it out.
 
         Raises:
             EndpointError: the request was refused, or there is no answer after `retry_s` or several broken connections.
         """
         waited_s, num_breaks = 0.0, 0
         while True:
-            outcome = yield self._request(method, path, files, fields)
+            outcome = yield self._request(method, path, files, fields, json)
             if isinstance(outcome, httpx.Response) and outcome.is_success:
                 return outcome
             error, wait_s, is_break = self._judge(outcome)
+            if not is_repeatable and _may_be_carried_out(outcome):
+                found = f"{error.detail.partition(';')[0]}, but may have carried out {method} {path}"
+                raise EndpointError(
+                    f"{found}; look for what it made before you send it again", error.status, error.request_id
+                )
             if wait_s is None and is_break and num_breaks < _MAX_BREAKS:
                 wait_s = _BREAK_S * 2**num_breaks
                 num_breaks += 1
@@ -156,6 +203,12 @@ class Calls:
         advice = "check the address and the endpoint"
         return EndpointError(f"{self.url} does not answer ({reason}); {advice}"), None, True
 
+    def _read_job(self, response: httpx.Response) -> Job:
+        try:
+            return Job.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._refusal(response) from error
+
     def _refusal(self, response: httpx.Response) -> EndpointError:
         other = (
             f"{self.url} answered {response.status_code} {response.reason_phrase}; expected glioray's endpoint, so "
@@ -170,6 +223,7 @@ class Calls:
         path: str,
         files: Mapping[str, bytes] | None = None,
         fields: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | None = None,
     ) -> httpx.Request:
         # Files go under the names of their fields: their own may name a patient.
         sent = {name: (name, data, "application/octet-stream") for name, data in (files or {}).items()}
@@ -179,8 +233,37 @@ class Calls:
             headers=self.headers,
             files=sent or None,
             data=dict(fields or {}) or None,
+            json=json,
             extensions={"timeout": httpx.Timeout(self.timeout_s, connect=_CONNECT_S).as_dict()},
         )
+
+
+def _job_path(job_id: str) -> str:
+    if not re.fullmatch(r"[\w-]+", job_id, re.ASCII):
+        raise UsageError(f"job_id is '{job_id[:100]}'; expected the id of a job, as start_job returns it")
+    return f"/v1/jobs/{job_id}"
+
+
+def _progress_of(job: Job) -> tuple[object, ...]:
+    return job.state, job.num_cases, job.num_done, len(job.failed)
+
+
+def _log_job(job: Job) -> None:
+    """Log how far a job is; times are the endpoint's, which may have begun it long ago."""
+    if job.state in ("failed", "cancelled"):
+        return
+    # Files that belong to no case count as failed too.
+    done = min((job.num_done + len(job.failed)) / job.num_cases, 0.99) if job.num_cases else 0.0
+    done = 1.0 if job.state == "done" else done
+    began_s = time.monotonic() - (job.updated_at - job.created_at).total_seconds()
+    log_progress(_log, f"job {job.id}", done, began_s, f"{job.num_done} masks, {len(job.failed)} failed")
+
+
+def _may_be_carried_out(outcome: httpx.Response | httpx.TransportError) -> bool:
+    """Whether the endpoint may have begun what was asked for, though it did not say so."""
+    if isinstance(outcome, httpx.Response):
+        return _detail(outcome) is None
+    return not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def _detail(response: httpx.Response) -> str | None:

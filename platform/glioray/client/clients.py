@@ -15,7 +15,8 @@ from glioray.cases.casefiles import CaseFiles
 from glioray.client.answers import Segmentation, SuperResolved
 from glioray.client.calls import Calls, Flow, T
 from glioray.client.folder import Folder, FolderResult, Output, check_concurrency
-from glioray.client.sources import Source, SuperResOptions, form_fields, option_fields
+from glioray.client.sources import Source, SuperResOptions, form_fields, job_fields, option_fields
+from glioray.engine.serving import Job
 from glioray.errors import GliorayError
 
 URL = "http://127.0.0.1:8000"
@@ -179,6 +180,64 @@ class Client:
             pool.shutdown(cancel_futures=True)
         return folder.result
 
+    def start_job(
+        self,
+        data: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        labels: str | None = None,
+        uncertainty: bool = False,
+        resample: bool = False,
+    ) -> Job:
+        """Let the endpoint segment every case of a place that it reads itself; returns at once.
+
+        Where the connection breaks while the job is sent, it is not sent again, as it may have begun.
+
+        Args:
+            data: `s3://bucket/prefix`, or an absolute folder of the endpoint's machine, below one of its `--job-roots`.
+            out: where `CASE_seg.nii.gz` is written, below such a root too; by default beside the job's state.
+            labels: as in `segment`; by default those of each case.
+            uncertainty: write `CASE_uncertainty.nii.gz` too.
+            resample: as in `segment`.
+
+        Raises:
+            EndpointError: the job was refused, or the endpoint does not answer.
+        """
+        return self._run(self._calls.start_job(job_fields(data, out, labels, uncertainty, resample)))
+
+    def get_job(self, job_id: str) -> Job:
+        """How far a job is, and why cases have no mask.
+
+        Raises:
+            EndpointError: there is no such job, or the endpoint does not answer.
+            UsageError: that is no id.
+        """
+        return self._run(self._calls.get_job(job_id))
+
+    def wait_for_job(
+        self, job_id: str, *, poll_s: float = 2.0, on_progress: Callable[[Job], object] | None = None
+    ) -> Job:
+        """The job once it is done; its `failed` says which cases have no mask. Progress is logged.
+
+        Args:
+            job_id: of the job.
+            poll_s: seconds between two looks at it, above 0.
+            on_progress: is called with the job at the first look, and when it has come further.
+
+        Raises:
+            EndpointError: the job failed or was cancelled; or as `get_job`.
+            UsageError: as `get_job`, or `poll_s` is not above 0.
+        """
+        return self._run(self._calls.wait_for_job(job_id, poll_s, on_progress))
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Cancel a job; masks that it has written stay, and one that is over stays as it is.
+
+        Raises:
+            EndpointError, UsageError: as `get_job`.
+        """
+        return self._run(self._calls.cancel_job(job_id))
+
     def _run(self, flow: Flow[T]) -> T:
         outcome: Any = None
         while True:
@@ -292,6 +351,32 @@ class AsyncClient:
             for files in folder.cases:
                 group.create_task(work(files))
         return folder.result
+
+    async def start_job(
+        self,
+        data: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        labels: str | None = None,
+        uncertainty: bool = False,
+        resample: bool = False,
+    ) -> Job:
+        """As `Client.start_job`."""
+        return await self._run(self._calls.start_job(job_fields(data, out, labels, uncertainty, resample)))
+
+    async def get_job(self, job_id: str) -> Job:
+        """As `Client.get_job`."""
+        return await self._run(self._calls.get_job(job_id))
+
+    async def wait_for_job(
+        self, job_id: str, *, poll_s: float = 2.0, on_progress: Callable[[Job], object] | None = None
+    ) -> Job:
+        """As `Client.wait_for_job`."""
+        return await self._run(self._calls.wait_for_job(job_id, poll_s, on_progress))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """As `Client.cancel_job`."""
+        return await self._run(self._calls.cancel_job(job_id))
 
     async def _run(self, flow: Flow[T]) -> T:
         outcome: Any = None

@@ -97,6 +97,24 @@ def form_fields(
     return sent | option_fields(options)
 
 
+def job_fields(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    labels: str | None,
+    uncertainty: bool,
+    resample: bool,
+) -> dict[str, Any]:
+    """The fields of a request to /v1/jobs; places are the endpoint's own, and stay as they are."""
+    given = {
+        "data": os.fspath(data),
+        "out": None if out is None else os.fspath(out),
+        "labels": labels,
+        "uncertainty": uncertainty or None,
+        "resample": resample or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def option_fields(options: SuperResOptions) -> dict[str, str]:
     def text(value: Any) -> str:
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The contract between a task's routes and the endpoint that mounts them.
+"""The contract between a task's routes and the endpoint that mounts them, and between the endpoint and its client.
 
 Nothing here needs an HTTP library: routes are written with FastAPI in `tasks/<task>/routes.py`, and `serve/` mounts
 them on Ray Serve.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from glioray.cases.nifti import Limits
 from glioray.config import MODALITIES
@@ -60,6 +61,34 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Refusal} for status in (400, 408, 413, 415, 422, 429, 500, 503)
 }
 """The `responses` that every route with a body may answer with, for OpenAPI."""
+
+
+class Job(BaseModel):
+    """A job over all cases of a folder or a bucket prefix, as far as it was when the endpoint was asked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    model: str = Field(description="the version that segments, as models:/NAME/VERSION")
+    data: str
+    out: str
+    labels: str | None = None
+    uncertainty: bool = False
+    resample: bool = False
+    num_cases: int | None = Field(None, description="null until they are listed")
+    num_done: int = Field(0, description="cases that have their mask")
+    failed: dict[str, str] = Field(
+        default_factory=dict, description="case, or file that belongs to none -> why it has no mask"
+    )
+    error: str | None = Field(None, description="why the job failed")
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
