@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,8 +50,8 @@ from serve.webhook import read_secret
 APPLICATION = "glioray"
 _START_S, _OTHERS_S = 600, 60
 _FEW_CPUS, _SHARE = 4, 0.25
-_SERVE_VARIABLES = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-"""Serve ends a proxy that has not started after three times 5 s, which a busy machine's imports take."""
+# Serve ends a proxy that has not started after three times 5 s, which a busy machine's imports take.
+_SERVE_DEFAULTS = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 _log = logging.getLogger("glioray.serve")
 
 
@@ -131,13 +131,18 @@ def main() -> dict[str, Any]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
     # Replicas need this folder beside the package.
-    connect(Path(__file__).resolve().parent, variables=_SERVE_VARIABLES)
+    connect(Path(__file__).resolve().parent, variables=serve_variables(os.environ))
     if endpoint.cpus is None and ray.cluster_resources().get("CPU", 0) < _FEW_CPUS:
         settings = settings.model_copy(update={"cpus": _SHARE})
     answer = start(settings, endpoint.host, endpoint.port)
     if not on_cluster:
         _stay(answer)
     return answer
+
+
+def serve_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Serve's own settings for the processes that it starts on the cluster: those of this shell, and our defaults."""
+    return _SERVE_DEFAULTS | {name: value for name, value in environ.items() if name.startswith("RAY_SERVE_")}
 
 
 def parse_endpoint(argv: Sequence[str]) -> Endpoint | None:

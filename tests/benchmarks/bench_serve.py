@@ -123,6 +123,7 @@ def main() -> None:
         bare, expected = time_bare(package, files, args.threads, args.requests)
         servers: dict[str, Callable[[], contextlib.AbstractContextManager[str]]] = {
             "glioray": lambda: serve_ours(args.model, args.threads),
+            "glioray, HAProxy": lambda: serve_ours(args.model, args.threads, RAY_SERVE_ENABLE_HA_PROXY="1"),
             "FastAPI by hand": lambda: serve_by_hand(package, args.threads, Path(scratch)),
         }
         if args.bentoml:
@@ -147,6 +148,7 @@ def main() -> None:
             print(f"\n{clients} client(s)")
             tell(
                 rates[clients], "glioray", "requests/s", more_is_better=True, target=0.9, clients=clients,
+                helped=["glioray, HAProxy"],
                 p99_s={name: round(float(np.percentile(times, 99)), 3) for name, times in slowest[clients].items()},
                 bare_s=round(statistics.median(bare), 4),
                 overhead_ms={
@@ -243,7 +245,7 @@ def started(command: list[str], url: str, ready: str, **variables: str) -> Itera
         process.wait(60)
 
 
-def serve_ours(model: str, threads: int) -> contextlib.AbstractContextManager[str]:
+def serve_ours(model: str, threads: int, **variables: str) -> contextlib.AbstractContextManager[str]:
     port = free_port()
     # fmt: off
     command = [
@@ -251,7 +253,7 @@ def serve_ours(model: str, threads: int) -> contextlib.AbstractContextManager[st
         "--port", str(port), "--cpus", str(threads),
     ]
     # fmt: on
-    return started(command, f"http://127.0.0.1:{port}", "/readyz")
+    return started(command, f"http://127.0.0.1:{port}", "/readyz", **variables)
 
 
 def serve_by_hand(package: Path, threads: int, scratch: Path) -> contextlib.AbstractContextManager[str]:

@@ -70,7 +70,11 @@ def started(repo: Path, root: Path, tmp_path: Path) -> Iterator[Started]:
     ]
     # fmt: on
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True)
+        # Serve's fast proxy; `test_serve.py` has the usual one.
+        env = {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True, env=env
+        )
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -231,6 +231,17 @@ def test_super_resolution_is_asked_for_or_left_out(monkeypatch: pytest.MonkeyPat
     assert settings("--superres", "none").superres is None
 
 
+def test_settings_of_serve_travel_to_the_cluster() -> None:
+    from serve import app
+
+    waiting = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+    assert app.serve_variables({"HOME": "/home", "RAY_SERVE_ENABLE_HA_PROXY": "1"}) == {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        waiting: "60",
+    }
+    assert app.serve_variables({waiting: "5"}) == {waiting: "5"}
+
+
 def test_flags_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     from serve import app
 
