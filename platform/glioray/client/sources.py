@@ -18,7 +18,8 @@ from glioray.storage import Storage, open_storage, split_uri
 
 Source = str | os.PathLike[str] | Case | Mapping[str, str | os.PathLike[str] | bytes]
 """A case: its folder, or one of several in a folder or `s3://bucket/prefix`; one file with all modalities, or one image;
-a case in memory; or files, as paths or bytes, by the names of the endpoint's form: t1, t1c, t2, flair, image."""
+a case in memory; or files, as paths or bytes, by the names of the endpoint's form: t1, t1c, t2, flair; image; or case,
+a zip of its folder."""
 
 
 class SuperResOptions(TypedDict, total=False):

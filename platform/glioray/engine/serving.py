@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from glioray.cases.nifti import Limits
+from glioray.cases.zipped import read_zipped_case
 from glioray.config import MODALITIES
 from glioray.errors import UsageError
 
@@ -31,6 +32,9 @@ million voxels."""
 
 UPLOADS = (*MODALITIES, "image")
 """The files of a case in a form: one for each modality, or one for all."""
+
+CASE_ZIP = "one zip of a case's folder instead, with files named as in a bucket: CASE_t1.nii.gz and so on"
+"""The description of a form's field `case`; see `unzip_case`."""
 
 JSON = "application/json"
 FILES = ("application/gzip", "application/zip", "image/png")
@@ -166,6 +170,28 @@ class Endpoint(Protocol):
         Raises:
             HTTPException: the refusal; 503 where time ran out.
         """
+
+
+async def unzip_case(
+    endpoint: Endpoint, zipped: bytes, *, beside: Collection[str], modalities: Collection[str]
+) -> dict[str, bytes]:
+    """The files of the zip that a form's field `case` holds, by the names of `UPLOADS`.
+
+    Args:
+        endpoint: reads it.
+        zipped: the zip.
+        beside: names of the form's other files.
+        modalities: that the model takes; others are left out.
+
+    Raises:
+        UsageError: there are other files.
+        HTTPException: 422 as `cases.zipped.read_zipped_case` refuses it; 503 where time ran out.
+    """
+    if beside:
+        raise UsageError(f"both case and {', '.join(beside)} were sent; send the zip of the case alone")
+    return await endpoint.read(
+        lambda: read_zipped_case(zipped, name="case", modalities=modalities, limits=LIMITS)
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ def test_good_requests(client: TestClient, files: dict[str, bytes], tmp_path: Pa
     send(
         "POST", "/v1/superresolve", files={"image": _png(np.arange(20 * 28, dtype=np.uint8).reshape(20, 28))}
     )
+    names = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(f"BraTS2021_00001_{names[name]}.nii.gz", data)
+    for route in ("/v1/segment", "/v1/superresolve"):
+        fields = {"force": "true"} if route.endswith("superresolve") else {}
+        send("POST", route, files={"case": zipped.getvalue()}, data=fields)
     job = send("POST", "/v1/jobs", json={"data": str(tmp_path)}).json()
     for method in ("GET", "DELETE"):
         send(method, "/v1/jobs/{job_id}", f"/v1/jobs/{job['id']}")

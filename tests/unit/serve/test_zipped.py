@@ -7,14 +7,26 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from glioray.client import Client
+
 NAMES = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
 CASE = "BraTS2021_00001"
+ROUTES = ("/v1/segment", "/v1/superresolve")
+
+
+@pytest.fixture
+def client(
+    make_client: Callable[..., TestClient], make_superres_watch: Callable[..., Any]
+) -> Iterator[TestClient]:
+    """A client of both routes."""
+    with make_client(make_superres_watch()) as client:
+        yield client
 
 
 def _zip(entries: Mapping[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -38,6 +50,38 @@ def test_the_mask_is_that_of_the_files(client: TestClient, files: dict[str, byte
         answer = client.post("/v1/segment", files={"case": ("any name", zipped)})
         assert answer.status_code == 200, answer.text
         assert answer.content == expected.content
+
+
+def _unzip(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("sent", [("t1", "t1c", "t2", "flair"), ("t1", "flair")])
+def test_it_is_super_resolved_as_its_files_that_the_model_takes(
+    make_client: Callable[..., TestClient],
+    make_superres_watch: Callable[..., Any],
+    files: dict[str, bytes],
+    sent: tuple[str, ...],
+) -> None:
+    settings: dict[str, Any] = {"channels": "each"}
+    if len(sent) < len(files):
+        settings = {"channels": "joint", "preprocess.modalities": sent}
+    zipped, force = _zip(_folder(files)), {"force": "true"}
+    with make_client(make_superres_watch(**settings)) as client:
+        expected = client.post(ROUTES[1], files={name: files[name] for name in sent}, data=force)
+        answer = client.post(ROUTES[1], files={"case": zipped}, data=force)
+        described = [
+            client.post(ROUTES[1], files=form, data=force, headers={"Accept": "application/json"}).json()
+            for form in ({name: files[name] for name in sent}, {"case": zipped})
+        ]
+        with Client("http://endpoint", transport=client._transport) as caller:
+            called = caller.superresolve({"case": zipped}, force=True)
+    assert answer.status_code == 200, answer.text
+    assert called.files == _unzip(expected.content)
+    assert list(_unzip(answer.content)) == [f"{name}.nii.gz" for name in sent]
+    assert _unzip(answer.content) == _unzip(expected.content)
+    assert described[0] == described[1]
 
 
 def _lying_size(data: bytes, name: str, size: int) -> bytes:
@@ -105,13 +149,15 @@ def test_what_is_no_case_is_refused(
     }
     for found, zips in hostile.items():
         for data in zips:
-            detail = detail_of(client.post("/v1/segment", files={"case": data}), 422)
-            assert found in detail, detail
+            for route in ROUTES:
+                detail = detail_of(client.post(route, files={"case": data}), 422)
+                assert found in detail, detail
     del zeros
 
 
+@pytest.mark.parametrize("route", ROUTES)
 def test_a_bomb_costs_no_memory(
-    client: TestClient, files: dict[str, bytes], detail_of: Callable[[Any, int], str]
+    client: TestClient, files: dict[str, bytes], detail_of: Callable[[Any, int], str], route: str
 ) -> None:
     """A file that unpacks to more than it states is read as far as it states."""
     whole = _folder(files)
@@ -127,7 +173,7 @@ def test_a_bomb_costs_no_memory(
     changed[offset + 8] = 8
     changed[zipped.index(b"PK\x01\x02") + 10] = 8
     tracemalloc.start()
-    detail = detail_of(client.post("/v1/segment", files={"case": bytes(changed)}), 422)
+    detail = detail_of(client.post(route, files={"case": bytes(changed)}), 422)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "is damaged at" in detail
@@ -138,5 +184,6 @@ def test_a_zip_comes_alone(
     client: TestClient, files: dict[str, bytes], detail_of: Callable[[Any, int], str]
 ) -> None:
     both = {"case": _zip(_folder(files)), "t1": files["t1"]}
-    detail = detail_of(client.post("/v1/segment", files=both), 422)
-    assert detail == "both case and t1 were sent; send the zip of the case alone"
+    for route in ROUTES:
+        detail = detail_of(client.post(route, files=both), 422)
+        assert detail == "both case and t1 were sent; send the zip of the case alone"

@@ -11,9 +11,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from glioray.cases.conventions import CONVENTIONS, LabelConvention
 from glioray.cases.load import Case, load_case_from_bytes
-from glioray.cases.zipped import read_zipped_case
 from glioray.engine.serving import (
     BINARY,
+    CASE_ZIP,
     FILES,
     JSON,
     LIMITS,
@@ -27,6 +27,7 @@ from glioray.engine.serving import (
     Served,
     accepts_json,
     check_uploads,
+    unzip_case,
     warning_header,
 )
 from glioray.errors import UsageError
@@ -89,12 +90,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 description="one 4-D NIfTI instead, with the channels FLAIR, T1, T1c, T2, where the model takes all four"
             ),
         ] = None,
-        case: Annotated[
-            Upload,
-            File(
-                description="one zip of a case's folder instead, with files named as in a bucket: CASE_t1.nii.gz and so on"
-            ),
-        ] = None,
+        case: Annotated[Upload, File(description=CASE_ZIP)] = None,
         labels: Annotated[
             str | SkipJsonSchema[None],
             Form(
@@ -138,14 +134,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
         parts = {name: await file.read() for name, file in files.items() if file is not None}
         modalities = served.model.spec.config.preprocess.modalities
         if case is not None:
-            if parts:
-                raise UsageError(
-                    f"both case and {', '.join(parts)} were sent; send the zip of the case alone"
-                )
-            zipped = await case.read()
-            parts = await endpoint.read(
-                lambda: read_zipped_case(zipped, name="case", modalities=modalities, limits=LIMITS)
-            )
+            parts = await unzip_case(endpoint, await case.read(), beside=parts, modalities=modalities)
         check_uploads(parts, modalities)
         convention = choose_convention(labels, served.model.spec)
         enhance = None

@@ -64,6 +64,11 @@ def check_files(files: Mapping[str, bytes], spec: SuperResSpec) -> None:
         raise UsageError(f"no file was sent; {expected}")
 
 
+def list_modalities(spec: SuperResSpec) -> tuple[str, ...]:
+    """The modalities that a model takes of a case: all where each is an image of its own."""
+    return MODALITIES if spec.config.channels == "each" else spec.config.preprocess.modalities
+
+
 def describe_files(spec: SuperResSpec) -> FilesModel:
     """The inputs and outputs of a model's `ImageOfFiles`."""
     joint = spec.config.num_channels > 1

@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from glioray.cases.load import Case
 from glioray.engine.serving import (
     BINARY,
+    CASE_ZIP,
     MODEL_HEADER,
     NOTICE,
     REFUSALS,
@@ -23,11 +24,12 @@ from glioray.engine.serving import (
     Routes,
     Served,
     accepts_json,
+    unzip_case,
     warning_header,
 )
 from glioray.errors import UsageError
 from glioray.serialization import to_dict
-from glioray.tasks.superres.files import check_files
+from glioray.tasks.superres.files import check_files, list_modalities
 from glioray.tasks.superres.model import SuperResolver
 from glioray.tasks.superres.uploads import (
     MAX_SCALE,
@@ -201,6 +203,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
                 "16 bits; or a 4-D NIfTI with the channels FLAIR, T1, T1c, T2"
             ),
         ] = None,
+        case: Annotated[Upload, File(description=CASE_ZIP)] = None,
         options: SuperResOptions = Depends(parse_options),  # noqa: B008
     ) -> Response:
         """Super-resolve slices: NIfTI to NIfTI on a finer grid, PNG to PNG.
@@ -210,7 +213,12 @@ def make_routes(endpoint: Endpoint) -> Routes:
         served: Served[SuperResolver] = endpoint.served
         files = {"t1": t1, "t1c": t1c, "t2": t2, "flair": flair, "image": image}
         parts = {name: await file.read() for name, file in files.items() if file is not None}
-        check_files(parts, served.model.spec)
+        spec = served.model.spec
+        if case is not None:
+            parts = await unzip_case(
+                endpoint, await case.read(), beside=parts, modalities=list_modalities(spec)
+            )
+        check_files(parts, spec)
         sent, plan = await endpoint.read(lambda: _read(served, parts, options))
         if accepts_json(request.headers.get("accept", "")):
             return _describe_plan(served, plan, options)
