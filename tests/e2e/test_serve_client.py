@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,27 +99,22 @@ def test_a_pipeline_with_a_key_until_the_endpoint_is_told_to_end(
     named = requests.get(f"{url}/healthz", headers={"X-Request-Id": "pipeline-0001"}, timeout=30)
     assert named.headers["X-Request-Id"] == "pipeline-0001"
 
-    headers = {"Authorization": f"Bearer {key}"}
-    request = {"data": f"{root}/new", "labels": "brats-et3"}
-    assert requests.post(f"{url}/v1/jobs", json=request, timeout=30).status_code == 401
-    answer = requests.post(f"{url}/v1/jobs", json=request, headers=headers, timeout=30)
-    assert answer.status_code == 202, answer.text
-    job = answer.json()
-    deadline = time.monotonic() + DEADLINE_S
-    while job["state"] in ("waiting", "running"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.5)
-        job = requests.get(f"{url}/v1/jobs/{job['id']}", headers=headers, timeout=30).json()
-    assert (job["state"], job["num_done"], job["failed"], job["error"]) == ("done", 2, {}, None)
+    with glioray.Client(url) as stranger, pytest.raises(EndpointError, match="an API key is needed"):
+        stranger.start_job(root / "new")
+    with glioray.Client(url, api_key=key) as client:
+        job = client.start_job(root / "new", labels="brats-et3")
+        assert (job.state, job.num_done) == ("waiting", 0)
+        job = client.wait_for_job(job.id, poll_s=0.5)
+        with pytest.raises(EndpointError, match="below") as refused:
+            client.start_job(tmp_path)
+    assert (job.state, job.num_done, job.failed, job.error) == ("done", 2, {}, None)
+    assert refused.value.status == 422
     for case_id, place in result.files.items():
         sent = read_volume(Path(place).read_bytes(), name=case_id).array
-        found = read_volume((Path(job["out"]) / f"{case_id}_seg.nii.gz").read_bytes(), name=case_id).array
+        found = read_volume((Path(job.out) / f"{case_id}_seg.nii.gz").read_bytes(), name=case_id).array
         # Another number of threads adds up in another order: a few voxels on the border may differ.
         assert (sent != found).mean() < 1e-3
         assert sent.any()
-    refused = requests.post(f"{url}/v1/jobs", json={"data": os.fspath(tmp_path)}, headers=headers, timeout=30)
-    assert refused.status_code == 422
-    assert "below" in refused.json()["detail"]
 
     started.process.send_signal(signal.SIGTERM)
     assert started.process.wait(DEADLINE_S) == 0
