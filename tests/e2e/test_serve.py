@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 import services
@@ -373,6 +375,23 @@ def kill_replicas(_ray_head: services.Service) -> Callable[[], int]:
     return run
 
 
+@pytest.fixture
+def memory_mb(_ray_head: services.Service) -> Callable[[], float]:
+    """Memory of Serve's processes, without what they share."""
+
+    def measure() -> float:
+        total = 0.0
+        for process in psutil.Process(_ray_head.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "ServeReplica" in " ".join(process.cmdline()) or "ProxyActor" in " ".join(
+                    process.cmdline()
+                ):
+                    total += process.memory_full_info().uss / 1e6
+        return round(total)
+
+    return measure
+
+
 def _bad_requests(
     url: str, phantom: dict[str, bytes]
 ) -> list[tuple[str, Callable[[], int | None], set[int | None]]]:
@@ -423,11 +442,13 @@ def test_bad_requests_a_killed_replica_and_a_promotion_at_once(
     promote: Callable[[int], str],
     phantom: dict[str, bytes],
     kill_replicas: Callable[[], int],
+    memory_mb: Callable[[], float],
 ) -> None:
     # More than in the gate by hand: GLIORAY_STORM=500.
     number = int(os.environ.get("GLIORAY_STORM", "39"))
     masks = {promote(which): _post(endpoint, phantom).content for which in (1, 0)}
     bad = _bad_requests(endpoint.url, phantom)
+    before = memory_mb()
     begun, counts = threading.Event(), collections.Counter[str]()
     wrong: list[str] = []
 
@@ -470,7 +491,10 @@ def test_bad_requests_a_killed_replica_and_a_promotion_at_once(
         disturbance = pool.submit(disturb)
         list(pool.map(send, range(number)))
         disturbance.result()
-    print(json.dumps({"requests": number, "answers": counts}))
+    after = memory_mb()
+    print(json.dumps({"requests": number, "answers": counts, "memory_mb": [before, after]}))
     assert wrong == []
+    # The bodies of the storm are far more than that; a process grows a little with its first requests.
+    assert after < 1.25 * before
     assert counts["200"] == number - counts["bad"]
     assert _post(endpoint, phantom).headers["X-Glioray-Model"] == next(iter(masks))
