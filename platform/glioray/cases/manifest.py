@@ -18,6 +18,7 @@ from glioray.cases.casefiles import CaseFiles, Problem, patient_key
 from glioray.cases.collections import decide_conventions, group_of, read_numbers
 from glioray.cases.content import content_digests
 from glioray.cases.conventions import STATE_LABELS, LabelConvention, find_convention
+from glioray.cases.fingerprint import Fingerprint, measure_fingerprint
 from glioray.cases.labels import LABELS, labels_in
 from glioray.cases.load import Case, assemble_case, brain_mask, check_tumour_size
 from glioray.cases.nifti import read_volume
@@ -47,6 +48,7 @@ class CaseEntry:
         digests: modality, or "mask" -> digest of its content (`content_digests`).
         same_patient: the patient that the case belongs to by its images, if its name says another; or "".
         notes: `Case.notes`.
+        fingerprint: `cases.fingerprint` of the images; empty in a manifest of an older version.
     """
 
     files: CaseFiles
@@ -60,6 +62,7 @@ class CaseEntry:
     digests: dict[str, str] = field(default_factory=dict)
     same_patient: str = ""
     notes: tuple[str, ...] = ()
+    fingerprint: Fingerprint = field(default_factory=dict)
 
     @property
     def case_id(self) -> str:
@@ -146,6 +149,7 @@ def examine_case(
         found = np.bincount(case.mask[case.mask > 0], minlength=len(LABELS))
         counts = {name: int(found[label]) for label, name in enumerate(LABELS) if label > 0}
     x, y, z = case.images.shape[1:]
+    images, modalities, mask = _whole(case)
     entry = CaseEntry(
         files=files,
         checksum=hashlib.sha256("\n".join(sorted(checksums.values())).encode()).hexdigest(),
@@ -155,8 +159,9 @@ def examine_case(
         convention=case.convention.name if case.convention is not None else None,
         label_voxels=counts,
         brain_voxels=brain_voxels,
-        digests=content_digests(*_whole(case)),
+        digests=content_digests(images, modalities, mask),
         notes=case.notes,
+        fingerprint=measure_fingerprint(images, modalities, case.spacing_mm),
     )
     return entry, [], case
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist, squareform
 
+from glioray.cases.fingerprint import Ranges, describe_differences, measure_fingerprint
 from glioray.cases.labels import LABELS, REGION_LABELS
 from glioray.cases.load import Case, brain_mask
 from glioray.engine.precision import MAX_SPACING_RATIO
@@ -202,7 +203,13 @@ def measure_certainty(
 
 
 def flag_case(
-    case: Case, mask: NDArray[np.uint8], spacing_mm: Sequence[float], resampling: str | None = None
+    case: Case,
+    mask: NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    ranges: Ranges | None = None,
+    resampling: str | None = None,
+    *,
+    is_scan: bool = True,
 ) -> list[str]:
     """How a case differs from those that a model is for, each in a sentence.
 
@@ -210,22 +217,30 @@ def flag_case(
         case: as it was read.
         mask: (X, Y, Z) internal labels.
         spacing_mm: of the training cases, along X, Y, Z.
+        ranges: of the training cases' fingerprints.
         resampling: how the case was resampled to that on request, in a sentence.
+        is_scan: whether the case is as scanned; one that was super-resolved has no noise of its own.
     """
     flags = list(case.notes)
     brain = brain_mask(case.images)
     brain_ml = float(brain.sum()) * case.voxel_ml
     low, high = _BRAIN_ML
-    if not low <= brain_ml <= high:
+    if is_implausible := not low <= brain_ml <= high:
         flags.append(
             f"{brain_ml:.0f} ml are not background; a brain without its skull has {low:g} to {high:g} ml"
         )
     ratios = [own / trained for own, trained in zip(case.spacing_mm, spacing_mm, strict=True)]
+    fits = all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios)
     if resampling is not None:
         flags.append(resampling)
-    elif not all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
+    elif not fits:
         own, trained = (" x ".join(f"{mm:.2f}" for mm in edges) for edges in (case.spacing_mm, spacing_mm))
         flags.append(f"voxels of {own} mm, where the model learned from {trained} mm")
+    if ranges:
+        found = measure_fingerprint(case.images, case.modalities, case.spacing_mm)
+        if is_implausible:
+            found.pop("brain_ml", None)
+        flags.extend(describe_differences(found, ranges, case.modalities, with_grain=fits and is_scan))
     tumour_ml = float((mask > 0).sum()) * case.voxel_ml
     if not tumour_ml:
         flags.append("no tumour was found")

@@ -104,7 +104,14 @@ class Outputs:
             num_lesions={region: number for region, (_, number) in found.items()},
             certainty=measure_certainty(self.probs, self.mask, self.case.voxel_ml),
             input_digests=content_digests(self.case.images, self.case.modalities),
-            flags=flag_case(self.case, self.mask, self.spec.spacing_mm, self.resampling),
+            flags=flag_case(
+                self.case,
+                self.mask,
+                self.spec.spacing_mm,
+                self.spec.train_ranges,
+                self.resampling,
+                is_scan=self.superres is None,
+            ),
         )
 
     @cached_property

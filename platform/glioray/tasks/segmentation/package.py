@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from glioray.cases.fingerprint import Ranges, join_ranges
 from glioray.config import REGIONS
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE, encode_weights, parse_format, read_files
 from glioray.errors import ModelError, UsageError
@@ -39,6 +40,8 @@ class ModelSpec:
         val_cases: Dice of each region at that validation, by case id.
         val_sizes: volumes of each region at that validation, by case id; older packages have none.
         regions: those of WT, TC and ET that some training mask labels; the model predicts no others.
+        train_ranges: fingerprints of the training cases (`cases.fingerprint`); empty for fewer than eight, and in older
+            packages.
         num_members: networks whose probabilities are averaged (`Ensemble`), equal but for their weights.
     """
 
@@ -52,6 +55,7 @@ class ModelSpec:
     val_cases: dict[str, dict[str, float]] = field(default_factory=dict)
     val_sizes: dict[str, dict[str, Sizes]] = field(default_factory=dict)
     regions: tuple[str, ...] = REGIONS
+    train_ranges: Ranges = field(default_factory=dict)
     num_members: int = 1
 
     def to_json(self) -> str:
@@ -166,6 +170,7 @@ def join_packages(folders: Sequence[Path], folder: Path) -> ModelSpec:
         train_patients=tuple(sorted({patient for spec in specs for patient in spec.train_patients})),
         train_images=tuple(sorted({digest for spec in specs for digest in spec.train_images})),
         regions=first.regions,
+        train_ranges=join_ranges([spec.train_ranges for spec in specs]),
         num_members=len(nets),
     )
     write_package(folder, joined, Ensemble(nets, config.loss.target).state_dict())

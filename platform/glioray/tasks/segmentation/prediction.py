@@ -16,6 +16,7 @@ from glioray.cases.nifti import encode_map, encode_mask
 from glioray.engine.on_ray.batch import map_cases, split_failed
 from glioray.storage import join_uri, open_storage
 from glioray.tasks.segmentation.evaluation import load_predictor
+from glioray.tasks.segmentation.findings import flag_case
 from glioray.tasks.segmentation.predictor import Predictor, uncertainty
 
 
@@ -56,7 +57,7 @@ def predict_case(
     predictor: Predictor,
     files: CaseFiles,
 ) -> dict[str, Any]:
-    """Write one case's mask, and return {"mask": its URI, "notes": of the case}; arguments as of `predict_cases`.
+    """Write one case's mask, and return {"mask": its URI, "notes": its flags}; arguments as of `predict_cases`.
 
     Raises:
         CaseError: the case cannot be read.
@@ -69,7 +70,8 @@ def predict_case(
     case = load_case(storage, files, with_mask=stated is None)
     convention = find_convention(stated) if stated else case.convention or detect_convention(set(), files)
     probs = predictor.probs(case, resample=resample)
-    mask = from_internal(predictor.decode(probs, case.voxel_ml), convention)
+    labels_found = predictor.decode(probs, case.voxel_ml)
+    mask = from_internal(labels_found, convention)
     target = open_storage(out)
     if with_uncertainty:
         entropy = uncertainty(probs, predictor.spec.config.loss.target, predictor.spec.regions)
@@ -77,6 +79,6 @@ def predict_case(
     # The mask comes last: where there is one, the case is complete.
     key = f"{files.case_id}_seg.nii.gz"
     target.write(key, encode_mask(mask, like=case.reference))
-    resampling = predictor.describe_resampling(case)
-    notes = [*case.notes, *([] if resampling is None else [resampling])]
-    return {"mask": join_uri(target.uri, key), "notes": notes}
+    spec, resampling = predictor.spec, predictor.describe_resampling(case)
+    flags = flag_case(case, labels_found, spec.spacing_mm, spec.train_ranges, resampling)
+    return {"mask": join_uri(target.uri, key), "notes": flags}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from glioray.cases.fingerprint import find_ranges
 from glioray.cases.manifest import CaseEntry
 from glioray.config import REGIONS
 from glioray.engine.collectives import Ranks
@@ -108,6 +109,7 @@ def _first_spec(plan: RunPlan) -> ModelSpec:
         manifest_hash=plan.manifest.hash,
         **describe_training(seen),
         regions=tuple(name for name in REGIONS if any(name in entry.labelled_regions for entry in train)),
+        train_ranges=find_ranges([entry.fingerprint for entry in train if entry.fingerprint]),
     )
 
 

@@ -14,6 +14,7 @@ from glioray.cases.load import load_case
 from glioray.cases.nifti import read_volume, to_canonical
 from glioray.cases.phantom import write_phantoms
 from glioray.storage import open_storage
+from glioray.tasks.segmentation.findings import flag_case
 from glioray.tasks.segmentation.prediction import predict_case
 from glioray.tasks.segmentation.predictor import Predictor, uncertainty
 
@@ -29,9 +30,12 @@ def test_a_mask_and_what_is_unsure_about_it(
     answer = predict_case(data.uri, str(tmp_path / "out"), None, with_uncertainty, False, predictor, files)
     names = [f"{files.case_id}_seg.nii.gz"] + [f"{files.case_id}_uncertainty.nii.gz"] * with_uncertainty
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": []}
-
     case = load_case(data, files)
+    # What random weights label is no tumour, and the job's log says so.
+    flags = flag_case(case, predictor.predict(case), case.spacing_mm)
+    assert "of the brain was labelled as tumour" in flags[0]
+    assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": flags}
+
     assert case.convention is not None
     mask, *maps = (read_volume((tmp_path / "out" / name).read_bytes(), name=name) for name in names)
     found, _ = to_canonical(mask.array, mask.affine)
