@@ -18,7 +18,7 @@ from glioray.cases.conventions import CONVENTIONS
 from glioray.cases.labels import from_internal
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case, load_case_from_bytes
-from glioray.cases.nifti import encode_mask
+from glioray.cases.nifti import encode_mask, encode_volume, read_volume
 from glioray.config import with_settings
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.files_model import add_files_model
@@ -98,6 +98,20 @@ def test_bytes_and_paths_become_the_endpoints_mask(model: Path, paths: dict[str,
     assert loaded.predict(pd.DataFrame([texts, in_bytes]))["mask"].tolist() == [expected, expected]
     other = loaded.predict(texts, params={"labels": "brats-et3"})["mask"][0]
     assert other == _expected(model, paths, "brats-et3") != expected
+
+
+def test_voxels_of_another_size_are_resampled_on_request(model: Path, paths: dict[str, Path]):
+    loaded = mlflow.pyfunc.load_model(str(model))
+    coarse = {}
+    for name, path in paths.items():
+        volume = read_volume(path.read_bytes(), name=name)
+        coarse[name] = encode_volume(volume.array, volume.affine @ np.diag([2, 2, 2, 1]))
+    with pytest.raises(Exception, match="resample=true"):
+        loaded.predict(coarse)
+    (mask,) = loaded.predict(coarse, params={"resample": True})["mask"]
+    case = load_case_from_bytes(coarse)
+    expected = Predictor.load(model / "glioray").predict(case, resample=True)
+    assert mask == encode_mask(from_internal(expected, CONVENTIONS["brats-et4"]), like=case.reference)
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,15 @@ class MaskOfFiles:
     def __init__(self, package: Path) -> None:
         self.predictor = Predictor.load(package)
 
-    def __call__(self, files: Mapping[str, bytes], *, labels: str = "") -> dict[str, bytes]:
+    def __call__(
+        self, files: Mapping[str, bytes], *, labels: str = "", resample: bool = False
+    ) -> dict[str, bytes]:
         """{"mask": bytes} of one case.
 
         Args:
             files: by modality, or one 4-D "image".
             labels: numbers of the mask, as the endpoint takes them; by default those of BraTS.
+            resample: as the endpoint takes it: a case of voxels that the model was not trained on.
 
         Raises:
             UsageError: a file is missing or not taken, or no such convention.
@@ -43,7 +46,7 @@ class MaskOfFiles:
         check_uploads(files, modalities)
         convention = choose_convention(labels, self.predictor.spec)
         case = load_case_from_bytes(dict(files), modalities=modalities, limits=LIMITS)
-        mask = from_internal(self.predictor.predict(case), convention)
+        mask = from_internal(self.predictor.predict(case, resample=resample), convention)
         return {"mask": encode_mask(mask, like=case.reference)}
 
 
@@ -64,6 +67,5 @@ def describe_files(spec: ModelSpec) -> FilesModel:
     modalities = spec.config.preprocess.modalities
     has_image = set(modalities) == set(MODALITIES)
     inputs = dict.fromkeys(modalities, not has_image) | ({"image": False} if has_image else {})
-    return FilesModel(
-        f"{__name__}:MaskOfFiles", inputs, ("mask",), {"labels": choose_convention("", spec).name}
-    )
+    options: dict[str, str | bool] = {"labels": choose_convention("", spec).name, "resample": False}
+    return FilesModel(f"{__name__}:MaskOfFiles", inputs, ("mask",), options)
