@@ -418,6 +418,13 @@ def test_super_resolved_and_segmented_in_one_call_is_both_in_turn(
     coarse = to_canonical(brought_back.array, brought_back.affine)[0]
     np.testing.assert_array_equal(coarse, resample_labels(mask, coarse.shape))
 
+    halfway = {"superresolve": "true", "scale": "2"}  # to 2 mm, which are still not what it knows
+    assert client.post("/v1/segment", files=study.lr, data=halfway).status_code == 422
+    third = client.post("/v1/segment", files=study.lr, data={**halfway, "resample": "true"})
+    assert third.status_code == 200, third.text
+    assert "was resampled from voxels of 2.00 x 2.00 x 1.00 mm" in third.headers["x-glioray-warning"]
+    assert read_volume(third.content, name="mask").shape == (2 * SIDE, 2 * SIDE, 8)
+
     figures = {
         grid: client.post(
             "/v1/segment",
