@@ -111,7 +111,7 @@ export function openSegmentation(root, models) {
       ["Report to print", `${name}_report.html`, parts.get("report.html")],
       ["Report as data", `${name}_report.json`, parts.get("report.json")],
       ["Picture", `${name}_overlay.png`, parts.get("overlay.png")],
-      ["Everything, with probabilities", `${name}_segmentation.zip`, answer.blob],
+      ["Everything, with probabilities and uncertainty", `${name}_segmentation.zip`, answer.blob],
     ]);
     fillReport(report, answer);
     panel.showResult();
@@ -197,8 +197,9 @@ export function openSegmentation(root, models) {
     const overlays = {
       labels: () => once("labels", () => Viewer.readLabels(parts.get("segmentation.nii.gz"), labels)),
       ...Object.fromEntries(Object.keys(report.certainty).map((region) => [
-        region, () => once(`p-${region}`, () => Viewer.readProbability(parts.get(`probability_${region}.nii.gz`))),
+        region, () => once(`p-${region}`, () => Viewer.readMap(parts.get(`probability_${region}.nii.gz`))),
       ])),
+      uncertainty: () => once("uncertainty", () => Viewer.readMap(parts.get("uncertainty.nii.gz"))),
       none: async () => null,
     };
     const frames = "image" in chosen ? IMAGE_FRAMES.map((name, frame) => [name, "image", frame]) : Object.keys(chosen).map((name) => [name, name, 0]);
@@ -225,7 +226,7 @@ export function openSegmentation(root, models) {
       } else if (now.overlay !== "none") {
         const bar = make("span", { className: "heat" });
         bar.style.background = `linear-gradient(90deg, ${HEAT.map(([at, r, g, b]) => `rgb(${r} ${g} ${b}) ${Math.round(at / 2.55)}%`).join(", ")})`;
-        legend.replaceChildren(make("span", { className: "key" }, `Probability of ${REGIONS[now.overlay].toLowerCase()}: ${LEAST}`, bar, "1"));
+        legend.replaceChildren(make("span", { className: "key" }, `${now.overlay === "uncertainty" ? "Uncertainty" : `Probability of ${REGIONS[now.overlay].toLowerCase()}`}: ${LEAST}`, bar, "1"));
       } else legend.replaceChildren();
     }
 
@@ -235,7 +236,7 @@ export function openSegmentation(root, models) {
     };
     fillChoice(panel.find(".choice.image"), "image", order.map((name) => [name, SHORT[name]]), redraw("image"));
     const regions = Object.keys(report.certainty).map((region) => [region, `P(${region.toUpperCase()})`]);
-    fillChoice(panel.find(".choice.overlay"), "overlay", [["labels", "Labels"], ...regions, ["none", "None"]], redraw("overlay"));
+    fillChoice(panel.find(".choice.overlay"), "overlay", [["labels", "Labels"], ...regions, ["uncertainty", "Uncertainty"], ["none", "None"]], redraw("overlay"));
     opacity.oninput = () => (viewer.opacity = Number(opacity.value));
     const planes = panel.find(".planes");
     planes.onchange = () => (viewer.view = planes.value);

@@ -1,4 +1,4 @@
-// A case in NiiVue: one image, and one overlay of labels or of a region's probability.
+// A case in NiiVue: one image, and one overlay of labels or of a map, such as a region's probability.
 
 import "./niivue.umd.js";
 
@@ -6,10 +6,10 @@ const { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } 
 
 export const VIEWS = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, render: SLICE_TYPE.RENDER };
 
-/** The smallest probability that is coloured. */
+/** The smallest value of a map that is coloured. */
 export const LEAST = 0.1;
 
-/** Colours of a probability from LEAST to 1: [value from 0 to 255, red, green, blue, alpha]. */
+/** Colours of a map from LEAST to 1: [value from 0 to 255, red, green, blue, alpha]. */
 export const HEAT = [[0, 0, 0, 4, 0], [26, 40, 11, 84, 90], [89, 101, 21, 110, 190], [153, 212, 72, 66, 235], [204, 245, 125, 21, 255], [255, 252, 255, 164, 255]];
 
 const AXES = { ArrowLeft: [0, 1], ArrowRight: [0, -1], ArrowUp: [1, 1], ArrowDown: [1, -1], PageUp: [2, 1], PageDown: [2, -1] };
@@ -72,9 +72,9 @@ export class Viewer {
     return mask;
   }
 
-  /** Read a map of probabilities. */
-  static async readProbability(file) {
-    return NVImage.loadFromFile({ file: new File([file], "probability.nii.gz"), colormap: "heat", cal_min: LEAST, cal_max: 1 });
+  /** Read a map of values in [0, 1]. */
+  static async readMap(file) {
+    return NVImage.loadFromFile({ file: new File([file], "map.nii.gz"), colormap: "heat", cal_min: LEAST, cal_max: 1 });
   }
 
   /** Show an image (and one of its frames) with an overlay, where the crosshair was. */

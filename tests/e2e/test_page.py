@@ -243,6 +243,8 @@ def check_result(visit: Visit) -> tuple[np.ndarray, dict[str, Any]]:
     page.get_by_role("radio", name="P(WT)").check(force=True)
     legend = page.locator("#segment .legend")
     expect(legend).to_contain_text("Probability of whole tumour", timeout=60_000)
+    page.get_by_role("radio", name="Uncertainty").check(force=True)
+    expect(legend).to_contain_text("Uncertainty: 0.1", timeout=60_000)
     page.get_by_role("radio", name="Labels").check(force=True)
     return mask, report
 
@@ -269,6 +271,7 @@ def test_a_case_is_recognised_segmented_shown_and_downloaded(visit: Visit, case:
             "report.html",
             "overlay.png",
             "probability_wt.nii.gz",
+            "uncertainty.nii.gz",
         } <= set(archive.namelist())
         assert archive.testzip() is None
     page.get_by_role("button", name="New case").click()

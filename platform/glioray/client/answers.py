@@ -154,6 +154,12 @@ class Segmentation(Answer):
         }
 
     @property
+    def uncertainty(self) -> NDArray[np.float32]:
+        """(X, Y, Z) in [0, 1]: 0 where the model is sure, the normalised entropy of its probabilities elsewhere."""
+        name = "uncertainty.nii.gz"
+        return np.asarray(read_volume(self._file(name), name=name).array)
+
+    @property
     def overlay(self) -> bytes:
         """A PNG of three planes with the labels."""
         return self._file("overlay.png")

@@ -180,6 +180,8 @@ def test_every_output_is_typed_and_saved(url: str, files: dict[str, bytes], tmp_
     for region, values in probabilities.probabilities.items():
         np.testing.assert_array_equal(values, everything.probabilities[region])
         assert values.shape == everything.mask.shape
+    assert everything.uncertainty.shape == everything.mask.shape
+    assert 0 < everything.uncertainty.max() <= 1
     assert overlay.startswith(b"\x89PNG")
     assert everything.overlay.startswith(b"\x89PNG")
     everything.save(tmp_path / "case.zip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from scipy import special
 from serve.api import make_api
 from serve.schemas import Settings
 from serve.watch import ModelWatch
@@ -145,8 +147,16 @@ def test_every_output_belongs_to_the_same_mask(client: TestClient, files: dict[s
     assert "ml are not background" in report["flags"][0]
     with zipfile.ZipFile(io.BytesIO(send("probabilities").content)) as archive:
         probs = {name: _canonical(archive.read(name)) for name in archive.namelist()}
-    assert set(probs) == {f"probability_{region}.nii.gz" for region in ("wt", "tc", "et")}
+    assert set(probs) == {
+        "uncertainty.nii.gz", *(f"probability_{region}.nii.gz" for region in ("wt", "tc", "et"))
+    }  # fmt: skip
     whole = probs["probability_wt.nii.gz"]
+    entropy = sum(
+        special.entr(probs[name]) + special.entr(1 - probs[name]) for name in probs if "prob" in name
+    )
+    # Files have steps of 1/255.
+    np.testing.assert_allclose(probs["uncertainty.nii.gz"], entropy / (3 * math.log(2)), atol=0.03)
+    assert probs["uncertainty.nii.gz"].max() > 0.5
     assert (whole.min(), whole.dtype) == (0, np.float32)
     assert 0.5 < whole.max() <= 1
     # WT is painted first, TC and ET over it; so it is at least where its own threshold says.

@@ -40,6 +40,7 @@ class Outputs:
         case: on the grid of the answer.
         mask: (X, Y, Z) internal labels.
         probs: region -> (X, Y, Z) probabilities in [0, 1]; of the mask alone none are needed.
+        uncertainty: (X, Y, Z) in [0, 1] (`predictor.uncertainty`); for "probabilities" and "all".
         convention: of the mask that is written.
         spec: of the model.
         version: of the model.
@@ -50,6 +51,7 @@ class Outputs:
     case: Case
     mask: NDArray[np.uint8]
     probs: dict[str, NDArray[np.float32]]
+    uncertainty: NDArray[np.float32] | None
     convention: LabelConvention
     spec: ModelSpec
     version: str
@@ -65,7 +67,7 @@ class Outputs:
             return self.report.model_dump_json(exclude_none=True).encode(), JSON, "report.json"
         if output == "overlay":
             return self.overlay, "image/png", "overlay.png"
-        files = self._probability_files()
+        files = self._map_files()
         if output == "all":
             for name in ("mask", "report", "overlay"):
                 data, _, file = self.encode(name)
@@ -134,9 +136,12 @@ class Outputs:
         picture = base64.b64encode(self.overlay).decode()
         return render("case_report.html", report=self.report.model_dump(), regions=REGIONS, picture=picture)
 
-    def _probability_files(self) -> dict[str, bytes]:
+    def _map_files(self) -> dict[str, bytes]:
+        assert self.uncertainty is not None
+        maps = {f"probability_{region}": values for region, values in self.probs.items()}
+        maps["uncertainty"] = self.uncertainty
         # Of 256 values a file has a tenth of the size.
         return {
-            f"probability_{region}.nii.gz": encode_map(np.rint(255 * values) / 255, like=self.case.reference)
-            for region, values in self.probs.items()
+            f"{name}.nii.gz": encode_map(np.rint(255 * values) / 255, like=self.case.reference)
+            for name, values in maps.items()
         }

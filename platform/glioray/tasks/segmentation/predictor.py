@@ -19,6 +19,7 @@ from glioray.config import REGIONS, PreprocessConfig
 from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
 from glioray.errors import ModelError
 from glioray.serialization import to_dict
+from glioray.slices.enhance import bounding_box
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import SliceStore
 from glioray.slices.volumes import MAX_VOXELS, probs_on_grid, resampled_shape
@@ -202,6 +203,16 @@ def uncertainty(
     al. 2019 (arXiv 1807.07356) for mirrored copies; QU-BraTS (Mehta et al. 2022, arXiv 2112.10074) judges such
     maps by region and from 0 to 100, ours is one map for all.
     """
+    # Away from the brain the entropy is 0.
+    result = np.zeros(probs.shape[1:], np.float32)
+    if (box := bounding_box(np.any(probs, axis=0))) is not None:
+        result[box] = _normalised_entropy(probs[:, *box], target, regions)
+    return result
+
+
+def _normalised_entropy(
+    probs: NDArray[np.float32], target: str, regions: Sequence[str]
+) -> NDArray[np.float32]:
     if target == "regions":
         known = [probs[REGIONS.index(name)] for name in regions]
         total = sum(_entropy(region) + _entropy(1 - region) for region in known)

@@ -36,7 +36,7 @@ from glioray.slices import volumes
 from glioray.tasks.segmentation.files import choose_convention
 from glioray.tasks.segmentation.findings import Report
 from glioray.tasks.segmentation.outputs import Outputs
-from glioray.tasks.segmentation.predictor import Predictor
+from glioray.tasks.segmentation.predictor import Predictor, uncertainty
 
 Upload = UploadFile | SkipJsonSchema[None]
 """A file that need not be sent."""
@@ -120,7 +120,7 @@ def make_routes(endpoint: Endpoint) -> Routes:
             Literal["mask", "report", "probabilities", "overlay", "all"] | SkipJsonSchema[None],
             Form(
                 description="mask (the default); report, which `Accept: application/json` asks for too; probabilities of "
-                "each region, in [0, 1] by steps of 1/255; overlay, a picture of three planes; or all of them"
+                "each region and their uncertainty (the entropy), in [0, 1] by steps of 1/255; overlay, a picture of three planes; or all of them"
             ),
         ] = None,
         options: Any = Depends(_no_fields if enhancement is None else enhancement.fields),  # noqa: B008
@@ -214,13 +214,16 @@ def _segment(
     if resampling is not None:
         headers |= warning_header("; ".join(filter(None, [headers.get(WARNING_HEADER), resampling])))
     mask = model.decode(probs, grid.voxel_ml)
-    regions = model.region_probs(probs) if output != "mask" else {}
+    maps = model.region_probs(probs) if output != "mask" else {}
+    if output in ("probabilities", "all"):
+        maps["uncertainty"] = uncertainty(probs, model.spec.config.loss.target, model.spec.regions)
     if on_input_grid and enhanced is not None:
         shape = case.images.shape[1:]
         mask, grid = volumes.resample_labels(mask, shape), case
-        regions = {name: volumes.resample(values, shape) for name, values in regions.items()}
+        maps = {name: volumes.resample(values, shape) for name, values in maps.items()}
     superres = None if enhanced is None else enhanced.version
-    outputs = Outputs(grid, mask, regions, convention, model.spec, served.version, superres, resampling)
+    unsure = maps.pop("uncertainty", None)
+    outputs = Outputs(grid, mask, maps, unsure, convention, model.spec, served.version, superres, resampling)
     data, media_type, name = outputs.encode(output)
     if media_type != JSON:
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
