@@ -146,18 +146,21 @@ def test_a_fault_of_the_code_is_not_tried_again() -> None:
 
 
 def test_a_replica_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[asyncio.Future[WholeAnswer]] = []
+
     class Never:
         @property
         def forward(self) -> Never:
             return self
 
-        async def remote(self, _: WholeRequest) -> WholeAnswer:
-            await asyncio.Event().wait()
-            raise AssertionError
+        def remote(self, _: WholeRequest) -> asyncio.Future[WholeAnswer]:
+            asked.append(asyncio.get_running_loop().create_future())
+            return asked[-1]
 
     monkeypatch.setattr("serve.deployments._SLACK_S", 0.1)
     with pytest.raises(HTTPException, match="no replica had time for the case"):
         asyncio.run(make_forward(Never(), 0.0)(REQUEST))  # type: ignore[arg-type]
+    assert [answer.cancelled() for answer in asked] == [True]
 
 
 def test_the_last_states_hold_while_their_process_starts_again() -> None:

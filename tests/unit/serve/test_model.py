@@ -186,7 +186,7 @@ def test_the_description_needs_nobody_else() -> None:
     assert set(operation["responses"]) >= {"200", "413", "415", "422", "429", "503"}
     operation = description["paths"]["/v1/superresolve"]["post"]
     schema = _form(description, operation)
-    assert set(schema["properties"]) == files | superres
+    assert set(schema["properties"]) == files | {"case"} | superres
     blend = schema["properties"]["blend"]
     assert (blend["type"], blend["minimum"], blend["maximum"]) == ("number", 0, 1)
     assert "HTTPValidationError" not in description["components"]["schemas"]
