@@ -28,7 +28,7 @@ services.make_token(_TOKEN)
 # What a developer's shell points at must not reach the tests: they read and write their own servers only.
 _PREFIXES = ("RAY_", "AWS_", "MLFLOW_", "GLIORAY_")
 for _name in [name for name in os.environ if name.startswith(_PREFIXES)]:
-    if _name not in ("GLIORAY_REAL_DATA", "GLIORAY_SKULL_HEAD", "AWS_CA_BUNDLE"):
+    if _name not in ("GLIORAY_REAL_DATA", "GLIORAY_SKULL_HEAD", "GLIORAY_STORM", "AWS_CA_BUNDLE"):
         del os.environ[_name]
 # Ray reads these when it is imported. One token for all of a session's clusters, because a process caches it.
 os.environ.update(
