@@ -12,13 +12,15 @@ _FOLDER = Path(__file__).resolve().parent
 PINS = tuple(_FOLDER / name for name in ("constraints.txt", "no-deps.txt", "no-deps-panoptica.txt"))
 # Advisories that do not concern us: id -> why.
 ACCEPTED: dict[str, str] = {}
+_UNREACHABLE = ("ConnectionError", "Could not connect", "Timeout")
 
 
 def audit(files: Sequence[Path] = PINS, service: Sequence[str] = ()) -> int:
     """Print the advisories on the packages that requirement files pin; returns 1 if there is one, else 0.
 
-    Without an advisory service, as on a machine without internet, it says so and returns 0: what cannot be looked
-    up is no reason to fail. pip-audit itself calls that "no known vulnerabilities".
+    Without an advisory service, as on a machine without internet, it prints NOT AUDITED and returns 0: what cannot be
+    looked up is no reason to fail. pip-audit itself calls that "no known vulnerabilities". If pip-audit fails for another
+    reason, it returns 1.
 
     Args:
         files: with one `name==version` a line.
@@ -40,6 +42,9 @@ def audit(files: Sequence[Path] = PINS, service: Sequence[str] = ()) -> int:
     done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if not any(word in done.stderr for word in _UNREACHABLE):
+            print(f"pip-audit failed: {reason}")
+            return 1
         print(f"NOT AUDITED: the advisory service does not answer ({reason})")
         return 0
     packages = json.loads(done.stdout)["dependencies"]

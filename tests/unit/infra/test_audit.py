@@ -74,3 +74,10 @@ def test_without_a_service_it_says_that_nothing_was_audited(
     pins.write_text("sound==1.0\n")
     assert audit.audit([pins], ["-s", "osv", "--osv-url", "http://127.0.0.1:9/v1/query"]) == 0
     assert capsys.readouterr().out.startswith("NOT AUDITED: ")
+
+
+def test_an_audit_that_fails_for_another_reason_is_no_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit.audit([tmp_path / "nowhere.txt"]) == 1
+    assert capsys.readouterr().out.startswith("pip-audit failed: ")
