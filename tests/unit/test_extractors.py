@@ -165,6 +165,7 @@ def test_a_file_of_another_network_or_of_none_is_refused(tmp_path):
         resolve_extractor("alexnet", weights=str(tmp_path / "nowhere.pth"))
 
 
+@pytest.mark.contracts
 def test_weights_in_a_bucket_are_fetched_once(tmp_path, bucket, monkeypatch):
     import boto3
 

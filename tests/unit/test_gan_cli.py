@@ -19,6 +19,7 @@ def _config(*argv: str) -> Any:
     return resolve_config(parsed[0])[1]
 
 
+@pytest.mark.contracts
 def test_the_recipe_of_the_environment_goes_with_its_data(monkeypatch: pytest.MonkeyPatch):
     assert _config().recipe == "mri_small"
     monkeypatch.setenv("GLIORAY_GAN_RECIPE", "mri_tiny")

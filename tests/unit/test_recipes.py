@@ -13,6 +13,7 @@ from glioray.tasks.segmentation.recipes import RECIPES, build_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.contracts
 def test_a_recipe_builds_and_takes_a_step(name: str):
     torch.set_num_threads(1)
     config = build_recipe(name)

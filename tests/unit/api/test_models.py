@@ -61,6 +61,7 @@ def test_a_segmentation_model(segmenter: Path, case: glioray.Case, tmp_path: Pat
         model.evaluate(unlabelled)
 
 
+@pytest.mark.contracts
 def test_a_super_resolution_model(case: glioray.Case, tmp_path: Path):
     config = with_settings(mri_tiny(), {"collapse.judge": "none"})
     spec = SuperResSpec(config=config, spacing_mm=(1.0, 1.0, 1.0), manifest_hash="m")

@@ -100,6 +100,7 @@ print(json.dumps(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules)))
 """
 
 
+@pytest.mark.contracts
 def test_neither_the_import_nor_help_loads_what_is_heavy(repo: Path):
     def loaded(*flags: str) -> list[str]:
         argv = [sys.executable, "-c", IMPORTS, *flags]

@@ -89,6 +89,7 @@ def test_a_phantom_of_every_public_collection_is_read_right(tmp_path: Path) -> N
         check_conventions(manifest, None)
 
 
+@pytest.mark.contracts
 def test_visits_of_a_patient_never_part(tmp_path: Path) -> None:
     kinds = ("GLI", "PED", "MEN", "MET", "SSA", "MEN-RT")
     visits = {

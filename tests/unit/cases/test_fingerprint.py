@@ -25,6 +25,8 @@ from glioray.cases.phantom import make_phantom
 from glioray.config import MODALITIES
 from glioray.storage import open_storage
 
+pytestmark = pytest.mark.contracts
+
 SPACING_MM = (2.0, 2.0, 2.0)
 PAIRS = list(itertools.combinations(range(4), 2))
 

@@ -46,6 +46,7 @@ def six() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(phantom.images, phantom.mask) for phantom in phantoms]
 
 
+@pytest.mark.contracts
 def test_tumours_vary_in_size_and_some_lack_et(six: list[tuple[np.ndarray, np.ndarray]]) -> None:
     counts = np.array([np.bincount(mask.ravel(), minlength=4)[1:] for _, mask in six])
     whole = counts.sum(axis=1)

@@ -38,6 +38,8 @@ from glioray.slices.preprocess import preprocess
 from glioray.storage import open_storage
 from glioray.tasks import TASKS, load_task
 
+pytestmark = pytest.mark.contracts
+
 WORKER = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import glioray
 
 # A rank, a trial and a worker on cases unpickle a function of these and a task.
@@ -22,6 +24,7 @@ print(*(name for name in ("matplotlib", "mlflow", "monai") if name in sys.module
 """
 
 
+@pytest.mark.contracts
 def test_a_worker_imports_nothing_that_only_reports_need():
     env = {**os.environ, "PYTHONPATH": str(Path(glioray.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, env=env)

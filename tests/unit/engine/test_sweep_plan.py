@@ -186,6 +186,7 @@ def test_a_search_that_the_config_refuses_is_refused_before_it_begins(
 
 
 @pytest.mark.parametrize("recipe", ["unet_tiny", "mri_tiny"])
+@pytest.mark.contracts
 def test_entries_are_searched_beside_the_recipe_s_own_or_alone(recipe: str):
     task = load_task("superres" if recipe == "mri_tiny" else "segmentation")
     config = task.recipes[recipe]()

@@ -51,6 +51,7 @@ def service() -> Iterator[list[str]]:
     server.server_close()
 
 
+@pytest.mark.contracts
 def test_an_advisory_on_a_pinned_version_fails_until_it_is_mended_or_accepted(
     service: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def demos(repo: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, Modu
     return importlib.import_module("demo"), importlib.import_module("demo_gan")
 
 
+@pytest.mark.contracts
 def test_the_demos_trials_lie_in_their_spaces_and_have_steps(demos: tuple[ModuleType, ModuleType]):
     unet, gan = demos
     for demo, own in ((unet, "optim"), (gan, "optim_g")):

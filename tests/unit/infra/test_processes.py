@@ -42,6 +42,7 @@ def _start(tmp_path: Path, code: str, **options: object) -> processes.Service:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.contracts
 def test_a_service_ends_with_its_descendants(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -76,6 +77,7 @@ def test_a_stranger_with_the_same_number_is_left_alone() -> None:
         stranger.wait()
 
 
+@pytest.mark.contracts
 def test_what_a_dead_leader_left_is_ended(tmp_path: Path) -> None:
     code = "import os, sys, time\nif os.fork():\n    time.sleep(600)\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
     service = _start(tmp_path, code)
@@ -97,6 +99,7 @@ def test_a_server_that_ends_at_once_is_said_with_its_log(tmp_path: Path) -> None
     assert str(tmp_path / "log") in str(caught.value)
 
 
+@pytest.mark.contracts
 def test_a_server_that_never_answers_is_ended_and_said(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

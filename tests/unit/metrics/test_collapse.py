@@ -95,6 +95,7 @@ def test_enough_kinds_of_collapse_are_simulated():
     ],
     ids=lambda degraded: f"{degraded.name} {degraded.lr_size}",
 )
+@pytest.mark.contracts
 def test_collapsed_and_healthy_outputs_are_separated_on_phantoms(
     phantom_stacks: Stacks, degraded: DegradeConfig
 ):

@@ -85,6 +85,7 @@ DEEPMIND = {
 
 
 @needs_panoptica
+@pytest.mark.contracts
 def test_brats_2026_equals_its_official_package():
     truth, prediction = many_lesions()
     for region, figures in OFFICIAL.items():

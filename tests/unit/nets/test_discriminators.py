@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from glioray.nets.gan import DISCRIMINATORS, build_discriminator
 from glioray.nets.gan.discriminators import SpectralConv2d
 
+pytestmark = pytest.mark.contracts
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "vgg": [{"width": 4}, {"width": 4, "norm": "spectral"}, {"width": 4, "norm": "none"}],
     "patch": [

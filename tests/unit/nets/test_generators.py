@@ -16,6 +16,8 @@ from glioray.engine.on_mlflow.export import save_export
 from glioray.nets.gan import GENERATORS, FixedScale, build_generator
 from glioray.nets.gan.upsample import upsample
 
+pytestmark = pytest.mark.contracts
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "srresnet": [
         {"width": 8, "num_blocks": 2},
@@ -210,7 +212,6 @@ def test_a_narrow_head_narrows_only_the_layers_at_full_size():
 
 
 @FIRST
-@pytest.mark.contracts
 def test_an_export_with_an_integer_scale_accepts_any_size(name: str, options: dict[str, Any]):
     net = FixedScale(_build(name, options), 4).eval().double()
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
@@ -223,7 +224,6 @@ def test_an_export_with_an_integer_scale_accepts_any_size(name: str, options: di
             torch.testing.assert_close(found, net.net(lr, found.shape[-2:]), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.contracts
 def test_an_export_with_another_scale_has_one_size(tmp_path: Path):
     """Saved as for MLflow, which compares the exported program with the network."""
     net = FixedScale(_build("srresnet", VARIANTS["srresnet"][0]), 32 / 7)

@@ -16,6 +16,8 @@ from glioray.nets import SEGMENTATION_NETS, build_net
 from glioray.nets.folded import FoldedNet
 from glioray.nets.outputs import TrainingOutputs
 
+pytestmark = pytest.mark.contracts
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "unet": [
         {"width": 4, "depth": 2},
@@ -308,7 +310,6 @@ def test_overfits_one_batch(name: str, options: dict[str, Any]):
 
 
 @DISTINCT
-@pytest.mark.contracts
 def test_the_export_equals_the_network(name: str, options: dict[str, Any]):
     net = _build(name, options).eval().double()
     dynamic = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
@@ -330,7 +331,6 @@ class _FixedSize(nn.Module):
         return x
 
 
-@pytest.mark.contracts
 def test_folding_gives_a_network_of_fixed_size_concrete_sizes():
     net = FoldedNet(_FixedSize(), 2).eval()
     images = _noise(2, 4, 37, 40)

@@ -157,6 +157,7 @@ def test_labels_follow_the_manifests_conventions():
     assert "No ET at all: a" in caption
 
 
+@pytest.mark.contracts
 def test_page_loads_nothing_from_elsewhere(manifest: Manifest):
     cases = [described("a", picture=True, ed=[0, 1, 0, 0]), described("b", picture=True, ed=[0, 1, 0, 0])]
     page = _Page(text := report_page(manifest, data_figures(manifest, cases)))
@@ -176,6 +177,7 @@ def test_page_loads_nothing_from_elsewhere(manifest: Manifest):
     assert manifest.hash in text
 
 
+@pytest.mark.contracts
 def test_names_are_escaped():
     evil = '<script>alert("x")</script>&'
     problem = Problem(case_id=evil, file="f", found="is <b>bad</b>", advice="drop it")

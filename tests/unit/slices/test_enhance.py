@@ -80,6 +80,7 @@ def test_a_head_loses_its_skull(skull_head: Path, make_case: MakeCase) -> None:
     np.testing.assert_array_equal(stripped.images, np.where(found, images[::-1], 0))
 
 
+@pytest.mark.contracts
 def test_a_phantom_is_all_brain() -> None:
     phantom = make_phantom(1, shape=(48, 48, 32))
     brain = brain_mask(phantom.images)
@@ -151,6 +152,7 @@ def test_n4_recovers_a_known_field() -> None:
     np.testing.assert_array_equal(found, estimate_bias_field(image, brain, (8.0, 8.0, 8.0), "A"))
 
 
+@pytest.mark.contracts
 def test_n4_does_not_depend_on_the_number_of_threads(threads_of_itk: Callable[[int], None]) -> None:
     phantom = make_phantom(1, shape=(96, 96, 64))
     brain = brain_mask(phantom.images)

@@ -37,6 +37,7 @@ def _region_dice(stacks: Any, probs: np.ndarray, thresholds: tuple[float, ...]) 
     return found
 
 
+@pytest.mark.contracts
 def test_the_model_is_kept_and_judged_with_fitted_thresholds(
     runs: ModuleType, make_plan: Plans, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -64,6 +65,7 @@ def test_the_model_is_kept_and_judged_with_fitted_thresholds(
     assert sum(fitted) > sum(even)
 
 
+@pytest.mark.contracts
 def test_it_is_done_once_at_the_end(runs: ModuleType, make_plan: Plans, caplog: pytest.LogCaptureFixture):
     plan = make_plan(**{"postprocess.fit_thresholds": True})
     reports: list[dict[str, float]] = []

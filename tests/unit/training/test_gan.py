@@ -78,6 +78,7 @@ def _package(plan: RunPlan, folder: Path) -> tuple[SuperResSpec, dict[str, torch
     ],
     ids=["fp32", "bf16"],
 )
+@pytest.mark.contracts
 def test_resumed_equals_uninterrupted(gan_runs: ModuleType, make_gan_plan: Plans, settings: dict[str, Any]):
     """A run that dies one step after each validation, the switch of stages at step 4 among them."""
     settings = {"train.max_epochs": 4, "pretrain.share": 0.34, **settings}
@@ -118,6 +119,7 @@ class _Failing(FileStorage):
         super().write(key, data)
 
 
+@pytest.mark.contracts
 def test_a_crash_at_any_write_costs_nothing_but_time(
     gan_runs: ModuleType, make_gan_plan: Plans, tmp_path: Path
 ):

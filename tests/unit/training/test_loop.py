@@ -79,6 +79,7 @@ SCHEDULE_OF = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.contracts
 def test_resumed_equals_uninterrupted_by_every_optimiser(runs: ModuleType, make_plan: Plans, name: str):
     settings = {"optim.name": name, "optim.schedule": SCHEDULE_OF[name], "optim.ema": 0.0}
     _resume_and_compare(runs, make_plan, settings)
@@ -165,6 +166,7 @@ def test_a_run_that_is_made_shorter_is_finished(runs: ModuleType, make_plan: Pla
     assert again == metrics
 
 
+@pytest.mark.contracts
 def test_validations_come_evenly_and_the_last_one_always(runs: ModuleType, make_plan: Plans):
     for num_validations, epochs in ((1, [5]), (2, [3, 5]), (5, [1, 2, 3, 4, 5]), (50, [1, 2, 3, 4, 5])):
         plan = make_plan(**{"train.max_epochs": 5, "train.num_validations": num_validations})
@@ -179,6 +181,7 @@ def test_validations_come_evenly_and_the_last_one_always(runs: ModuleType, make_
         assert 0 <= metrics["dice_mean"] <= 1
 
 
+@pytest.mark.contracts
 def test_training_learns(runs: ModuleType, make_plan: Plans):
     settings = {"augment.strength": 0.0, "optim.lr": 0.03, "net.options.width": 8}
     task, metrics = runs.train(make_plan(**settings, **{"train.max_epochs": 20, "train.num_validations": 1}))

@@ -34,6 +34,7 @@ def test_cases_are_chosen_by_mean_dice_and_then_by_name():
     assert choose_cases(_metrics(a=0.5)) == {"best": "a"}
 
 
+@pytest.mark.contracts
 def test_a_sketch_is_the_slice_with_the_most_tumour_upright(case: Case):
     prediction = np.zeros_like(case.mask)
     z = int((case.mask > 0).sum(axis=(0, 1)).argmax())

@@ -56,6 +56,7 @@ def _differing(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
 
 @pytest.mark.parametrize("loss", ["region_dice_bce", "dice_ce"])
 @pytest.mark.parametrize("planes", [("axial",), ("axial", "coronal", "sagittal")], ids="-".join)
+@pytest.mark.contracts
 def test_equals_slices_one_by_one(make_predictor: Predictors, case: Case, loss: str, planes: tuple[str, ...]):
     predictor = make_predictor(**{"loss.name": loss, "preprocess.planes": list(planes)})
     labels = predictor.predict(case)

@@ -33,6 +33,7 @@ def test_a_wider_network_a_larger_slice_or_a_finer_stem_cost_more(more: dict[str
 
 
 @pytest.mark.parametrize("name", SEGMENTATION_NETS)
+@pytest.mark.contracts
 def test_every_network_has_a_cost(name: str):
     config = with_settings(TINY, {"net.name": name, "net.options": {}})
     assert gflops_per_slice(config) > 0

@@ -54,6 +54,7 @@ def _plan(manifest: Manifest, spec: ModelSpec) -> RunPlan:
     )
 
 
+@pytest.mark.contracts
 def test_a_model_keeps_the_ranges_of_its_training_cases(manifest: Manifest, make_spec: Specs) -> None:
     spec = _first_spec(_plan(manifest, make_spec()))
     train = manifest.select("train")

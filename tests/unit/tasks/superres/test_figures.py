@@ -13,6 +13,8 @@ from glioray.tasks.superres.config import COLLAPSE_COMPONENTS
 from glioray.tasks.superres.figures import PanelRow, gan_curves, panel_figure
 from glioray.tasks.superres.search_figures import rates_figure
 
+pytestmark = pytest.mark.contracts
+
 
 def _row(title: str = "case, slice 3", size: tuple[int, int] = (32, 24), **changes) -> PanelRow:
     rng = np.random.default_rng(0)

@@ -51,6 +51,7 @@ def found(judge: PanelJudge, gan: str, *, adversarial: bool = True) -> dict[str,
     return judge(resolver, adversarial)
 
 
+@pytest.mark.contracts
 def test_a_generator_that_falls_back_to_bicubic_is_dead_after_three_evaluations(panel: Panel):
     judge = PanelJudge(panel, CONFIG)
     assert "pixel_gain_psnr" not in found(judge, "", adversarial=False)["metrics"]

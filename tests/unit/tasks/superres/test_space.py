@@ -31,6 +31,7 @@ def _own_point(config: GanConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", GAN_RECIPES)
+@pytest.mark.contracts
 def test_the_recipe_is_a_point_of_its_space(recipe: str):
     config = build_gan_recipe(recipe)
     space, point = gan_space(config), _own_point(config)
