@@ -162,6 +162,9 @@ class _Configured(_Tracked, _Labelled):
     fold: int | str | None = as_flag(
         None, "validate on fold K and train on the others; 'all' trains on every case", "K|all"
     )
+    save_minutes: float = as_flag(
+        5.0, "minutes between two saves of a training's state: what a run loses that dies", "M", gt=0
+    )
     set: Settings = as_flag(
         {}, "override one setting of the recipe, such as optim.lr=0.001; may be repeated", "KEY=VALUE"
     )
@@ -328,6 +331,9 @@ class PrepareRequest(_Tracked, _Labelled):
     recipe: str | None = as_flag(
         None, "recipe whose preprocessing the report shows (default: unet_small)", "NAME"
     )
+    save_minutes: float = as_flag(
+        5.0, "minutes between two saves of a training's state: what a run loses that dies", "M", gt=0
+    )
     set: Settings = as_flag(
         {}, "override one setting of that recipe, such as preprocess.clahe=0.02; may be repeated", "KEY=VALUE"
     )
@@ -396,6 +402,9 @@ class CalibrateRequest(_Stored, _Labelled):
     seed: int | None = as_flag(None, "seed of the split, where the data have no manifest (default: 0)", "S")
     split: Literal["train", "val", "test", "labelled", "all"] = as_flag(
         "val", "cases to use: val, train, test, labelled or all", "SPLIT"
+    )
+    save_minutes: float = as_flag(
+        5.0, "minutes between two saves of a training's state: what a run loses that dies", "M", gt=0
     )
     set: Settings = as_flag(
         {}, "override one setting of the recipe, such as collapse.threshold=0.4; may be repeated", "KEY=VALUE"

@@ -132,6 +132,7 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
             experiment=request.experiment,
             kind=kind,
             cache=cache,
+            save_minutes=request.save_minutes,
         )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from glioray.config import TrainConfig
-from glioray.engine.checkpoint import Checkpoint, load_state, save_checkpoint
+from glioray.engine.checkpoint import Checkpoint, Saver, load_state
 from glioray.engine.collectives import Ranks, barrier, from_first, gather
 from glioray.engine.threads import ThreadChoice
 from glioray.errors import DivergenceError
@@ -21,6 +22,7 @@ from glioray.slices.store import Batch
 from glioray.storage import Storage
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _LOG_EVERY_S = 10.0
 _NUM_SHOWN = 4
 """Metrics of a validation that its line names, its first ones; the log has all."""
@@ -81,35 +83,72 @@ class Feed(Protocol):
 
     num_steps: int
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; they depend on the epoch alone."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; each depends on the epoch and the step alone."""
 
 
 def fit(
-    learner: Learner, feed: Feed, config: TrainConfig, storage: Storage, ranks: Ranks, report: Report
+    learner: Learner,
+    feed: Feed,
+    config: TrainConfig,
+    storage: Storage,
+    ranks: Ranks,
+    report: Report,
+    *,
+    save_every_s: float = 300.0,
+    report_saved: bool = True,
 ) -> dict[str, float]:
-    """Train until the epochs or the minutes are over, resuming from the storage's latest checkpoint.
+    """Train until the epochs or the minutes are over, resuming from the newest state in the storage.
 
-    With `minutes`, the schedule follows the clock if time runs out before the epochs do. Steps, validation and saving
-    all count, and the run measures how many threads a step should use. Without `minutes`, every step depends on its
-    number alone: a resumed run equals an uninterrupted one bitwise.
+    With `minutes`, the schedule follows the clock if time runs out before the epochs do. Steps, validation and what of
+    saving is not done beside training all count, and the run measures how many threads a step should use. Without
+    `minutes`, every step depends on its number alone: a resumed run equals an uninterrupted one bitwise.
+
+    Args:
+        learner: what is trained.
+        feed: its batches.
+        config: how long.
+        storage: of the run.
+        ranks: all ranks of the run, and which one this is.
+        report: called after each validation.
+        save_every_s: seconds between two saves of the training state, so that a run that dies loses no more.
+        report_saved: whether a validation's checkpoint is in the storage before it is reported; else training goes on
+            while it is written.
 
     Returns: the metrics of the last epoch.
 
     Raises:
         DivergenceError: the loss or a gradient is no longer finite.
+        StorageError: a checkpoint cannot be written.
     """
+    with closing(Saver(storage)) as saver:
+        return _fit(learner, feed, config, saver, ranks, report, save_every_s, report_saved)
+
+
+def _fit(
+    learner: Learner,
+    feed: Feed,
+    config: TrainConfig,
+    saver: Saver,
+    ranks: Ranks,
+    report: Report,
+    save_every_s: float,
+    report_saved: bool,
+) -> dict[str, float]:
     num_steps = config.max_epochs * feed.num_steps
     step = epoch = 0
     spent_s, validation_s, num_slices = 0.0, 0.0, 0
     metrics: dict[str, float] = {}
-    saved = load_state(storage)
+    rows: list[dict[str, float]] = []
+    saved = load_state(saver.storage)
     if saved is not None:
         learner.load_state(saved["task"])
         step, epoch, spent_s = saved["step"], saved["epoch"], saved["spent_s"]
         num_slices, metrics = saved["num_slices"], saved["metrics"]
         validation_s = saved.get("validation_s", 0.0)
-        _restore_rng(saved["rng"][ranks.rank] if ranks.rank < len(saved["rng"]) else saved["rng"][0])
+        _restore_rng(_of_rank(saved["rng"], ranks))
+        if "rows" in saved:
+            rows = _of_rank(saved["rows"], ranks)
         if ranks.is_first:
             _log.info("resuming after epoch %d, step %d", epoch, step)
     began = time.monotonic() - spent_s
@@ -123,16 +162,44 @@ def fit(
         budget_s = 60 * config.minutes - min(validation_s, 30 * config.minutes)
         return max(by_step, from_first((time.monotonic() - began) / budget_s))
 
+    def state() -> dict[str, Any] | None:
+        """The first rank's state to resume from, with what only the other ranks know; None on these."""
+        rng = gather(_rng_state())
+        if not ranks.is_first:
+            return None
+        return {
+            "task": learner.state(),
+            "step": step,
+            "epoch": epoch,
+            "spent_s": time.monotonic() - began,
+            "validation_s": validation_s,
+            "num_slices": num_slices,
+            "metrics": metrics,
+            "rng": rng,
+        }
+
+    def save_if_due(num_epochs: int) -> None:
+        """Save the state to resume from, between checkpoints: after so many whole epochs, and the steps in `rows`."""
+        if not timer.is_due(step, saver):
+            return
+        own, all_rows = state(), gather(rows)
+        if own is not None:
+            saver.save_progress(step, own | {"epoch": num_epochs, "rows": all_rows})
+        timer.restart(step)
+
     threads = ThreadChoice(torch.get_num_threads()) if config.minutes is not None else None
     validated = done = progress()
+    if saved is not None and "rows" in saved:
+        validated = metrics.get("progress", 0.0)
+    timer = _SaveTimer(save_every_s, step)
     # At least one step, however short the time, so that there is a model. A run whose time was cut below what it has
     # already used takes one more, so that it is finished.
     while not learner.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
         epoch += 1
-        epoch_began, rows = time.monotonic(), []
+        epoch_began, num_before = time.monotonic(), len(rows)
         if threads is not None:
             threads.start_epoch()
-        for batch in feed.epoch(epoch):
+        for batch in feed.epoch(epoch, num_before):
             step_began = time.monotonic()
             rows.append(learner.train_step(batch, epoch, done))
             if threads is not None:
@@ -145,10 +212,14 @@ def fit(
                 log_progress(_log, "training", done, began, f"{_epoch(epoch, config)}, {_format(rows[-1])}")
             if done >= 1:
                 break
+            if len(rows) < feed.num_steps:
+                save_if_due(epoch - 1)
         seconds = time.monotonic() - epoch_began
         train = {f"train_{name}": value for name, value in _mean_over_ranks(rows).items()}
-        train["slices_per_s"] = len(rows) * config.batch_size / seconds
+        train["slices_per_s"] = (len(rows) - num_before) * config.batch_size / seconds
+        rows = []
         if done < 1 and int(done * config.num_validations) == int(validated * config.num_validations):
+            save_if_due(epoch)
             continue
         validated, validation_began = done, time.monotonic()
         validation = learner.validate()
@@ -159,25 +230,45 @@ def fit(
             metrics |= learner.finish()
         metrics["progress"] = min(done, 1.0)
         metrics["minutes"] = (time.monotonic() - began) / 60
-        rng = gather(_rng_state())
-        if ranks.is_first:
-            state = {
-                "task": learner.state(),
-                "step": step,
-                "epoch": epoch,
-                "spent_s": time.monotonic() - began,
-                "validation_s": validation_s,
-                "num_slices": num_slices,
-                "metrics": metrics,
-                "rng": rng,
-            }
-            save_checkpoint(storage, learner.checkpoint(step, state, metrics), config.num_kept)
+        own = state()
+        if own is not None:
+            saver.save_checkpoint(learner.checkpoint(step, own, metrics), config.num_kept)
             shown = _format(dict(list(validation.items())[:_NUM_SHOWN]))
             log_progress(_log, "training", done, began, f"{_epoch(epoch, config)} validated: {shown}")
             _log.info("%s: %s", _epoch(epoch, config), _format(metrics), extra=IN_LOG)
-        barrier()  # no rank reports a checkpoint before it is written
+        timer.restart(step)
+        if report_saved:
+            saver.wait()
+            barrier()
         report(metrics)
+    saver.wait()
     return metrics
+
+
+class _SaveTimer:
+    """Decides, alike on all ranks, at which steps a run saves its state between checkpoints.
+
+    The first rank's clock counts. The ranks agree on the step at which they next look at it, halfway to where the next
+    save is expected, so that at most steps they ask nobody.
+    """
+
+    def __init__(self, every_s: float, step: int) -> None:
+        self.every_s = every_s
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """A save has begun after this step."""
+        self.began, self.began_step, self.next_look = time.monotonic(), step, step + 1
+
+    def is_due(self, step: int, saver: Saver) -> bool:
+        """Whether to save after this step; not while the last save is still being written."""
+        if step < self.next_look:
+            return False
+        passed_s = max(time.monotonic() - self.began, 1e-9)
+        steps_left = (self.every_s - passed_s) * (step - self.began_step) / passed_s
+        ahead = from_first(max(math.ceil(steps_left / 2), 1 if saver.is_busy else 0))
+        self.next_look = step + int(ahead)
+        return ahead <= 0
 
 
 def check_finite(name: str, value: float) -> float:
@@ -199,6 +290,11 @@ def _mean_over_ranks(rows: list[dict[str, float]]) -> dict[str, float]:
     means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     tables = gather(means)
     return {name: float(np.mean([table[name] for table in tables])) for name in means}
+
+
+def _of_rank(values: Sequence[T], ranks: Ranks) -> T:
+    """A rank's own value, or the first one's for a rank that the saved run did not have."""
+    return values[ranks.rank] if ranks.rank < len(values) else values[0]
 
 
 def _rng_state() -> dict[str, torch.Tensor]:

@@ -60,6 +60,7 @@ class RunPlan:
         cache: of slices, on each node.
         num_threads: torch's threads in this process; 0 keeps torch's default.
         log_model: whether to log the model to MLflow at the end; it is in the storage either way.
+        save_minutes: between two saves of the training state.
     """
 
     task: Task
@@ -75,6 +76,7 @@ class RunPlan:
     cache: CacheConfig = field(default_factory=CacheConfig.from_environment)
     num_threads: int = 0
     log_model: bool = True
+    save_minutes: float = 5.0
 
 
 def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:
@@ -113,7 +115,17 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
             if logger is not None:
                 logger.set_tags(learner.tags)
             tracked = _Tracked(prepared, logger, storage, report)
-            metrics = fit(learner, prepared.feed, plan.config.train, storage, ranks, tracked)
+            metrics = fit(
+                learner,
+                prepared.feed,
+                plan.config.train,
+                storage,
+                ranks,
+                tracked,
+                save_every_s=60 * plan.save_minutes,
+                # A trial may be stopped, or another continue from its checkpoint, as soon as it has reported.
+                report_saved=plan.kind == "trial",
+            )
             barrier()
             result: dict[str, object] = {"metrics": metrics}
             if learner.stopped:

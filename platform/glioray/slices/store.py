@@ -261,8 +261,8 @@ class SliceFeed:
     ) -> None:
         self.store, self.sampler, self.part, self.num_steps, self.pin = store, sampler, part, num_steps, pin
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, which depend only on its number."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; each depends only on the epoch and the step."""
         order = self.sampler.epoch(epoch, self.num_steps)
         index, count = self.part
         width = order.shape[1] // count
@@ -274,11 +274,11 @@ class SliceFeed:
             return drawn.pin() if self.pin else drawn
 
         if not self.pin:
-            yield from map(batch, range(self.num_steps))
+            yield from map(batch, range(first_step, self.num_steps))
             return
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(batch, 0)
-            for step in range(self.num_steps):
+            ahead = pool.submit(batch, first_step)
+            for step in range(first_step, self.num_steps):
                 ready = ahead.result()
                 if step + 1 < self.num_steps:
                     ahead = pool.submit(batch, step + 1)

@@ -89,6 +89,7 @@ def train(
     task: type[GanLearner] = Recorded,
     storage: Storage | None = None,
     change: Callable[[Any], None] = lambda task: None,
+    save_every_s: float = 300.0,
 ) -> tuple[Any, dict[str, float], list[dict[str, float]]]:
     """The task after its run, the run's figures, and those of each validation."""
     ranks = ranks or Ranks()
@@ -96,7 +97,13 @@ def train(
     change(built)
     reports: list[dict[str, float]] = []
     metrics = fit(
-        built, feed, plan.config.train, storage or open_storage(plan.storage), ranks, reports.append
+        built,
+        feed,
+        plan.config.train,
+        storage or open_storage(plan.storage),
+        ranks,
+        reports.append,
+        save_every_s=save_every_s,
     )
     assert not reports or reports[-1] == metrics
     return built, metrics, reports

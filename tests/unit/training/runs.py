@@ -122,13 +122,20 @@ def train(
     ranks: Ranks | None = None,
     task: type[SegmentationLearner] = Recorded,
     storage: Storage | None = None,
+    save_every_s: float = 300.0,
 ) -> tuple[Any, dict[str, float]]:
     """The task after its run, and the run's figures."""
     ranks = ranks or Ranks()
     built, feed = build(plan, ranks, task)
     reports: list[dict[str, float]] = []
     metrics = fit(
-        built, feed, plan.config.train, storage or open_storage(plan.storage), ranks, reports.append
+        built,
+        feed,
+        plan.config.train,
+        storage or open_storage(plan.storage),
+        ranks,
+        reports.append,
+        save_every_s=save_every_s,
     )
     assert not reports or reports[-1] == metrics
     return built, metrics

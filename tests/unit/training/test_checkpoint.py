@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from glioray.engine.checkpoint import (
     LATEST,
     STATE_FILE,
     Checkpoint,
+    Saver,
     fetch_model,
     kept_folders,
     latest_folder,
@@ -134,7 +136,7 @@ def test_a_crash_while_cleaning_up_leaves_the_new_one_in_force(tmp_path: Path):
             _assert_in_force(storage, 14, tmp_path / "model")
         else:
             break
-    assert number == 3
+    assert number == 4  # the progress between checkpoints, and three objects of the one before
 
 
 def _folders(storage: Storage) -> list[str]:
@@ -193,7 +195,7 @@ def test_a_truncated_state_is_told(tmp_path: Path):
     for length in (0, 1, 3, 64, len(whole) // 2, len(whole) - 1):
         storage.write(key, whole[:length])
         with pytest.raises(
-            ModelError, match=r"state.pt' is damaged .*; delete the run's latest.json to start over"
+            ModelError, match=r"state.pt' is damaged .*; delete the run's latest.json and progress.json to start over"
         ):
             load_state(storage)
     storage.write(key, whole)
@@ -221,3 +223,56 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path: Path, save: Any):
         load_state(storage)
     assert "weights_only" not in str(caught.value)  # torch's advice would run it
     assert not trace.exists()
+
+
+def test_the_newer_of_checkpoint_and_progress_is_resumed(tmp_path: Path):
+    storage = open_storage(tmp_path / "run")
+    saver = Saver(storage)
+    for step in (3, 5):
+        saver.save_progress(step, {"step": step})
+    saver.wait()
+    assert [item.key for item in storage.list("progress/")] == ["progress/step-0000000005.pt"]
+    assert load_state(storage) == {"step": 5}
+    assert latest_folder(storage) is None
+    saver.save_checkpoint(_checkpoint(7), 1)
+    saver.wait()
+    _assert_in_force(storage, 7, tmp_path / "model")
+    assert not [item.key for item in storage.list("progress")]
+    saver.save_progress(9, {"step": 9})
+    saver.close()
+    assert load_state(storage) == {"step": 9}
+    # The model is that of the checkpoint.
+    assert fetch_model(storage, tmp_path / "again").joinpath("model.json").read_text().count("0.07") == 1
+
+
+def test_a_crash_at_any_write_of_progress_leaves_the_one_before_in_force(tmp_path: Path):
+    for number in range(2):
+        storage = open_storage(tmp_path / str(number))
+        save_checkpoint(storage, _checkpoint(7))
+        saver = Saver(Failing(storage.uri, write=number))
+        saver.save_progress(9, {"step": 9})
+        with pytest.raises(StorageError):
+            saver.wait()
+        saver.close()
+        _assert_in_force(storage, 7, tmp_path / "model")
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
+    class Late(FileStorage):
+        opened = threading.Event()
+
+        def write(self, key: str, data: Any) -> None:
+            assert self.opened.wait(60)
+            super().write(key, data)
+
+    storage = Late(str(tmp_path))
+    tensor, saver = torch.zeros(3), Saver(storage)
+    saver.save_progress(1, {"step": 1, "tensor": tensor})
+    assert saver.is_busy
+    tensor += 1
+    storage.opened.set()
+    saver.close()
+    assert not saver.is_busy
+    state = load_state(storage)
+    assert state is not None
+    assert torch.equal(state["tensor"], torch.zeros(3))

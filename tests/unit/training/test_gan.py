@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from glioray.config import override
-from glioray.engine.checkpoint import fetch_model, load_state
+from glioray.engine.checkpoint import Saver, fetch_model, load_state
 from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import DataError, DivergenceError, ModelError, StorageError, UsageError
 from glioray.slices.store import Batch
@@ -103,6 +103,27 @@ def test_resumed_equals_uninterrupted(gan_runs: ModuleType, make_gan_plan: Plans
     assert _state(plan)["task"]["num_d_steps"] == 12 - 5  # steps 0 to 4 are before .34 of the run
     assert _lasting(metrics) == _lasting(whole_metrics) == _lasting(whole_reports[-1])
     assert _lasting(reports[-1]) == _lasting(whole_reports[-1])
+
+
+def test_resumed_between_checkpoints_equals_uninterrupted(
+    gan_runs: ModuleType, make_gan_plan: Plans, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that saves after each step and dies in both stages, at the first step of the second among them."""
+    monkeypatch.setattr(Saver, "is_busy", False)
+    settings = {**EMA, "pretrain.share": 0.34, "train.num_validations": 2, "d_steps": 2}
+    uninterrupted, plan = make_gan_plan(**settings), make_gan_plan(**settings)
+    whole, _, _ = gan_runs.train(uninterrupted)
+    rows = []
+    for num_steps in (2, 3, 3):  # dead after 2, 5 and 8 of 12 steps
+        tasks: list[Any] = []
+        with pytest.raises(gan_runs.Killed):
+            killed = gan_runs.killed_at(num_steps, gan_runs.Recorded)
+            gan_runs.train(plan, task=killed, change=tasks.append, save_every_s=0)
+        torch.manual_seed(99)
+        rows += tasks[0].rows
+    resumed, _, _ = gan_runs.train(plan, save_every_s=0)
+    assert rows + resumed.rows == whole.rows
+    gan_runs.assert_same(_state(plan), _state(uninterrupted))
 
 
 class _Failing(FileStorage):

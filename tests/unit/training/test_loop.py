@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,14 @@ import torch
 
 from glioray.config import OPTIMIZERS, override
 from glioray.engine import loop
-from glioray.engine.checkpoint import fetch_model, load_state
+from glioray.engine.checkpoint import LATEST, PROGRESS, Saver, fetch_model, load_state
 from glioray.engine.collectives import Ranks
 from glioray.engine.loop import check_finite, fit
 from glioray.engine.precision import autocast
 from glioray.engine.run import CONFIG_FILE, RunPlan, check_claim, claim_run
 from glioray.errors import TrainingError, UsageError
 from glioray.slices.store import Batch, SliceStore
-from glioray.storage import open_storage
+from glioray.storage import FileStorage, open_storage
 from glioray.tasks.segmentation.learner import counts_in_case
 from glioray.tasks.segmentation.metrics import mean_dice
 from glioray.tasks.segmentation.package import read_package
@@ -38,20 +39,28 @@ def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "metrics": metrics, "spent_s": 0.0, "validation_s": 0.0}
 
 
-def _resume_and_compare(runs: ModuleType, make_plan: Plans, settings: dict[str, Any]) -> None:
+@pytest.fixture(autouse=True)
+def _no_save_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for its last save, where it would otherwise leave out the next one."""
+    monkeypatch.setattr(Saver, "is_busy", False)
+
+
+def _resume_and_compare(
+    runs: ModuleType, make_plan: Plans, settings: dict[str, Any], *, save_every_s: float = 300.0
+) -> None:
     """A run that died in the midst of its third epoch of four, and went on, is bitwise one that did not."""
     uninterrupted, plan = make_plan(**settings), make_plan(**settings)
     whole, whole_metrics = runs.train(uninterrupted)
     with pytest.raises(runs.Killed):
-        # Saved after the second of four epochs, dead in the midst of the third.
-        runs.train(plan, task=runs.killed_at(8, runs.Recorded))
+        # Saved after the second of four epochs of three steps, or after each step; dead in the midst of the third.
+        runs.train(plan, task=runs.killed_at(8, runs.Recorded), save_every_s=save_every_s)
     saved = load_state(open_storage(plan.storage))
     assert saved is not None
-    assert saved["step"] == 6
+    num_saved = 8 if save_every_s == 0 else 6
+    assert saved["step"] == num_saved
     torch.manual_seed(99)  # another process has other numbers up its sleeve
-    resumed, metrics = runs.train(plan)
-    assert len(resumed.rows) == 6
-    assert resumed.rows == whole.rows[6:]
+    resumed, metrics = runs.train(plan, save_every_s=save_every_s)
+    assert resumed.rows == whole.rows[num_saved:]
     states = [load_state(open_storage(p)) for p in (uninterrupted.storage, plan.storage)]
     assert all(state is not None for state in states)
     first, second = (_lasting(state) for state in states if state is not None)
@@ -66,6 +75,90 @@ def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precis
     # Dropout draws from the global generator: with the rest in place, it shows that this too goes on where it was.
     settings = {"train.precision": precision, "net.options.dropout": 0.3, "net.options.norm": "batch"}
     _resume_and_compare(runs, make_plan, settings)
+
+
+# A validation every other epoch: after an epoch without one the state is saved too.
+@pytest.mark.parametrize("num_validations", [1, 2, 4])
+def test_resumed_between_checkpoints_equals_uninterrupted(
+    runs: ModuleType, make_plan: Plans, num_validations: int
+):
+    settings = {"net.options.dropout": 0.3, "train.num_validations": num_validations}
+    _resume_and_compare(runs, make_plan, settings, save_every_s=0)
+
+
+def test_a_run_resumes_after_any_step(runs: ModuleType, make_plan: Plans):
+    """A run that is killed at each of its steps in turn ends where one that is not ends."""
+    uninterrupted, plan = make_plan(), make_plan()
+    whole, _ = runs.train(uninterrupted)
+    rows: list[dict[str, float]] = []
+    for _ in whole.rows[1:]:
+        with pytest.raises(runs.Killed):
+            runs.train(plan, task=runs.killed_at(1, _remembering(rows, runs.Recorded)), save_every_s=0)
+    _, metrics = runs.train(plan, task=_remembering(rows, runs.Recorded), save_every_s=0)
+    assert rows == whole.rows
+    states = [load_state(open_storage(p)) for p in (plan.storage, uninterrupted.storage)]
+    found, expected = (_lasting(state) for state in states if state is not None)
+    runs.assert_same(found, expected)
+    assert metrics["step"] == len(whole.rows)
+    storage = open_storage(plan.storage)
+    assert not storage.exists(PROGRESS)
+    assert not list(storage.list("progress/"))
+
+
+def _remembering(rows: list[dict[str, float]], recorded: type) -> type:
+    class Remembering(recorded):  # type: ignore[misc]
+        def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:
+            rows.append(super().train_step(batch, epoch, progress))
+            return rows[-1]
+
+    return Remembering
+
+
+@pytest.mark.parametrize("report_saved", [True, False])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    runs: ModuleType, make_plan: Plans, report_saved: bool
+):
+    """The storage takes the first checkpoint, of two epochs, once the third has begun; or before it is reported."""
+    plan = make_plan()
+    built, feed = runs.build(plan)
+    storage = _Gated(plan.storage)
+    if report_saved:
+        storage.opened.set()
+
+    class Opening:
+        num_steps = feed.num_steps
+
+        def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+            if epoch == 3:
+                storage.opened.set()
+            yield from feed.epoch(epoch, first_step)
+
+    there: list[bool] = []
+    fit(
+        built,
+        Opening(),
+        plan.config.train,
+        storage,
+        Ranks(),
+        lambda metrics: there.append(storage.exists(LATEST)),
+        report_saved=report_saved,
+    )
+    assert there[0] is report_saved
+    state = load_state(storage)
+    assert state is not None
+    assert state["step"] == 12
+
+
+class _Gated(FileStorage):
+    """A folder that takes a pointer only when it is let."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.opened = threading.Event()
+
+    def write(self, key: str, data: Any) -> None:
+        assert key != LATEST or self.opened.wait(60)
+        super().write(key, data)
 
 
 SCHEDULE_OF = {
@@ -231,8 +324,8 @@ class _Poisoned:
     def __init__(self, feed: Any, step: int) -> None:
         self.feed, self.num_steps, self.step = feed, feed.num_steps, step
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        for number, batch in enumerate(self.feed.epoch(epoch)):
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(self.feed.epoch(epoch, first_step), first_step):
             if (epoch - 1) * self.num_steps + number >= self.step:
                 batch.images[0, 0, 20, 20] = float("nan")
             yield batch
