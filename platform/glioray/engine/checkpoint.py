@@ -56,7 +56,7 @@ class Saver:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._last: Future[None] | None = None
+        self._last: Future[object] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -91,7 +91,7 @@ class Saver:
         """End the thread, after what it writes."""
         self._pool.shutdown()
 
-    def _begin(self, write: Callable[[], None]) -> None:
+    def _begin(self, write: Callable[[], object]) -> None:
         self.wait()
         self._last = self._pool.submit(write)
 

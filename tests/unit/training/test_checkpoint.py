@@ -195,7 +195,8 @@ def test_a_truncated_state_is_told(tmp_path: Path):
     for length in (0, 1, 3, 64, len(whole) // 2, len(whole) - 1):
         storage.write(key, whole[:length])
         with pytest.raises(
-            ModelError, match=r"state.pt' is damaged .*; delete the run's latest.json and progress.json to start over"
+            ModelError,
+            match=r"state.pt' is damaged .*; delete the run's latest.json and progress.json to start over",
         ):
             load_state(storage)
     storage.write(key, whole)

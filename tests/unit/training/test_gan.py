@@ -116,8 +116,8 @@ def test_resumed_between_checkpoints_equals_uninterrupted(
     rows = []
     for num_steps in (2, 3, 3):  # dead after 2, 5 and 8 of 12 steps
         tasks: list[Any] = []
+        killed = gan_runs.killed_at(num_steps, gan_runs.Recorded)
         with pytest.raises(gan_runs.Killed):
-            killed = gan_runs.killed_at(num_steps, gan_runs.Recorded)
             gan_runs.train(plan, task=killed, change=tasks.append, save_every_s=0)
         torch.manual_seed(99)
         rows += tasks[0].rows
