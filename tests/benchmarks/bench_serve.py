@@ -229,20 +229,23 @@ def load(
 def started(command: list[str], url: str, ready: str, **variables: str) -> Iterator[str]:
     """The address of a server while its process runs."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "platform"), **variables}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + START_S
-        while True:
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(f"{url}{ready}", timeout=5).status_code < 400:
-                    break
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"{command[1]} did not start")
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            end = time.monotonic() + START_S
+            while True:
+                with contextlib.suppress(requests.RequestException):
+                    if requests.get(f"{url}{ready}", timeout=5).status_code < 400:
+                        break
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    why = "ended" if process.poll() is not None else f"was not ready within {START_S} s"
+                    raise SystemExit(f"{command[1]} {why}:\n{log.read()[-4000:].decode(errors='replace')}")
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def serve_ours(model: str, threads: int, **variables: str) -> contextlib.AbstractContextManager[str]:
