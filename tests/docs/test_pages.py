@@ -115,7 +115,21 @@ def test_data_parses() -> None:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    kinds = {"bash", "curl", "export", "kubectl", "mkdocs", "mlflow", "pip", "python", "ray", "source"}
+    kinds = {
+        "aws",
+        "bash",
+        "curl",
+        "docker",
+        "export",
+        "git",
+        "kubectl",
+        "mkdocs",
+        "mlflow",
+        "pip",
+        "python",
+        "ray",
+    }
+    kinds |= {"sbatch", "source"}
     unknown = [(page, line) for page, line in COMMANDS if shlex.split(line, comments=True)[0] not in kinds]
     assert unknown == []
 
@@ -138,12 +152,13 @@ def test_a_job_has_the_flags_and_resolves(page: str, command: str) -> None:
         assert answer["config"]["recipe"]
 
 
-def test_verbs_of_the_local_script_exist() -> None:
+def test_scripts_exist_and_verbs_of_the_local_one() -> None:
     done = subprocess.run(["bash", "infra/local.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
     for page, line in COMMANDS:
         words = shlex.split(line, comments=True)
-        if words[0] == "bash":
-            assert words[1] == "infra/local.sh", f"{page}: {line}"
+        if words[0] in ("bash", "sbatch"):
+            assert (ROOT / words[1]).is_file(), f"{page}: {line}"
+        if words[:2] == ["bash", "infra/local.sh"]:
             assert re.search(rf"^  {words[2]}\b", done.stdout, re.MULTILINE), f"{page}: {line}"
 
 

@@ -24,6 +24,8 @@ from glioray.storage import Storage
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LOG_EVERY_S = 10.0
+CLOCKS = ("minutes", "slices_per_s", "step_s", "wait_s", "validation_s")
+"""Metrics of a validation that depend on the machine; all others of a run that is repeated are equal."""
 _NUM_SHOWN = 4
 """Metrics of a validation that its line names, its first ones; the log has all."""
 
@@ -197,13 +199,17 @@ def _fit(
     while not learner.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
         epoch += 1
         epoch_began, num_before = time.monotonic(), len(rows)
+        ready, wait_s, step_s = epoch_began, 0.0, 0.0
         if threads is not None:
             threads.start_epoch()
         for batch in feed.epoch(epoch, num_before):
             step_began = time.monotonic()
+            wait_s += step_began - ready
             rows.append(learner.train_step(batch, epoch, done))
+            this_s = time.monotonic() - step_began
+            step_s += this_s
             if threads is not None:
-                threads.after_step(time.monotonic() - step_began)
+                threads.after_step(this_s)
             step += 1
             num_slices += config.batch_size
             done = progress()
@@ -214,9 +220,11 @@ def _fit(
                 break
             if len(rows) < feed.num_steps:
                 save_if_due(epoch - 1)
-        seconds = time.monotonic() - epoch_began
+            ready = time.monotonic()
+        seconds, num_taken = time.monotonic() - epoch_began, len(rows) - num_before
         train = {f"train_{name}": value for name, value in _mean_over_ranks(rows).items()}
-        train["slices_per_s"] = (len(rows) - num_before) * config.batch_size / seconds
+        train["slices_per_s"] = num_taken * config.batch_size / seconds
+        train["step_s"], train["wait_s"] = step_s / num_taken, wait_s / num_taken
         rows = []
         if done < 1 and int(done * config.num_validations) == int(validated * config.num_validations):
             save_if_due(epoch)
@@ -224,7 +232,7 @@ def _fit(
         validated, validation_began = done, time.monotonic()
         validation = learner.validate()
         metrics = {**train, **validation, "epoch": epoch, "step": step, "num_slices": num_slices}
-        validation_s = time.monotonic() - validation_began
+        metrics["validation_s"] = validation_s = time.monotonic() - validation_began
         done = progress()
         if done >= 1 and not learner.stopped:
             metrics |= learner.finish()

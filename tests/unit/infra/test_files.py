@@ -1,16 +1,13 @@
-"""Every file under infra/ parses, and what it names exists."""
+"""What the image, the pins, the scripts and CI name exists."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import re
-import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,81 +16,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from glioray.tasks.superres.extractors import _WHEEL_INSTALL
+from pins import PINS
 
 ROOT = Path(__file__).resolve().parents[3]
 _INSTALLED_EXTRAS = ("dev", "docs", "prepare", "panoptica")
 """Extras that `infra/local.sh test` installs."""
-MANIFESTS = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
-
-
-def _documents() -> list[tuple[str, dict[str, Any]]]:
-    return [(path.name, document) for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
-
-
-def _clusters() -> list[dict[str, Any]]:
-    found = []
-    for _, document in _documents():
-        if document["kind"] == "RayCluster":
-            found.append(document["spec"])
-        elif document["kind"] == "RayJob":
-            found.append(document["spec"]["rayClusterSpec"])
-    return found
-
-
-def _pins() -> dict[str, str]:
-    lines = (ROOT / "infra" / "constraints.txt").read_text().splitlines()
-    pairs = [line.split("==") for line in lines if not line.startswith("#")]
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
-
-
-def test_the_kinds_are_there() -> None:
-    kinds = {document["kind"] for _, document in _documents()}
-    assert {"RayCluster", "RayJob", "Deployment", "Service"} <= kinds
-    assert all({"apiVersion", "kind", "metadata"} <= document.keys() for _, document in _documents())
-
-
-def test_clusters_have_a_token_credentials_and_the_installed_ray() -> None:
-    clusters = _clusters()
-    assert len(clusters) == 2
-    for spec in clusters:
-        assert spec["authOptions"] == {"mode": "token"}
-        assert spec["rayVersion"] == _pins()["ray"]
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            for container in group["template"]["spec"]["containers"]:
-                assert {"secretRef": {"name": "glioray-s3"}} in container["envFrom"]
-                env = {item["name"]: item["value"] for item in container["env"]}
-                assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
-                assert not any("SECRET" in name or "TOKEN" in name for name in env)
-
-
-@pytest.mark.contracts
-def test_the_jobs_entrypoint_is_understood(tmp_path: Path) -> None:
-    (spec,) = [document["spec"] for _, document in _documents() if document["kind"] == "RayJob"]
-    assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"working_dir", "env_vars"}
-    python, *command = shlex.split(spec["entrypoint"])
-    assert python == "python"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
-    run = [sys.executable, *command, "--dry-run"]
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.contracts
-def test_the_mlflow_service_answers_to_its_name() -> None:
-    documents = {document["kind"]: document for name, document in _documents() if name == "mlflow.yaml"}
-    (port,) = [item["port"] for item in documents["Service"]["spec"]["ports"]]
-    pod = documents["Deployment"]["spec"]["template"]
-    (container,) = pod["spec"]["containers"]
-    env = {item["name"]: item["value"] for item in container["env"]}
-    assert f"{documents['Service']['metadata']['name']}:{port}" in env["MLFLOW_SERVER_ALLOWED_HOSTS"].split(
-        ","
-    )
-    assert f"--port={port}" in container["args"]
-    assert documents["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    command = [sys.executable, "-m", "mlflow", "server", "--help"]
-    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for argument in container["args"]:
-        assert argument.split("=")[0] in known
 
 
 def test_the_image_copies_what_exists() -> None:
@@ -111,7 +38,6 @@ def test_the_image_copies_what_exists() -> None:
 
 def test_every_requirement_is_pinned_within_its_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = _pins()
     extras = project["optional-dependencies"]
     wanted = {
         *map(
@@ -127,9 +53,9 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
         name = canonicalize_name(requirement.name)
         if name == "pip":
             continue  # the virtual environment's own
-        assert name in pins, f"infra/constraints.txt has no {requirement}"
-        assert requirement.specifier.contains(pins[name]), (
-            f"{requirement} but infra/constraints.txt has {pins[name]}"
+        assert name in PINS, f"infra/constraints.txt has no {requirement}"
+        assert requirement.specifier.contains(PINS[name]), (
+            f"{requirement} but infra/constraints.txt has {PINS[name]}"
         )
         if name == "torch":
             continue  # its CUDA builds ask for CUDA's own packages
@@ -137,7 +63,7 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
             marks = [{"extra": extra} for extra in (*requirement.extras, "")]
             if further.marker is None or any(map(further.marker.evaluate, marks)):
                 wanted |= {further} - asked
-    assert not any(Version(version).local for version in pins.values())
+    assert not any(Version(version).local for version in PINS.values())
 
 
 def test_what_comes_without_its_requirements_is_pinned_and_installed_everywhere() -> None:
@@ -157,7 +83,7 @@ def test_what_comes_without_its_requirements_is_pinned_and_installed_everywhere(
         requirement = Requirement(line)
         assert [item.operator for item in requirement.specifier] == ["=="]
         # Where it is pinned too, an installation by the constraints would bring what it asks for.
-        assert canonicalize_name(requirement.name) not in _pins()
+        assert canonicalize_name(requirement.name) not in PINS
     assert _WHEEL_INSTALL.split()[-1] in wanted
 
 

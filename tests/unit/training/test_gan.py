@@ -17,6 +17,7 @@ import torch
 
 from glioray.config import override
 from glioray.engine.checkpoint import Saver, fetch_model, load_state
+from glioray.engine.loop import CLOCKS
 from glioray.engine.run import RunPlan, claim_run
 from glioray.errors import DataError, DivergenceError, ModelError, StorageError, UsageError
 from glioray.slices.store import Batch
@@ -32,8 +33,6 @@ from glioray.tasks.superres.recipes import mri_tiny
 
 Plans = Callable[..., RunPlan]
 EMA = {"optim_g.ema": 0.9}
-# What of a run depends on the clock.
-CLOCKS = ("minutes", "slices_per_s")
 # A run that nothing can save: a rate that throws the generator out of the world at its first steps.
 RUINOUS = {
     "optim_g.name": "adam",
@@ -168,7 +167,7 @@ def test_every_validation_gives_the_same_finite_figures(gan_runs: ModuleType, ma
     judged = {"psnr", "ssim", "nrmse", "hfen", "psnr_whole", "bicubic_psnr", "bicubic_hfen_whole", "hf_db"}
     judged |= {"bicubic_hf_db", "gain_psnr", "quality", "objective", "stage", "is_collapsed"}
     judged |= {"collapse_score", "collapse_reason", *(f"collapse_{name}" for name in COLLAPSE_COMPONENTS)}
-    judged |= {"epoch", "step", "num_slices", "slices_per_s", "minutes", "progress"}
+    judged |= {"epoch", "step", "num_slices", "progress", *CLOCKS}
     pixel = {"train_pixel", "train_loss", "train_grad_g", "train_rate_g"}
     game = {"train_adversarial", "train_d_loss", "train_d_real", "train_d_fake", "train_grad_d"}
     game |= {"train_grad_ratio", "train_rate_d"}

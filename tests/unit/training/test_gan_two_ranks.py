@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from glioray.engine.collectives import Ranks
+from glioray.engine.loop import CLOCKS
 from glioray.engine.run import RunPlan
 
 pytestmark = pytest.mark.contracts
@@ -125,8 +126,7 @@ def test_the_halves_are_really_halves_and_every_step_learns(two: list[Made], nam
 @pytest.mark.parametrize("name", SETTINGS)
 def test_validation_is_the_same_on_every_rank(one: Made, two: list[Made], name: str):
     made = [two[0]["runs"][name], two[1]["runs"][name]]
-    clocks = ("minutes", "slices_per_s")
-    figures = [{k: v for k, v in run["metrics"].items() if k not in clocks} for run in made]
+    figures = [{k: v for k, v in run["metrics"].items() if k not in CLOCKS} for run in made]
     assert figures[0] == figures[1]
     whole = one["runs"][name]
     assert whole["metrics"].keys() == made[0]["metrics"].keys()

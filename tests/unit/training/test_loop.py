@@ -19,7 +19,7 @@ from glioray.config import OPTIMIZERS, override
 from glioray.engine import loop
 from glioray.engine.checkpoint import LATEST, PROGRESS, Saver, fetch_model, load_state
 from glioray.engine.collectives import Ranks
-from glioray.engine.loop import check_finite, fit
+from glioray.engine.loop import CLOCKS, check_finite, fit
 from glioray.engine.precision import autocast
 from glioray.engine.run import CONFIG_FILE, RunPlan, check_claim, claim_run
 from glioray.errors import TrainingError, UsageError
@@ -35,7 +35,7 @@ Plans = Callable[..., RunPlan]
 
 def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without its clocks."""
-    metrics = {k: v for k, v in state["metrics"].items() if k not in ("minutes", "slices_per_s")}
+    metrics = {k: v for k, v in state["metrics"].items() if k not in CLOCKS}
     return {**state, "metrics": metrics, "spent_s": 0.0, "validation_s": 0.0}
 
 

@@ -27,8 +27,8 @@ from glioray.engine.comparison import (
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.train import run_training
-from glioray.engine.run import train_run
 from glioray.errors import DivergenceError, GliorayError
 from glioray.progress import log_to_stderr
 from glioray.storage import join_uri
@@ -157,7 +157,7 @@ def execute_run(run: ComparisonRun, workers: WorkerResources) -> RunResult:
         if plan.config.train.num_workers > 1:
             outcome = run_training(plan, resources=workers)
         else:
-            outcome = train_run(plan, Ranks(), fill_cache)
+            outcome = train_measured(plan, Ranks())
         result = {**run.identity(), **comparison.judge(plan, outcome, fill_cache)}
     except DivergenceError as error:
         # Deterministic: retrying would not help.

@@ -17,9 +17,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from glioray.engine.checkpoint import LATEST, latest_folder
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import WorkerResources
-from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.trials import ToReport
-from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan, train_run
+from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.engine.search import SweepPlan, member_space, recipe_point
 from glioray.storage import join_uri, open_storage
 
@@ -128,7 +128,7 @@ def train_member(trial: RunPlan, resources: WorkerResources, to_report: ToReport
             tune.report(to_report(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
 
     run = dataclasses.replace(trial, storage=uri, num_threads=resources.num_threads)
-    train_run(run, Ranks(), fill_cache, report)
+    train_measured(run, Ranks(), report)
 
 
 def _domains(bounds: Mapping[str, FloatDistribution]) -> dict[str, Any]:

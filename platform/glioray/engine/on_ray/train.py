@@ -15,8 +15,8 @@ from ray.train.torch import TorchTrainer
 
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
-from glioray.engine.on_ray.data import fill_cache
-from glioray.engine.run import RunPlan, train_run
+from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.run import RunPlan
 from glioray.errors import GliorayError, TrainingError
 from glioray.progress import log_to_stderr
 from glioray.storage import join_uri, open_storage
@@ -97,7 +97,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     )
     plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
     to_report = settings["to_report"]
-    result = train_run(plan, ranks, fill_cache, lambda metrics: ray.train.report(to_report(metrics)))
+    result = train_measured(plan, ranks, lambda metrics: ray.train.report(to_report(metrics)))
     if ranks.is_first:
         open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
 

@@ -15,9 +15,9 @@ from ray.tune.schedulers import ASHAScheduler
 
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import WorkerResources
-from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.train import run_training
-from glioray.engine.run import RunPlan, train_run
+from glioray.engine.run import RunPlan
 from glioray.progress import log_progress
 
 _log = logging.getLogger(__name__)
@@ -140,4 +140,4 @@ def train_trial(trial: RunPlan, resources: WorkerResources, to_report: ToReport)
         run_training(trial, resources=resources, callbacks=[TuneReportCallback()], to_report=to_report)
     else:
         alone = dataclasses.replace(trial, num_threads=resources.num_threads)
-        train_run(alone, Ranks(), fill_cache, lambda metrics: tune.report(to_report(metrics)))
+        train_measured(alone, Ranks(), lambda metrics: tune.report(to_report(metrics)))
