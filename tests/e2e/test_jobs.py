@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import services
 from mlflow.tracking import MlflowClient
 
+from glioray.engine.on_mlflow.provenance import code_tags
 from glioray.errors import GliorayError
 from glioray.storage import open_storage
 
@@ -37,7 +40,7 @@ def test_folders_that_hold_nothing_end_with_one(run_here: RunHere, tmp_path: Pat
 
 
 def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
-    run_job: RunJob,
+    repo: Path,
     run_here: RunHere,
     tmp_path: Path,
     phantom_data: Path,
@@ -58,11 +61,17 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     variables = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))}
     variables |= {"GLIORAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     runtime_env = json.dumps({"env_vars": variables})
+    # The `ray` that users type, on this Python.
+    ray = tmp_path / "bin" / "ray"
+    ray.parent.mkdir()
+    shutil.copy(repo / "infra" / "ray.sh", ray)
+    (ray.parent / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (ray.parent / "python").chmod(0o755)
 
     def submit(*command: str, code: int = 0) -> tuple[dict[str, Any], str]:
-        done = run_job(
-            "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".",
-            "--runtime-env-json", runtime_env, "--", "python", *command,
+        done = subprocess.run(
+            ["bash", ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime_env, "--", "python", *command],
+            cwd=repo, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
         return last_json(done.stdout), done.stdout
@@ -80,6 +89,8 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     run = MlflowClient(mlflow_server).get_run(prepared["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["manifest_hash"] == prepared["hash"]
+    # The history stays behind, and yet the run knows the commit of the code that was uploaded, and its hash.
+    assert run.data.tags.items() >= code_tags().items()
 
     shared = ["--storage", f"s3://{bucket}/runs"]
     tuned, log = submit(
@@ -91,6 +102,8 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     assert set(tuned) >= {"run_id", "model", "metrics", "num_slices", "slices_per_s", "trials"}
     assert {"dice_wt", "dice_tc", "dice_et"} <= set(tuned["metrics"])
     assert "winner: trial" in log
+    trial = MlflowClient(mlflow_server).get_run(tuned["winner"]["run_id"])
+    assert trial.data.tags.items() >= code_tags().items()
 
     # Of a promotion without data, the driver alone does everything.
     promoted = run_here("promote", "--model", tuned["model"], *shared)

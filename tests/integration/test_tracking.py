@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 from torch import nn
 
+from glioray.engine.on_mlflow.provenance import code_hash, code_tags
 from glioray.engine.on_mlflow.registry import (
     add_to_card,
     champion,
@@ -102,7 +103,7 @@ def test_a_run_holds_what_was_logged(experiment: str, client: MlflowClient, tmp_
     assert stored.info.run_name == "one"
     tags = stored.data.tags
     assert (tags["glioray.key"], tags["manifest"]) == ("train/one", "abc")
-    assert tags["glioray.git_commit"]
+    assert tags.items() >= code_tags().items()
     local = Path(client.download_artifacts(run.run_id, "", str(tmp_path / "got")))
     assert (local / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((local / "result.json").read_text()) == {"a": [1, 2]}
@@ -385,6 +386,7 @@ def test_a_model_is_registered_once_promoted_and_fetched(
         "unet_small",
         "0.71",
     )
+    assert version.tags["glioray.code_hash"] == code_hash()
     assert "Research use only" in version.description
 
     assert champion("m") is None

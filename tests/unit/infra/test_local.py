@@ -196,6 +196,47 @@ def test_ray_without_a_cluster_says_what_to_do(repo: Path, tmp_path: Path) -> No
     assert "bash infra/local.sh up" in done.stderr
 
 
+def test_a_submitted_job_says_the_commit_of_its_working_directory(clone: Path, tmp_path: Path) -> None:
+    def git(*arguments: str, folder: Path = clone) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", str(folder), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def submitted(*args: str) -> list[str]:
+        env = {"PATH": os.environ["PATH"], "RAY_ADDRESS": "http://127.0.0.1:1"}
+        command = [str(clone / ".venv" / "bin" / "ray"), "job", "submit", *args]
+        done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=True)
+        argv: list[str] = json.loads(done.stdout)[1]
+        assert argv[:4] == ["-m", "ray.scripts.scripts", "job", "submit"]
+        return argv[4:]
+
+    entry = ["--", "python", "jobs/x.py", "--metadata-json", "--working-dir", "."]
+    here = ["--working-dir", "."]
+    assert submitted(*here, *entry) == [*here, *entry]
+    marker = clone / "platform" / "glioray" / "commit.txt"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("1\n")
+    git("init", "-q")
+    git("add", "platform")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "HEAD")
+    for given in (here, ["--working-dir=."], ["--no-wait", "--working-dir", str(clone)]):
+        assert submitted(*given, *entry) == [
+            "--metadata-json",
+            json.dumps({"glioray.git_commit": head}),
+            *given,
+            *entry,
+        ]
+    marker.write_text("2\n")
+    assert json.loads(submitted(*here, *entry)[1]) == {"glioray.git_commit": f"{head}-dirty"}
+    other = tmp_path / "other project"
+    other.mkdir()
+    git("init", "-q", folder=other)
+    git("commit", "-q", "--allow-empty", "-m", "one", folder=other)
+    for given in (["--metadata-json", '{"a": "b"}', *here], ["--working-dir", str(other)], ["--no-wait"]):
+        assert submitted(*given, *entry) == [*given, *entry]
+
+
 @pytest.mark.parametrize("failing", ["", "ruff", "mypy", "lint-imports", "python", "pytest"])
 def test_the_gate_runs_every_check_and_fails_with_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, capfd: pytest.CaptureFixture[str]

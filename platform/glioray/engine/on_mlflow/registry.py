@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from glioray.engine.on_mlflow.client import connect, first_line, is_outage, shown, wrap_errors
 from glioray.engine.on_mlflow.export import save_export
 from glioray.engine.on_mlflow.files_model import add_files_model
+from glioray.engine.on_mlflow.provenance import COMMIT_KEY, HASH_KEY
 from glioray.engine.on_mlflow.runs import NOTE_TAG, RunLogger
 from glioray.engine.portable import check_hash, check_web, fetch_portable, is_portable, split_hash
 from glioray.engine.task import FilesModel
@@ -143,8 +144,8 @@ def register_model(
     Args:
         name: the registered model; created if missing.
         run_id: a run with a model by `log_model`.
-        tags: of the version, such as recipe, manifest hash and Dice; the run's id, the commit and the
-            package's digest are added.
+        tags: of the version, such as recipe, manifest hash and Dice; the run's id, the commit and hash of
+            its code and the package's digest are added.
         description: of the version; by default the model's card, or else the tags in a sentence.
         purpose: description of a registered model that is created now, such as `Task.purpose`.
         tracking_uri: the server; by default MLFLOW_TRACKING_URI.
@@ -164,7 +165,7 @@ def register_model(
     all_tags = {
         **{key: str(value) for key, value in tags.items()},
         "glioray.run_id": run_id,
-        "glioray.git_commit": run.data.tags.get("glioray.git_commit", "unknown"),
+        **{key: run.data.tags.get(key, "unknown") for key in (COMMIT_KEY, HASH_KEY)},
         _DIGEST_TAG: digest,
         _AXES_TAG: run.data.tags.get(_AXES_TAG, ""),
     }

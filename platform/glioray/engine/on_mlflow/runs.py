@@ -36,7 +36,7 @@ from glioray.engine.on_mlflow.outbox import (
     Outbox,
     StepImage,
 )
-from glioray.engine.on_mlflow.provenance import git_commit
+from glioray.engine.on_mlflow.provenance import code_tags
 from glioray.engine.on_mlflow.system import SystemMetrics
 from glioray.errors import StorageError, UsageError
 
@@ -110,7 +110,7 @@ class RunLogger:
             run_name: as the UI shows it.
             kind: of the run, such as "train" or "trial".
             parent_run_id: the sweep's run, for a trial.
-            tags: beside the commit and glioray's version, which are always set.
+            tags: beside glioray's version and those of `code_tags`, which are always set.
             tracking_uri: the server; by default MLFLOW_TRACKING_URI.
 
         Raises:
@@ -118,16 +118,13 @@ class RunLogger:
             StorageError: the server does not answer within seconds, or refuses.
         """
         client = connect(tracking_uri)
-        commit = git_commit()
         all_tags = {
             **(tags or {}),
             KEY_TAG: quote(f"{kind}/{run_name}", safe="/ ()+,:=@"),
             "glioray.kind": kind,
             "glioray.version": glioray.__version__,
-            "glioray.git_commit": commit,
+            **code_tags(),
         }
-        if commit != "unknown":
-            all_tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
         if parent_run_id is not None:
             all_tags[_PARENT_TAG] = parent_run_id
         with wrap_errors(f"open the run '{run_name}' in experiment '{experiment}'", client):
