@@ -21,6 +21,7 @@ from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.engine.search import SweepPlan
 from glioray.engine.space import parse_space
+from glioray.engine.trials import start_order
 from glioray.errors import DataError, UsageError
 from glioray.tasks.segmentation.evaluation import evaluate_cases
 from glioray.tasks.segmentation.prediction import predict_cases
@@ -173,6 +174,24 @@ def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(
     assert [row["trial"] for row in again["trials"]] == [row["trial"] for row in result["trials"]]
     assert again["model"] == result["model"]
 
+    # More of them are added; fewer take none away.
+    more = run_sweep(dataclasses.replace(sweep, num_trials=3))
+    assert more["run_id"] == result["run_id"]
+    before, now = ({row["trial"]: row for row in found["trials"]} for found in (result, more))
+    assert len(now) == 3
+    # What they were and reached is as it was; their ranks may not be.
+    for trial, row in before.items():
+        assert {**now[trial], "rank": 0} == {**row, "rank": 0}
+    (added,) = now.keys() - before.keys()
+    assert start_order(more["trials"])[-1]["trial"] == added
+    assert more["summary"]["num_trials"] == 3
+    children = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+    )
+    assert {child.info.run_name for child in children} == {f"{base.run_name}/{trial}" for trial in now}
+    fewer = run_sweep(dataclasses.replace(sweep, num_trials=2))
+    assert [row["trial"] for row in fewer["trials"]] == [row["trial"] for row in more["trials"]]
+
 
 def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, mlflow_server: str):
     base = with_settings(dataclasses.replace(plan, kind="sweep", log_model=False), **{"train.max_epochs": 1})
@@ -200,6 +219,9 @@ def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, ml
     assert {"trials.json", "trials.md", "trials.png", "pareto.png", "summary.json"} <= files
     space = json.loads(client.get_run(answer["run_id"]).data.params["space"])
     assert space == {"net.options.depth": "2,3", "optim.lr": "log:0.0001:0.01"}
+    more = run_sweep(dataclasses.replace(sweep, num_trials=3))
+    assert {row["trial"] for row in answer["trials"]} < {row["trial"] for row in more["trials"]}
+    assert more["summary"]["num_complete"] == len(more["trials"]) == 3
     with pytest.raises(UsageError, match="exists with another search space"):
         run_sweep(dataclasses.replace(sweep, custom=parse_space(["net.options.depth=2,3"])))
 

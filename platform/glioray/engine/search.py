@@ -198,6 +198,8 @@ class SweepPlan:
         num_concurrent: at once.
         model_name: under which the winner is registered.
         mode: of `MODES`.
+        trial_minutes: of each trial, where earlier ones of the search have theirs already; by default its part of
+            the minutes in `base`.
         points: tried first, after the recipe's own: the values in which each differs from it.
         custom: what is searched beside, or instead of, the recipe's own space.
     """
@@ -207,6 +209,7 @@ class SweepPlan:
     num_concurrent: int
     model_name: str
     mode: str = "search"
+    trial_minutes: float | None = None
     points: tuple[Point, ...] = ()
     custom: CustomSpace = field(default_factory=CustomSpace)
 
@@ -224,6 +227,8 @@ class SweepPlan:
         minutes = config.train.minutes
         if minutes is None:
             return config
+        if self.trial_minutes is not None:
+            return with_settings(config, {"train.minutes": self.trial_minutes})
         # Warm starts come first, alone, and take as long as the largest share of one trial. The last round of trials
         # takes as long as any other, however few are left for it.
         rounds = math.ceil(self.num_trials / self.num_concurrent) + max(self.shares, default=0)

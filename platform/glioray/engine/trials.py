@@ -21,7 +21,8 @@ def build_row(result: Any, search: Search) -> Row:
 
     "state" is "failed" (it crashed, or reported a `reason`), "pruned" (it did not reach 100 `percent`), "complete", or
     one of the task's. The metrics of `search.columns` are keys of their own; of a trial that got as far as a
-    validation, "num_steps" and "planned_steps" are too.
+    validation, "num_steps" and "planned_steps" are too. "began_s" is the Unix time at which it started, as far as it
+    reported anything.
 
     Args:
         result: `tune.Result` of the trial.
@@ -43,6 +44,7 @@ def build_row(result: Any, search: Search) -> Row:
         "state": state,
         "reason": reason,
         "percent": percent,
+        "began_s": metrics.get("timestamp", 0) - metrics.get("time_total_s", 0.0),
         # Tune restores tuples as lists.
         "settings": {name: freeze_value(value) for name, value in result.config.items()},
         "metrics": {name: value for name, value in metrics.items() if name.startswith(kept)},
@@ -58,6 +60,11 @@ def rank_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows, best first, each with its "rank"; among equal objectives, failed trials come last."""
     ordered = sorted(rows, key=lambda row: (-row["objective"], row["state"] == "failed"))
     return [{"rank": number, **row} for number, row in enumerate(ordered, start=1)]
+
+
+def start_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows in the order in which their trials started, over all commands that added some."""
+    return sorted(rows, key=lambda row: (row["began_s"], row["trial"]))
 
 
 def format_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
@@ -111,7 +118,7 @@ def number_rows(rows: Sequence[Row], setting: str) -> list[dict[str, Any]]:
             "setting": row["settings"].get(setting),
             "state": row["state"],
         }
-        for number, row in enumerate(sorted(rows, key=lambda row: row["trial"]))
+        for number, row in enumerate(start_order(rows))
     ]
 
 
@@ -127,7 +134,7 @@ def pareto_rows(
             "y": row["metrics"].get(vertical.metric) if row["state"] != "failed" else None,
             "is_healthy": is_healthy[row["trial"]],
         }
-        for number, row in enumerate(sorted(rows, key=lambda row: row["trial"]))
+        for number, row in enumerate(start_order(rows))
     ]
 
 

@@ -12,7 +12,7 @@ from glioray.engine.on_ray.trials import PercentASHA
 
 
 def _decide(scheduler: PercentASHA, number: int, percent: int, objective: float) -> str:
-    trial: Any = SimpleNamespace(trial_id=str(number))
+    trial: Any = SimpleNamespace(trial_id=str(number), is_finished=lambda: False)
     if percent == 50:
         scheduler.on_trial_add(None, trial)
     return scheduler.on_trial_result(None, trial, {"percent": percent, "objective": objective})
@@ -34,3 +34,41 @@ def test_a_trial_that_lags_is_stopped_after_the_grace():
     scheduler.set_search_properties("objective", "max")
     decisions = [_decide(scheduler, number, 50, objective) for number, objective in enumerate((0.3, 0.2))]
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+# Trials that ended early, at the end, or in between, each as it reported.
+EARLIER = (
+    [
+        {"percent": 30, "objective": 0.5},
+        {"percent": 60, "objective": 0.9},
+        {"percent": 100, "objective": 0.8},
+    ],
+    [{"percent": 30, "objective": 0.4}],
+    [{"percent": 50, "objective": 0.6}, {"percent": 95, "objective": 0.7}],
+)
+
+
+def test_trials_that_are_added_meet_the_rungs_of_the_earlier_ones():
+    alone, added = PercentASHA(30), PercentASHA(30, EARLIER)
+    for scheduler in (alone, added):
+        scheduler.set_search_properties("objective", "max")
+    assert _decide(alone, 0, 50, 0.1) == TrialScheduler.CONTINUE
+    # It would be the worst of four at the first rung, of which a third go on.
+    assert _decide(added, 0, 50, 0.1) == TrialScheduler.STOP
+    assert _decide(added, 1, 50, 0.55) == TrialScheduler.CONTINUE
+    # The second rung has 0.8 and 0.7.
+    assert _decide(added, 1, 90, 0.75) == TrialScheduler.STOP
+
+
+def test_a_resumed_search_keeps_what_its_trials_ended_with():
+    scheduler = PercentASHA(30)
+    scheduler.set_search_properties("objective", "max")
+    for number in range(3):
+        ended: Any = SimpleNamespace(
+            trial_id=f"ended-{number}",
+            is_finished=lambda: True,
+            last_result={"percent": 50, "objective": 0.5 + 0.1 * number},
+        )
+        scheduler.on_trial_add(None, ended)
+    assert _decide(scheduler, 0, 50, 0.1) == TrialScheduler.STOP
+    assert _decide(scheduler, 1, 50, 0.8) == TrialScheduler.CONTINUE

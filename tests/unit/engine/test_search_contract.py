@@ -30,6 +30,7 @@ from glioray.engine.trials import (
     importances,
     number_rows,
     rank_rows,
+    start_order,
 )
 from glioray.errors import DataError
 from glioray.serialization import fingerprint
@@ -210,8 +211,13 @@ class TestSearchContract:
         )
         words = {"net.name": CategoricalDistribution(("unet", "fcn"))}
         assert choose_setting(words, search.rate) == (search.rate, True)
-        rows = [{"trial": "a", "objective": 0.1, "state": "complete", "settings": {"augment.strength": 0.3}}]
+        settings = {"augment.strength": 0.3}
+        rows = [
+            {"trial": trial, "objective": 0.1, "state": "complete", "settings": settings, "began_s": began_s}
+            for trial, began_s in (("a", 1000), ("b", 10))
+        ]
         assert number_rows(rows, "augment.strength")[0]["setting"] == 0.3
+        assert [row["trial"] for row in start_order(rows)] == ["b", "a"]
         assert number_rows(rows, search.rate)[0]["setting"] is None
 
     def test_importances_are_of_the_searched_settings(self, search: Search, config: Any):

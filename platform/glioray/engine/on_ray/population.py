@@ -66,7 +66,6 @@ def population(plan: SweepPlan) -> tune.TuneConfig:
     return tune.TuneConfig(
         metric="objective",
         mode="max",
-        num_samples=plan.num_trials,
         search_alg=BasicVariantGenerator(points_to_evaluate=points, random_state=plan.base.config.train.seed),
         scheduler=_Exchange(bounds),
     )

@@ -1,6 +1,7 @@
 """A sweep: Optuna proposes, ASHA stops, Ray Tune runs, MLflow keeps; of any task.
 
-A trial of one worker trains in its own Tune process; a trial of several hands its plan to Ray Train.
+The same command resumes a sweep that was interrupted, and adds trials to it where it asks for more than there are. A
+trial of one worker trains in its own Tune process; a trial of several hands its plan to Ray Train.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -22,10 +24,10 @@ from glioray.engine.on_mlflow.trials import end_stopped, register_winner
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
-from glioray.engine.on_ray.trials import PercentASHA, run_trials, train_trial
+from glioray.engine.on_ray.trials import PercentASHA, reports, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE
 from glioray.engine.search import Row, Search, SweepPlan, check_sweep
-from glioray.engine.space import format_space
+from glioray.engine.space import format_space, freeze_value
 from glioray.engine.trials import (
     build_row,
     choose_setting,
@@ -49,6 +51,9 @@ SPACE_FILE = "space.json"
 def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     """Search, or resume the search of that run name, and register the best trial's model (it is not retrained).
 
+    A search with fewer trials than the plan's gets further ones, as long as the earlier ones and proposed from their
+    results; one with more keeps them.
+
     Returns: `run_id` of the sweep, `run_url` and `table_url` (its page in MLflow, and the table of its trials by the
         objective; None where no server shows them), `model` (the registered version), `metrics` of the winner, `winner` ("trial",
         "run_id", "settings"), the summary under the task's `Search.summary_key`, `trials` (a row each, best first) and,
@@ -69,10 +74,10 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         points=plan.points,
         custom=plan.custom,
     )
-    _check_same_space(plan)
+    plan = _resume(plan)
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
-        open_storage(base.storage).write(SPACE_FILE, json.dumps(_identity(plan)).encode())
+        _keep_facts(plan)
         _train_warm_starts(plan, logger.run_id)
         results = _fit(plan, logger.run_id)
         rows = rank_rows([build_row(result, search) for result in results])
@@ -125,17 +130,33 @@ def _identity(plan: SweepPlan) -> dict[str, Any]:
     return {**space, "objective": plan.search.objective}
 
 
-def _check_same_space(plan: SweepPlan) -> None:
-    """Refuse to resume a search with other entries, since Tune would keep the old ones, or with another objective.
+def _budget(plan: SweepPlan) -> dict[str, Any]:
+    """What a search's trials have alike, by which they compare, and their number."""
+    train = plan.config.train
+    return {"num_trials": plan.num_trials, "max_epochs": train.max_epochs, "minutes": train.minutes}
+
+
+def _keep_facts(plan: SweepPlan) -> None:
+    """Write what a later command of the search's name must repeat, and the budgets of each mode."""
+    storage = open_storage(plan.base.storage)
+    kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else {}
+    budgets = {**kept.get("budgets", {}), plan.mode: _budget(plan)}
+    storage.write(SPACE_FILE, json.dumps({**_identity(plan), "budgets": budgets}).encode())
+
+
+def _resume(plan: SweepPlan) -> SweepPlan:
+    """The plan, with what an earlier command of the search's name has decided: its trials, and the minutes of each.
 
     Raises:
-        UsageError: a search of that name has other entries, or trials of another objective.
+        UsageError: that search has other entries, of which Tune would keep the old ones, trials of another objective
+            or of another length, or is a population of fewer members.
     """
     storage = open_storage(plan.base.storage)
     if not storage.exists(CONFIG_FILE) or not any(storage.list("ray/")):
-        return
+        return plan
     name, now = plan.base.run_name, _identity(plan)
     kept = json.loads(storage.read(SPACE_FILE)) if storage.exists(SPACE_FILE) else {}
+    budget = kept.pop("budgets", {}).get(plan.mode)
     if kept.get("objective") != now["objective"]:
         raise UsageError(
             f"the search '{name}' was begun by a version of glioray that ranks trials by another objective, which does "
@@ -146,6 +167,40 @@ def _check_same_space(plan: SweepPlan) -> None:
             f"the search '{name}' exists with another search space ({json.dumps(kept['entries'])}); choose another "
             "--run-name, or repeat its --search flags to resume it"
         )
+    return plan if budget is None else _with_budget(plan, budget)
+
+
+def _with_budget(plan: SweepPlan, kept: Mapping[str, Any]) -> SweepPlan:
+    """The plan with the minutes, and at least the number, of the trials that its search has.
+
+    Args:
+        plan: of the command.
+        kept: of `_budget`, as an earlier command left it.
+    """
+    name, now = plan.base.run_name, _budget(plan)
+    if (now["max_epochs"], now["minutes"] is None) != (kept["max_epochs"], kept["minutes"] is None):
+        minutes = "no limit in minutes" if kept["minutes"] is None else f"{kept['minutes']:.3g} minutes each"
+        raise UsageError(
+            f"the trials of the search '{name}' have up to {kept['max_epochs']} epochs and {minutes}, and trials of "
+            "another length do not compare with them; repeat its --max-epochs and --minutes, or choose another "
+            "--run-name"
+        )
+    before, num_trials = kept["num_trials"], plan.num_trials
+    if plan.mode == "pbt" and num_trials > before:
+        raise UsageError(
+            f"the search '{name}' is a population of {before} members, which cannot grow: one that joins now would be "
+            f"compared with members that have finished; repeat --trials {before}, or choose another --run-name"
+        )
+    if num_trials < before:
+        _log.warning(
+            "the search '%s' has %d trials and keeps them; --trials %d takes none away",
+            name,
+            before,
+            num_trials,
+        )
+    if now["minutes"] != kept["minutes"]:
+        _log.info("each trial has %.3g minutes, as long as the earlier ones", kept["minutes"])
+    return dataclasses.replace(plan, num_trials=max(num_trials, before), trial_minutes=kept["minutes"])
 
 
 def _log_rows(
@@ -238,40 +293,82 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
     if plan.mode == "pbt":
         return run_trials(
             trainable,
-            population(plan),
+            lambda earlier, num_trials: None if earlier else population(plan),
             folder=folder,
             resources=resources.resources(),
             num_trials=plan.num_trials,
             space=member_domains(plan),
             num_kept=num_kept(config.train.num_validations),
         )
-    objective: dict[str, Any] = {"metric": "objective", "mode": "max"}
-    rules: dict[str, Any] = {**objective, "scheduler": PercentASHA(search.grace_percent(config))}
-    if plan.mode == "pareto":
+
+    def configure(earlier: Sequence[tune.Result], num_further: int) -> tune.TuneConfig:
         # Tune's schedulers compare trials by one metric alone.
-        objectives = search.objectives(config)
-        objective = {
-            "metric": [one.reported for one in objectives],
-            "mode": ["max" if one.maximize else "min" for one in objectives],
-        }
-        rules = {}
+        rules: dict[str, Any] = {}
+        if plan.mode != "pareto":
+            asha = PercentASHA(search.grace_percent(config), reports(earlier))
+            rules = {"metric": "objective", "mode": "max", "scheduler": asha}
+        return tune.TuneConfig(
+            max_concurrent_trials=plan.num_concurrent,
+            search_alg=_proposals(plan, earlier, num_further),
+            **rules,
+        )
+
     return run_trials(
         trainable,
-        tune.TuneConfig(
-            num_samples=plan.num_trials,
-            max_concurrent_trials=plan.num_concurrent,
-            search_alg=OptunaSearch(
-                space=plan.space,
-                points_to_evaluate=plan.first_points,
-                study_name=base.run_name,
-                seed=config.train.seed,
-                **objective,
-            ),
-            **rules,
-        ),
+        configure,
         folder=folder,
         resources={"CPU": 0.01} if num_workers > 1 else resources.resources(),
         num_trials=plan.num_trials,
+    )
+
+
+def _proposals(plan: SweepPlan, earlier: Sequence[tune.Result], num_further: int) -> OptunaSearch:
+    """Optuna's proposals of further trials: the first points that have not been tried, then what the earlier results
+    suggest.
+
+    Raises:
+        UsageError: an earlier trial is not in the space.
+    """
+    config = plan.config
+    metrics, modes = ["objective"], ["max"]
+    if plan.mode == "pareto":
+        objectives = plan.search.objectives(config)
+        metrics = [one.reported for one in objectives]
+        modes = ["max" if one.maximize else "min" for one in objectives]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Tune's `evaluated_rewards` takes one objective alone, and then no further points to try.
+    storage, name = optuna.storages.InMemoryStorage(), plan.base.run_name
+    directions: list[Any] = ["maximize" if mode == "max" else "minimize" for mode in modes]
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+    tried = [
+        {name: freeze_value(value) for name, value in (result.config or {}).items()} for result in earlier
+    ]
+    for point, result in zip(tried, earlier, strict=True):
+        values: list[Any] = [(result.metrics or {}).get(metric) for metric in metrics]
+        # As Tune itself does: a trial that crashed says nothing, one that was stopped counts by its last report.
+        if result.error is None and None not in values:
+            try:
+                study.add_trial(
+                    optuna.trial.create_trial(params=point, distributions=plan.space, values=values)
+                )
+            except ValueError as error:
+                raise UsageError(
+                    f"the search '{name}' has a trial outside its space ({error}), as of another version of glioray; "
+                    "choose another --run-name"
+                ) from error
+    points = [point for point in plan.first_points if point not in tried]
+    if len(points) > num_further:
+        _log.warning("%d of the points are not tried; ask for more --trials", len(points) - num_further)
+    is_front = plan.mode == "pareto"
+    return OptunaSearch(
+        space=plan.space,
+        points_to_evaluate=points,
+        study_name=name,
+        storage=storage,
+        metric=metrics if is_front else metrics[0],
+        mode=modes if is_front else modes[0],
+        # Of the first trials the sampler draws at random: the same seed would draw the earlier ones again.
+        seed=config.train.seed + len(earlier),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glioray.engine.trials import start_order
 from glioray.tasks.superres.collapse import describe_evaluation, fault_word
 from glioray.tasks.superres.config import COLLAPSE_COMPONENTS, CollapseConfig, GanConfig
 from glioray.tasks.superres.space import RATIO
@@ -62,7 +63,7 @@ def rates_rows(rows: Sequence[Mapping[str, Any]], config: GanConfig) -> list[dic
             "objective": row["objective"] if row["state"] != "failed" else None,
             "reason": row["reason"],
         }
-        for number, row in enumerate(sorted(rows, key=lambda row: row["trial"]))
+        for number, row in enumerate(start_order(rows))
     ]
 
 
