@@ -52,6 +52,8 @@ _START_S, _OTHERS_S = 600, 60
 _FEW_CPUS, _SHARE = 4, 0.25
 # Serve ends a proxy that has not started after three times 5 s, which a busy machine's imports take.
 _SERVE_DEFAULTS = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+# Ray starts its processes at 15, behind everything else on the machine: right for a training, not where people wait.
+_NICENESS = ("RAY_worker_niceness", "0")
 _log = logging.getLogger("glioray.serve")
 
 
@@ -130,6 +132,8 @@ def main() -> dict[str, Any]:
     log_to_stderr()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     on_cluster = (os.environ.get("RAY_ADDRESS") or "local") != "local"
+    if not on_cluster:
+        os.environ.setdefault(*_NICENESS)
     # Replicas need this folder beside the package.
     connect(Path(__file__).resolve().parent, variables=serve_variables(os.environ))
     if endpoint.cpus is None and ray.cluster_resources().get("CPU", 0) < _FEW_CPUS:

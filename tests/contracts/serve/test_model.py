@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -240,6 +241,31 @@ def test_settings_of_serve_travel_to_the_cluster() -> None:
         waiting: "60",
     }
     assert app.serve_variables({waiting: "5"}) == {waiting: "5"}
+
+
+@pytest.mark.parametrize(("address", "expected"), [(None, "0"), ("10.0.0.5:6379", "unset")])
+def test_replicas_of_this_machine_do_not_give_way(
+    address: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve import app
+
+    class Joined(Exception):  # noqa: N818
+        pass
+
+    def join(*args: object, **options: object) -> None:
+        raise Joined
+
+    # Set and deleted, so that the variable is gone again after the test.
+    monkeypatch.setenv("RAY_worker_niceness", "15")
+    monkeypatch.delenv("RAY_worker_niceness")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("sys.argv", ["app.py", "--model", "starter"])
+    monkeypatch.setattr(app, "connect", join)
+    with pytest.raises(Joined):
+        app.main()
+    assert os.environ.get(app._NICENESS[0], "unset") == expected
 
 
 def test_flags_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
