@@ -18,6 +18,7 @@ from optuna.distributions import FloatDistribution
 from pydantic import BaseModel, Field
 from torch import nn
 
+from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig, TaskConfig, TrainConfig
 from glioray.engine.checkpoint import Checkpoint
 from glioray.engine.collectives import Ranks, gather
@@ -160,13 +161,18 @@ class ShareTask:
     def complete(self, plan: RunPlan) -> RunPlan:
         return plan
 
+    def cases(self, plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+        return plan.manifest.select("train"), plan.manifest.select("val")
+
     def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
-        train, val = plan.manifest.select("train"), plan.manifest.select("val")
-        feed, stacks = load_slices(plan, ranks, fill, device, train, val[ranks.rank :: ranks.world_size])
+        train, val = self.cases(plan)
+        feed, stacks, left_out = load_slices(
+            plan, ranks, fill, device, train, val[ranks.rank :: ranks.world_size]
+        )
         patients = tuple(sorted({entry.patient_id for entry in train}))
         spec = ShareSpec(plan.config, patients, plan.manifest.hash, {})
         stores = [SliceStore(list(case), plan.config.preprocess) for case in stacks]
-        return Prepared(ShareLearner(spec, stores), feed, lambda history: {})
+        return Prepared(ShareLearner(spec, stores), feed, lambda history: {}, left_out=left_out)
 
     def parse_spec(self, text: str | bytes) -> ShareSpec:
         return from_dict(ShareSpec, parse_format(text, FORMAT, f"expected {FORMAT}"))

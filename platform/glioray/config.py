@@ -321,6 +321,9 @@ class OptimConfig(Config):
         return self
 
 
+_MAX_LOST_CASES = 0.05
+
+
 class TrainConfig(Config):
     """How long, how wide and from which seed."""
 
@@ -343,6 +346,13 @@ class TrainConfig(Config):
     )
     num_kept: int = Field(1, ge=1, description="Newest checkpoints to keep; several can form an ensemble.")
     num_workers: int = Field(1, ge=1, description="Data-parallel ranks.")
+    max_lost_cases: Fraction = Field(
+        _MAX_LOST_CASES,
+        description="Share of the run's cases that it may go without because they can no longer be decoded when it starts, "
+        "at least one case unless it is 0; beyond that it ends before its first step.",
+        # Runs and folders are named after their settings, and those from before this one keep their names.
+        exclude_if=lambda share: share == _MAX_LOST_CASES,
+    )
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
     @model_validator(mode="after")

@@ -125,7 +125,7 @@ def _glioray(data: str, entries: list[CaseEntry], scratch: str) -> Callable[[], 
     import torch
 
     from glioray.config import PreprocessConfig, SampleConfig
-    from glioray.engine.on_ray.data import fill_cache
+    from glioray.engine.on_ray.placement import fill_cache
     from glioray.slices.cache import CacheConfig, SliceCache
     from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
 

@@ -10,7 +10,7 @@ import pytest
 
 from glioray.engine.checkpoint import fetch_model
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.placement import fill_cache
 from glioray.engine.run import RunPlan, train_run
 from glioray.storage import open_storage
 from glioray.tasks.superres.package import read_superres

@@ -12,7 +12,7 @@ import pytest
 from glioray.cases.manifest import Manifest
 from glioray.config import override
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.placement import fill_cache
 from glioray.engine.run import RunPlan, train_run
 from glioray.slices.cache import CacheConfig
 from glioray.tasks import load_task

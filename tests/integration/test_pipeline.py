@@ -1,4 +1,4 @@
-"""Cases through Ray Data: what comes out of the object store is what was decoded, however Ray cuts its blocks."""
+"""Cases through Ray: what is checked, described and placed by its tasks is what this process makes of the files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray.data
 
 from glioray.cases.layouts import discover_cases
 from glioray.cases.load import load_case
 from glioray.cases.statistics import describe_case
 from glioray.config import PLANES, PreprocessConfig
-from glioray.engine.on_ray.data import (
-    check_cases,
-    describe_cases,
-    fill_cache,
-    index_data,
-    prepare_case,
-    stream_cases,
-)
-from glioray.errors import CaseError
+from glioray.engine.on_ray.data import check_cases, describe_cases, index_data
+from glioray.engine.on_ray.placement import fill_cache, prepare_case
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.storage import open_storage
@@ -41,28 +33,11 @@ def assert_same(found: SliceStack, expected: SliceStack) -> None:
     assert np.array_equal(found.mask, expected.mask)
 
 
-@pytest.mark.parametrize("block_bytes", [128 << 20, 1 << 20], ids=["joined blocks", "cut blocks"])
-def test_a_case_decoded_elsewhere_arrives_whole(
-    phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
-):
-    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", block_bytes)
-    manifest = index_data(str(phantom_data), str(tmp_path / "manifests"))
-    entries = manifest.select("all")[:3]
-    elsewhere = CacheConfig(folder=str(tmp_path / "another node's"))
-    found = {stacks[0].case_id: stacks for stacks in stream_cases(manifest.data, entries, CONFIG, elsewhere)}
-    assert set(found) == {entry.case_id for entry in entries}
-    for entry in entries:
-        expected = prepare_case(manifest.data, entry, CONFIG)
-        assert [stack.plane for stack in found[entry.case_id]] == list(PLANES)
-        for stack, other in zip(found[entry.case_id], expected, strict=True):
-            assert_same(stack, other)
-
-
 def test_filling_leaves_every_case_in_this_node_s_cache(phantom_data: Path, tmp_path: Path):
     manifest = index_data(str(phantom_data), str(tmp_path / "manifests"))
     cache = CacheConfig(folder=str(tmp_path / "cache"))
     entries = manifest.select("all")[:2]
-    fill_cache(manifest.data, entries, CONFIG, cache)
+    assert fill_cache(manifest.data, entries, CONFIG, cache) == {}
     for entry in entries:
         kept = SliceCache(cache, CONFIG).get(entry)
         assert kept is not None
@@ -118,10 +93,8 @@ def test_a_mask_corrected_in_place_is_noticed(phantom_data: Path, tmp_path: Path
 
     # Read by the manifest of before, the file is refused and nothing is kept under the old checksum.
     cache = CacheConfig(folder=str(tmp_path / "cache"))
-    with pytest.raises(
-        CaseError, match=r"_seg\.nii: has changed since the manifest of its data set was made"
-    ):
-        fill_cache(before.data, before.cases, CONFIG, cache)
+    (lost,) = fill_cache(before.data, before.cases, CONFIG, cache).values()
+    assert "_seg.nii: has changed since the manifest of its data set was made" in str(lost)
     assert not SliceCache(cache, CONFIG).has(before.cases[0])
     write(original)
     fill_cache(before.data, before.cases, CONFIG, cache)

@@ -251,6 +251,7 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
             (tmp_path / train.RESULT_FILE).write_text('{"metrics": {}}')
 
     monkeypatch.setattr(train, "TorchTrainer", Trainer)
+    monkeypatch.setattr(train, "place_data", lambda plans, everywhere: "")
     plan: Any = SimpleNamespace(
         storage=str(tmp_path), config=SimpleNamespace(train=SimpleNamespace(num_workers=1))
     )

@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from glioray.api.requests import CalibrateRequest
 from glioray.api.verbs import as_verb
 from glioray.config import with_settings
 from glioray.engine.on_ray.connect import connect
-from glioray.engine.on_ray.data import stream_cases
+from glioray.engine.on_ray.placement import fill_cache, prepare_case
 from glioray.errors import ModelError, UsageError
 from glioray.serialization import to_dict
-from glioray.slices.cache import CacheConfig
+from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.storage import join_uri, open_storage
 from glioray.tasks import build_recipe, load_task, open_package
 from glioray.tasks.superres.calibration import calibrate_panel
@@ -86,7 +87,12 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     manifest = open_data(data, storage, seed=request.seed or 0, labels=request.labels)
     check_modalities(manifest, config)
     entries = panel_cases(manifest.select(request.split))
-    stacks = list(stream_cases(manifest.data, entries, config.preprocess, CacheConfig.from_environment()))
+    cache, preprocess = CacheConfig.from_environment(), config.preprocess
+    fill_cache(manifest.data, entries, preprocess, cache)
+    stacks = [
+        SliceCache(cache, preprocess).fill(entry, partial(prepare_case, manifest.data, entry, preprocess))[0]
+        for entry in entries
+    ]
     panel = pick_panel(stacks, {entry.case_id: entry.patient_id for entry in entries}, config)
     rows, images = calibrate_panel(panel, config, resolver)
     title = f"{len(panel)} images of {len(set(panel.patients))} patients in {data}"

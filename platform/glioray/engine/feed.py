@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
-from glioray.engine.collectives import Ranks, barrier, gather, reduce_max
+from glioray.engine.collectives import Ranks, gather, reduce_max
+from glioray.engine.lost import check_lost
 from glioray.engine.run import Fill, RunPlan
 from glioray.engine.splits import INFLATED, split_store
-from glioray.errors import DataError
+from glioray.errors import CaseError, DataError
+from glioray.progress import IN_LOG
 from glioray.slices.cache import SliceCache
 from glioray.slices.preprocess import SliceStack
 from glioray.slices.store import EpochSampler, SliceFeed, SliceStore
@@ -35,8 +37,10 @@ def load_slices(
     device: torch.device,
     train: Sequence[CaseEntry],
     mine: Sequence[CaseEntry],
-) -> tuple[SliceFeed, list[tuple[SliceStack, ...]]]:
+) -> tuple[SliceFeed, list[tuple[SliceStack, ...]], dict[str, str]]:
     """Build this rank's batches, and load the stacks of the cases it validates on.
+
+    A case that one rank cannot decode is left out on all of them: its reason is by its id in what is returned last.
 
     Training cases are dealt to ranks, and the ranks of a node pool theirs: each node decodes its own part once, and
     every rank draws from all slices of its node.
@@ -50,7 +54,7 @@ def load_slices(
         mine: the cases whose stacks this rank needs for validation.
 
     Raises:
-        DataError: there is nothing to train on, or the cache cannot hold it.
+        DataError: there is nothing to train on, the cache cannot hold it, or too many cases can no longer be decoded.
     """
     if not train:
         raise DataError(
@@ -64,20 +68,29 @@ def load_slices(
         )
     config = plan.config
     preprocess = config.preprocess
-    if ranks.world_size > 1:
-        fill(plan.manifest.data, pool[ranks.local_rank :: ranks.local_world_size], preprocess, plan.cache)
-        barrier()
-    stacks = [_cached(plan, fill, entries) for entries in (pool, mine)]
+    part = {entry.case_id: entry for entry in [*pool[ranks.local_rank :: ranks.local_world_size], *mine]}
+    lost: dict[str, CaseError] = {}
+    # No rank goes on before all have filled their part.
+    for found in gather(dict(fill(plan.manifest.data, list(part.values()), preprocess, plan.cache))):
+        lost |= found
+    left_out = check_lost(plan, lost)
+    if left_out and ranks.is_first:
+        _log.warning("left out: %s", left_out, extra=IN_LOG)
+    stacks = [
+        _cached(plan, [entry for entry in entries if entry.case_id not in lost]) for entries in (pool, mine)
+    ]
+    if not stacks[0]:
+        raise DataError(f"no training case is left on this node: {left_out}")
     store = SliceStore([stack for case in stacks[0] for stack in case], preprocess)
     if ranks.local_rank == 0:
         warmed = store.warm(plan.cache.memory_bytes)
         _log.info(
-            "%d slices of %d cases on this node, %.1f GB read ahead", len(store), len(pool), warmed / 1e9
+            "%d slices of %d cases on this node, %.1f GB read ahead", len(store), len(stacks[0]), warmed / 1e9
         )
         _warn_of_cut_tumour(stacks[0], preprocess)
     node_batch = config.train.batch_size // ranks.world_size * ranks.local_world_size
     seed = config.train.seed + 1_000_003 * ranks.node_rank
-    part = (ranks.local_rank, ranks.local_world_size)
+    place = (ranks.local_rank, ranks.local_world_size)
     allowed: NDArray[np.bool_] | None = None
     if config.sample.slice_split is not None:
         allowed, _, _ = split_store(store, config.sample, config.train.seed)
@@ -86,13 +99,12 @@ def load_slices(
     tumour_px, case_numbers = store.tumour_px(), store.case_numbers()
     sampler = EpochSampler(tumour_px, case_numbers, config.sample, node_batch, seed, allowed)
     num_steps = int(reduce_max(sampler.num_steps))
-    return SliceFeed(store, sampler, part, num_steps, pin=device.type == "cuda"), stacks[1]
+    feed = SliceFeed(store, sampler, place, num_steps, pin=device.type == "cuda")
+    return feed, stacks[1], {case_id: str(error) for case_id, error in sorted(lost.items())}
 
 
-def _cached(plan: RunPlan, fill: Fill, entries: Sequence[CaseEntry]) -> list[tuple[SliceStack, ...]]:
-    preprocess = plan.config.preprocess
-    fill(plan.manifest.data, entries, preprocess, plan.cache)
-    cache = SliceCache(plan.cache, preprocess)
+def _cached(plan: RunPlan, entries: Sequence[CaseEntry]) -> list[tuple[SliceStack, ...]]:
+    cache = SliceCache(plan.cache, plan.config.preprocess)
     found = [cache.get(entry) for entry in entries]
     if any(stack is None for stack in found):
         raise DataError(

@@ -25,7 +25,7 @@ from glioray.engine.collectives import Ranks, barrier
 from glioray.engine.loop import Report, fit
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
-from glioray.errors import UsageError
+from glioray.errors import CaseError, UsageError
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig
 from glioray.storage import Storage, open_storage
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
 
-Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], None]
-"""Brings cases of a data URI into this node's slice cache; see `engine.on_ray.data.fill_cache`."""
+LEFT_OUT_TAG = "glioray.left_out"
+"""Of a run in MLflow: the cases that it goes without since its latest start, or "none"."""
+
+Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], Mapping[str, CaseError]]
+"""Brings cases of a data URI into this node's slice cache, but those that can no longer be decoded, which it returns by
+case id; see `engine.on_ray.placement.fill_cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +92,13 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
         fill: brings cases into this node's slice cache.
         report: called with the metrics of each validation, on every rank.
 
-    Returns: on every rank `metrics` (of the last validation, `slices_per_s`, ...) and, where the run ended
-    early, `stopped` (why); on the first one also `run_id`, `run_url` (None where no server shows it) and `model`, the
+    Returns: on every rank `metrics` (of the last validation, `slices_per_s`, ...), where the run ended early `stopped`
+    (why), and where it went without cases `left_out` (case id -> why it could not be decoded); on the first one also `run_id`, `run_url` (None where no server shows it) and `model`, the
     MLflow URI of the logged model (or the run's own URI where none is logged).
 
     Raises:
         UsageError: the run's name is taken by a run with other settings or other data.
-        DataError: nothing to train on, or too little to validate on.
+        DataError: nothing to train on, too little to validate on, or too many cases that can no longer be decoded.
         DivergenceError: the loss or a gradient is no longer finite.
     """
     plan = plan.task.complete(plan)
@@ -113,7 +117,8 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
             prepared = plan.task.prepare(plan, ranks, fill, device)
             learner = prepared.learner
             if logger is not None:
-                logger.set_tags(learner.tags)
+                left_out = "; ".join(prepared.left_out.values()) or "none"
+                logger.set_tags({**learner.tags, LEFT_OUT_TAG: left_out})
             tracked = _Tracked(prepared, logger, storage, report)
             metrics = fit(
                 learner,
@@ -130,6 +135,8 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
             result: dict[str, object] = {"metrics": metrics}
             if learner.stopped:
                 result["stopped"] = learner.stopped
+            if prepared.left_out:
+                result["left_out"] = dict(prepared.left_out)
             if logger is not None:
                 for name, figure in tracked.latest.items():
                     logger.log_figure(figure, f"{name}.png")
@@ -188,9 +195,9 @@ def _identity(plan: RunPlan) -> dict[str, str]:
 
 def _settings_of(config: Any) -> str:
     values = to_dict(config)
-    # Length and world size may change on resume; model, loss and data may not.
-    for name in ("max_epochs", "minutes", "num_workers"):
-        values["train"].pop(name)
+    # Length and world size may change on resume, and how many cases may be lost; model, loss and data may not.
+    for name in ("max_epochs", "minutes", "num_workers", "max_lost_cases"):
+        values["train"].pop(name, None)
     return fingerprint(values)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from glioray.cases.casefiles import CaseFiles
     from glioray.cases.load import Case
-    from glioray.cases.manifest import Manifest
+    from glioray.cases.manifest import CaseEntry, Manifest
     from glioray.engine.collectives import Ranks
     from glioray.engine.comparison import Comparison
     from glioray.engine.loop import Feed, Learner
@@ -112,12 +112,14 @@ class Prepared:
             Called on the first rank only.
         series: figures of the latest validation, by name; MLflow keeps one for each validation. Called on the first
             rank only.
+        left_out: case id -> why it can no longer be decoded, of the cases that the run goes without; equal on all ranks.
     """
 
     learner: Learner
     feed: Feed
     figures: Callable[[History], Mapping[str, Figure]]
     series: Callable[[], Mapping[str, Figure]] = dict
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,13 @@ class Task(Protocol):
     def complete(self, plan: RunPlan) -> RunPlan:
         """The plan with the settings that follow from its data, such as class weights."""
 
+    def cases(self, plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+        """The cases that a run trains on, and those that it validates on: all that `prepare` brings into the cache.
+
+        Raises:
+            DataError: there is nothing to validate on where the task needs that.
+        """
+
     def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
         """Build this rank's learner and batches.
 
@@ -247,7 +256,8 @@ class Task(Protocol):
             device: of this rank.
 
         Raises:
-            DataError: there is nothing to train on, or nothing to validate on where the task needs that.
+            DataError: there is nothing to train on, or nothing to validate on where the task needs that, or too many
+                cases can no longer be decoded.
         """
 
     def parse_spec(self, text: str | bytes) -> Any:

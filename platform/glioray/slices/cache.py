@@ -2,14 +2,15 @@
 
 An entry is a folder `<root>/<preprocessing>/<case>-<checksum>/` of uncompressed `.npy` files, so that ranks
 share one copy in the page cache and reading a random slice costs a page fault rather than decompression.
-Entries are published by renaming a finished folder, so two trials may write the same entry at once. If the
-cache exceeds its disk budget, the least recently used entries are removed; a mapping stays valid after its
+Entries are published by renaming a finished folder, so two trials may write the same entry at once; `fill` makes an
+entry under a lock, so that they do not decode it twice. If the cache exceeds its disk budget, the least recently used entries are removed; a mapping stays valid after its
 file is unlinked, so runs that read a removed entry are not affected.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -17,9 +18,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -41,7 +43,7 @@ class CacheConfig:
     """The location and the limits of the cache.
 
     Attributes:
-        folder: its root on each node.
+        folder: its root on each node; where it begins with a variable, as in "$TMPDIR/slices", that of the node.
         disk_bytes: the budget of the whole folder, over all preprocessing settings.
         memory_bytes: how much a reader loads into memory before the first epoch; the rest is read on demand.
     """
@@ -60,8 +62,9 @@ class CacheConfig:
             UsageError: a size that is not a number of GB.
         """
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = os.environ.get("GLIORAY_CACHE") or f"{home}/glioray"
         return cls(
-            folder=str(expand_path(os.environ.get("GLIORAY_CACHE") or f"{home}/glioray")),
+            folder=folder if folder.startswith("$") else str(expand_path(folder)),
             disk_bytes=_gigabytes("GLIORAY_CACHE_DISK_GB", cls.disk_bytes),
             memory_bytes=_gigabytes("GLIORAY_CACHE_MEMORY_GB", cls.memory_bytes),
         )
@@ -78,12 +81,34 @@ def _gigabytes(name: str, default: int) -> int:
     return int(size * (1 << 30))
 
 
+def _lock(path: Path) -> IO[str]:
+    """The file at a path, once this process holds its lock; closing it gives the lock back."""
+    while True:
+        # For reading, so that a lock of another user can be waited for.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # The holder before may have removed the file that this process waited for.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
 class SliceCache:
-    """The entries of one set of preprocessing settings."""
+    """The entries of one set of preprocessing settings.
+
+    Raises:
+        UsageError: the folder begins with a variable that this node does not have.
+    """
 
     def __init__(self, config: CacheConfig, preprocess: PreprocessConfig) -> None:
         self.config = config
-        self.root = Path(config.folder)
+        folder = os.path.expandvars(config.folder) if config.folder.startswith("$") else config.folder
+        if folder.startswith("$"):
+            raise UsageError(
+                f"GLIORAY_CACHE is '{folder}' but that variable is not set on this node; set it there, or give a folder"
+            )
+        self.root = Path(folder)
         self.folder = self.root / f"{preprocess.cache_key}-v{_VERSION}"
 
     def has(self, entry: CaseEntry) -> bool:
@@ -141,11 +166,54 @@ class SliceCache:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if not self.has(entry):
-                raise StorageError(
-                    f"the slice cache '{self.folder}' cannot be written ({error.strerror}); free space there or set "
-                    "GLIORAY_CACHE to another folder"
-                ) from error
+                raise self._unwritable(error) from error
         self._evict()
+
+    def fill(
+        self, entry: CaseEntry, make: Callable[[], tuple[SliceStack, ...]]
+    ) -> tuple[tuple[SliceStack, ...], bool]:
+        """The case's stacks, and whether they were made now because the cache did not have them.
+
+        Processes of a node that ask for the same case at once wait for the first one, and take what it made.
+
+        Args:
+            entry: the case.
+            make: decodes it.
+
+        Raises:
+            StorageError: as `get` and `put`.
+        """
+        found = self.get(entry)
+        if found is not None:
+            return found, False
+        with self._hold(entry):
+            found = self.get(entry)
+            if found is not None:
+                return found, False
+            stacks = make()
+            self.put(entry, stacks)
+        return stacks, True
+
+    @contextlib.contextmanager
+    def _hold(self, entry: CaseEntry) -> Iterator[None]:
+        """Hold the lock of a case; the system gives it back where a process dies."""
+        path = self.folder / f".{self._path(entry).name}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = _lock(path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with held:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"the slice cache '{self.folder}' cannot be written ({error.strerror}); free space there or set "
+            "GLIORAY_CACHE to another folder"
+        )
 
     def _path(self, entry: CaseEntry) -> Path:
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in entry.case_id)

@@ -32,7 +32,7 @@ from glioray.engine.loop import fit
 from glioray.engine.on_ray import compare
 from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.run import HISTORY_FILE, RunPlan
-from glioray.errors import DivergenceError, StorageError, TrainingError
+from glioray.errors import CaseError, DivergenceError, StorageError, TrainingError
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import preprocess
 from glioray.storage import open_storage
@@ -64,13 +64,16 @@ def run_plan(task: str, folder: Path, manifest: Manifest | None = None, **more: 
     )
 
 
-def fill(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
+def fill(
+    data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
+) -> dict[str, CaseError]:
     slices = SliceCache(cache, config)
     for entry in entries:
         if not slices.has(entry):
             assert entry.convention is not None
             case = load_case(open_storage(data), entry.files, convention=CONVENTIONS[entry.convention])
             slices.put(entry, preprocess(case, config))
+    return {}
 
 
 @pytest.fixture(scope="module")

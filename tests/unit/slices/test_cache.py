@@ -171,6 +171,100 @@ def _is_whole(cache: SliceCache, entry: CaseEntry, number: int) -> bool:
     return True
 
 
+FILLER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from glioray.cases.casefiles import CaseFiles
+from glioray.cases.manifest import CaseEntry
+from glioray.config import PreprocessConfig
+from glioray.slices.cache import CacheConfig, SliceCache
+from glioray.slices.preprocess import SliceStack
+
+cache = SliceCache(CacheConfig(folder=sys.argv[1]), PreprocessConfig(size=(32, 48)))
+print("ready", flush=True)
+waits = sys.stdin.readline() == "hold\\n"
+
+def decode():
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{number}\\n")
+    if waits:
+        print("held", flush=True)
+        sys.stdin.readline()
+    return (SliceStack(case_id=files.case_id, plane="axial", images=np.full((40, 4, 32, 48), number, np.float16),
+                       mask=np.full((40, 32, 48), number, np.uint8), origin=(0, 0, 0), shape=(60, 50, 40),
+                       spacing_mm=(1.0, 1.0, 1.0), label_voxels=(0, 0, 0, 0, 0)),)
+
+for number in range(30):
+    files = CaseFiles(case_id=f"C{number}", patient_id="P", layout="brats2021", images={}, mask=None)
+    entry = CaseEntry(files=files, checksum="c" * 64, checksums={}, shape=(1, 1, 1), spacing_mm=(1.0, 1.0, 1.0),
+                      convention="brats-et4", label_voxels={}, brain_voxels=1)
+    (stack,), _ = cache.fill(entry, decode)
+    assert (stack.images == number).all()
+"""
+
+
+@pytest.mark.contracts
+def test_processes_that_fill_at_once_decode_each_case_once_also_where_one_dies(
+    tmp_path: Path, make_entry: MakeEntry, repo: Path
+) -> None:
+    env = {**os.environ, "PYTHONPATH": str(repo / "platform")}
+    log = tmp_path / "decoded"
+    command = [sys.executable, "-c", FILLER, str(tmp_path / "cache"), str(log)]
+    fillers = [
+        subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+
+    def tell(filler: subprocess.Popen[str], word: str) -> None:
+        assert filler.stdin is not None
+        filler.stdin.write(f"{word}\n")
+        filler.stdin.flush()
+
+    def expect(filler: subprocess.Popen[str], word: str) -> None:
+        assert filler.stdout is not None
+        assert filler.stdout.readline() == f"{word}\n"
+
+    try:
+        for filler in fillers:
+            expect(filler, "ready")
+        dies, *others = fillers
+        tell(dies, "hold")
+        expect(dies, "held")
+        for filler in others:
+            tell(filler, "go")
+        assert log.read_text() == "0\n"
+        dies.kill()
+        for filler in others:
+            assert filler.wait() == 0
+    finally:
+        for filler in fillers:
+            filler.kill()
+            filler.communicate()
+    # The first case twice: by the process that died in the middle of it, and by one of the others.
+    assert sorted(map(int, log.read_text().split())) == [0, *range(30)]
+    cache = cache_in(tmp_path / "cache")
+    assert all(_is_whole(cache, make_entry(f"C{number}"), number) for number in range(30))
+    assert len(list(cache.folder.iterdir())) == 30
+
+
+def test_a_case_that_cannot_be_decoded_leaves_no_lock(
+    tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
+) -> None:
+    def fail() -> tuple[SliceStack, ...]:
+        raise ValueError("damaged")
+
+    cache, entry = cache_in(tmp_path), make_entry()
+    with pytest.raises(ValueError, match="damaged"):
+        cache.fill(entry, fail)
+    assert list(cache.folder.iterdir()) == []
+    stacks = (make_stack("A"),)
+    assert cache.fill(entry, lambda: stacks) == (stacks, True)
+    found, was_made = cache.fill(entry, fail)
+    assert not was_made
+    check_same(found, stacks)
+
+
 def test_the_least_recently_used_entries_are_removed_and_mapped_arrays_stay_valid(
     tmp_path: Path, make_stack: MakeStack, make_entry: MakeEntry
 ) -> None:
@@ -236,10 +330,14 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_sentence(
     cache = cache_in(file)
     assert not cache.has(make_entry())
     assert cache.get(make_entry()) is None
-    with pytest.raises(
-        StorageError, match=r"slice cache '.*' cannot be written \(Not a directory\); .* GLIORAY_CACHE"
+    for write in (
+        lambda: cache.put(make_entry(), [make_stack("A")]),
+        lambda: cache.fill(make_entry(), lambda: (make_stack("A"),)),
     ):
-        cache.put(make_entry(), [make_stack("A")])
+        with pytest.raises(
+            StorageError, match=r"slice cache '.*' cannot be written \(Not a directory\); .* GLIORAY_CACHE"
+        ):
+            write()
 
 
 @pytest.mark.parametrize("file", ["images-axial.npy", "mask-axial.npy", "meta.json"])
@@ -253,6 +351,20 @@ def test_a_damaged_entry_is_reported_in_one_sentence(
     (path / file).write_bytes((path / file).read_bytes()[:size])
     with pytest.raises(StorageError, match=r"cannot be read \(.*\); delete it"):
         cache.get(make_entry())
+
+
+def test_a_folder_may_begin_with_a_variable_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIORAY_CACHE", "$NODE_DISK/slices")
+    monkeypatch.delenv("NODE_DISK", raising=False)
+    config = CacheConfig.from_environment()
+    with pytest.raises(
+        UsageError, match=r"GLIORAY_CACHE is '\$NODE_DISK/slices' but that variable is not set"
+    ):
+        SliceCache(config, CONFIG)
+    monkeypatch.setenv("NODE_DISK", str(tmp_path))
+    assert SliceCache(config, CONFIG).root == tmp_path / "slices"
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from glioray.config import PreprocessConfig
 from glioray.engine.collectives import Ranks, from_first, gather, reduce_max, reduce_sum
 from glioray.engine.loop import Feed, fit
 from glioray.engine.run import RunPlan
+from glioray.errors import CaseError
 from glioray.losses import SEGMENTATION_LOSSES, build_loss
 from glioray.nets.blocks import GlobalBatchNorm2d
 from glioray.nets.outputs import TrainingOutputs
@@ -54,12 +55,15 @@ def decode(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[Slice
     return preprocess(case, config)
 
 
-def fill(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
+def fill(
+    data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
+) -> dict[str, CaseError]:
     """Brings cases into the cache without Ray."""
     there = SliceCache(cache, config)
     for entry in entries:
         if not there.has(entry):
             there.put(entry, decode(data, entry, config))
+    return {}
 
 
 class Killed(Exception):  # noqa: N818  (it is what happens to a process, no error of ours)

@@ -26,8 +26,8 @@ from glioray.engine.comparison import (
 )
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
-from glioray.engine.on_ray.data import fill_cache
 from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.on_ray.placement import fill_cache, place_data
 from glioray.engine.on_ray.train import run_training
 from glioray.errors import DivergenceError, GliorayError
 from glioray.progress import log_to_stderr
@@ -64,6 +64,9 @@ def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: 
         runs: of equal resources.
         num_concurrent: runs at a time.
         folder: URI where Tune keeps its files.
+
+    Raises:
+        DataError: too many of the cases can no longer be decoded.
     """
     results = {number: result for number, run in enumerate(runs) if (result := run.load_result()) is not None}
     if results:
@@ -74,6 +77,7 @@ def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: 
         # Divided by the number of all runs, not of the missing ones: the last runs of a resumed comparison would
         # otherwise get more of the machine than the others had in the same minutes.
         workers = worker_resources(min(num_concurrent, len(runs)) * num_workers)
+        place_data([runs[number].plan for number in missing], everywhere=num_workers == 1)
         resources = workers.resources() if num_workers == 1 else {"CPU": 0.01}
         progress = _Progress(runs, len(missing))
         path, name = folder.rsplit("/", 1)

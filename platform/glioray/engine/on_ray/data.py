@@ -1,4 +1,4 @@
-"""Ray Data: cases streamed from storage and preprocessed across the cluster."""
+"""Ray Data: cases found, checked and described across the cluster."""
 
 from __future__ import annotations
 
@@ -7,35 +7,28 @@ import logging
 import pickle
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
 
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
-from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
 from glioray.cases.statistics import CaseStatistics, describe_case
-from glioray.config import PreprocessConfig
-from glioray.errors import DataError, GliorayError
+from glioray.errors import DataError
 from glioray.progress import log_progress
 from glioray.serialization import fingerprint, from_dict, to_dict
-from glioray.slices.cache import CacheConfig, SliceCache
-from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.storage import Unlisted, join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
-# A fraction of a CPU, so that decoding runs beside workers that hold nearly all of them.
+T = TypeVar("T")
+
+# A fraction of a CPU, so that checking runs beside workers that hold nearly all of them.
 TASK_CPUS = 0.25
 
 # Increased when manifests state more, so that those of older versions are not reused.
 _INDEX_VERSION = 2
-
-# Memory that finding a brain in a head takes beside a case: by that share, more than nodes have a CPU.
-_STRIP_BYTES = 5 << 28
 
 
 def check_cases(
@@ -75,7 +68,7 @@ def describe_cases(
     items = [json.dumps(to_dict(files)) for files in cases]
     quiet_data()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(examine, num_cpus=TASK_CPUS)
-    for row in _with_progress(dataset.iter_rows(), len(items), "checking"):
+    for row in with_progress(dataset.iter_rows(), len(items), "checking"):
         entry, problems = json.loads(row["answer"])
         yield (
             None if entry is None else from_dict(CaseEntry, entry),
@@ -114,65 +107,6 @@ def index_data(data: str, manifests: str, *, seed: int = 0, labels: str | None =
     return manifest
 
 
-def fill_cache(data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig) -> None:
-    """Fill this node's cache with the cases it lacks, decoding them across the cluster.
-
-    A case decoded on this node goes straight into its cache; others arrive through the object store.
-
-    Raises:
-        CaseError: a case can no longer be decoded.
-    """
-    here = SliceCache(cache, config)
-    missing = [entry for entry in entries if not here.has(entry)]
-    if not missing:
-        return
-    by_id = {entry.case_id: entry for entry in missing}
-    for stacks in _with_progress(stream_cases(data, missing, config, cache), len(missing), "decoding"):
-        here.put(by_id[stacks[0].case_id], stacks)
-
-
-def stream_cases(
-    data: str, entries: Sequence[CaseEntry], config: PreprocessConfig, cache: CacheConfig
-) -> Iterator[tuple[SliceStack, ...]]:
-    """Yield the stacks of each case, decoded across the cluster, in order of completion.
-
-    The node that decodes a case reads it from its cache, or adds it.
-
-    Raises:
-        CaseError: a case can no longer be decoded.
-    """
-
-    def decode(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        there = SliceCache(cache, config)
-        for item in batch["item"]:
-            entry = from_dict(CaseEntry, json.loads(item))
-            stacks = there.get(entry)
-            if stacks is None:
-                stacks = prepare_case(data, entry, config)
-                there.put(entry, stacks)
-            for stack in stacks:
-                yield _to_rows(stack)
-
-    quiet_data()
-    items = [json.dumps(to_dict(entry)) for entry in entries]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        decode, batch_size=1, num_cpus=TASK_CPUS, memory=_STRIP_BYTES if config.skull_strip else None
-    )
-    cases: dict[str, list[SliceStack]] = {}
-    try:
-        for stack in _assemble(
-            dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
-        ):
-            stacks = cases.setdefault(stack.case_id, [])
-            stacks.append(stack)
-            if len(stacks) == len(config.planes):
-                yield tuple(cases.pop(stack.case_id))
-    except RayTaskError as error:
-        if isinstance(error.cause, GliorayError):
-            raise error.cause from None
-        raise
-
-
 def quiet_data() -> None:
     """Turn off Ray Data's progress bars in this process; our own log lines say what is left."""
     logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
@@ -182,52 +116,8 @@ def quiet_data() -> None:
     logger.setLevel(logging.WARNING)
 
 
-def prepare_case(data: str, entry: CaseEntry, config: PreprocessConfig) -> tuple[SliceStack, ...]:
-    """Load and preprocess one case in this process."""
-    return preprocess(load_case(open_storage(data), entry.described_files), config)
-
-
-def _to_rows(stack: SliceStack) -> dict[str, Any]:
-    """A row a slice, so that the arrays stay fixed-shape tensors; what is the stack's stands in each row."""
-    names = ("case_id", "plane", "origin", "shape", "spacing_mm", "label_voxels")
-    count = len(stack.images)
-    plain = {name: getattr(stack, name) for name in names}
-    meta = json.dumps({**plain, "has_mask": stack.mask is not None, "num_slices": count})
-    masks = (
-        np.zeros((count, *stack.images.shape[2:]), np.uint8) if stack.mask is None else np.asarray(stack.mask)
-    )
-    return {
-        "image": np.asarray(stack.images),
-        "mask": masks,
-        "index": np.arange(count),
-        "meta": np.array([meta] * count),
-    }
-
-
-def _assemble(blocks: Iterable[dict[str, Any]]) -> Iterator[SliceStack]:
-    """Stacks out of blocks of rows: Ray Data joins small outputs of a task into one block and cuts large ones."""
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for block in blocks:
-        for text in dict.fromkeys(block["meta"].tolist()):
-            rows = block["meta"] == text
-            found = parts.setdefault(text, [])
-            found.append({name: block[name][rows] for name in ("image", "mask", "index")})
-            meta = json.loads(text)
-            if sum(len(part["index"]) for part in found) < meta.pop("num_slices"):
-                continue
-            del parts[text]
-            order = np.argsort(np.concatenate([part["index"] for part in found]))
-            images, masks = (
-                np.concatenate([part[name] for part in found])[order] for name in ("image", "mask")
-            )
-            has_mask = meta.pop("has_mask")
-            plain: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()
-            }
-            yield SliceStack(images=images, mask=masks if has_mask else None, **plain)
-
-
-def _with_progress(rows: Any, total: int, verb: str) -> Iterator[Any]:
+def with_progress(rows: Iterable[T], total: int, verb: str) -> Iterator[T]:
+    """Yield the rows, one a case, and log how far they are."""
     stage, began = f"{verb} {total} cases", time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row

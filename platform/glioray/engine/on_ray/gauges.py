@@ -8,7 +8,7 @@ from ray.util.metrics import Counter, Gauge
 
 from glioray.engine.collectives import Ranks
 from glioray.engine.loop import Report
-from glioray.engine.on_ray.data import fill_cache
+from glioray.engine.on_ray.placement import fill_cache
 from glioray.engine.run import RunPlan, train_run
 
 _TAGS = ("task", "run")
@@ -51,7 +51,7 @@ class RunGauges:
 
 
 def train_measured(plan: RunPlan, ranks: Ranks, report: Report | None = None) -> dict[str, object]:
-    """Train a run as `train_run` does, with cases from Ray Data; its first rank also sets the gauges."""
+    """Train a run as `train_run` does, with cases brought by Ray; its first rank also sets the gauges."""
     if not ranks.is_first:
         return train_run(plan, ranks, fill_cache, report)
     gauges = RunGauges(plan.task.name, plan.run_name)

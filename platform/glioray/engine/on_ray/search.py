@@ -22,10 +22,11 @@ from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
+from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, reports, run_trials, train_trial
-from glioray.engine.run import CONFIG_FILE
+from glioray.engine.run import CONFIG_FILE, LEFT_OUT_TAG
 from glioray.engine.search import Row, Search, SweepPlan, check_sweep
 from glioray.engine.space import format_space, freeze_value
 from glioray.engine.trials import (
@@ -60,7 +61,7 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         in the mode "pareto", `front` (trials by the second objective).
 
     Raises:
-        DataError: there is nothing to compare trials by.
+        DataError: there is nothing to compare trials by, or too many cases can no longer be decoded.
         UsageError: as `check_sweep`, or the run's name is taken by another search.
         TrainingError: no trial is healthy.
     """
@@ -78,6 +79,10 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
         _keep_facts(plan)
+        # Trials with another preprocessing, which only some of a space have, fill the caches themselves.
+        first = [plan.trial("first", point, logger.run_id) for point in plan.first_points]
+        left_out = place_data(first, everywhere=base.config.train.num_workers == 1)
+        logger.set_tags({LEFT_OUT_TAG: left_out or "none"})
         _train_warm_starts(plan, logger.run_id)
         results = _fit(plan, logger.run_id)
         rows = rank_rows([build_row(result, search) for result in results])

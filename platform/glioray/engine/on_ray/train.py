@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.on_ray.placement import place_data
 from glioray.engine.run import RunPlan
 from glioray.errors import GliorayError, TrainingError
 from glioray.progress import log_to_stderr
@@ -37,7 +38,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Train on `plan.config.train.num_workers` ranks; dead workers restart from the latest checkpoint.
 
-    An error that would come again, such as one of the data or of a setting, ends the run at once.
+    The cases are decoded before the ranks start. An error that would come again, such as one of the data or of a setting, ends the run at once.
 
     Args:
         plan: the run.
@@ -48,8 +49,9 @@ def run_training(
     Returns: the result of `engine.run.train_run` on the first rank.
 
     Raises:
-        GliorayError: the error of a worker.
+        GliorayError: the error of a worker, or too many cases can no longer be decoded.
     """
+    place_data([plan], everywhere=False)
     num_workers = plan.config.train.num_workers
     resources = resources or worker_resources(num_workers)
     # In a dict because mypy sees the signature of an older RunConfig.

@@ -83,6 +83,8 @@ class SegmentationComparison:
         data = open_storage(plan.manifest.data)
         cases, pictures = {}, {}
         for entry in plan.manifest.select("val"):
+            if entry.case_id in outcome.get("left_out", ()):
+                continue
             case = load_case(data, entry.described_files)
             assert case.mask is not None, "folds consist of labelled cases"
             prediction = predictor.predict(case)

@@ -10,7 +10,7 @@ import torch
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import Case
-from glioray.cases.manifest import Manifest
+from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
@@ -35,7 +35,7 @@ from glioray.tasks.segmentation.predictor import Predictor
 from glioray.tasks.segmentation.promotion import compare_segmentation
 from glioray.tasks.segmentation.recipes import RECIPES
 from glioray.tasks.segmentation.search import SegmentationSearch
-from glioray.tasks.segmentation.training import balanced, prepare_segmentation
+from glioray.tasks.segmentation.training import balanced, prepare_segmentation, run_cases
 
 
 class SegmentationTask:
@@ -63,6 +63,9 @@ class SegmentationTask:
 
     def complete(self, plan: RunPlan) -> RunPlan:
         return balanced(plan)
+
+    def cases(self, plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+        return run_cases(plan)
 
     def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
         return prepare_segmentation(plan, ranks, fill, device)

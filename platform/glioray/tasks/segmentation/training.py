@@ -38,9 +38,9 @@ def prepare_segmentation(
 ) -> Prepared:
     """Build this rank's learner and batches; see `engine.task.Task.prepare`."""
     config = plan.config
-    train, val = _cases(plan)
+    train, val = run_cases(plan)
     mine = val[ranks.rank :: ranks.world_size]
-    feed, val_stacks = load_slices(plan, ranks, fill, device, train, mine)
+    feed, val_stacks, left_out = load_slices(plan, ranks, fill, device, train, mine)
     known = {entry.case_id: entry.labelled_regions for entry in plan.manifest.select("labelled")}
     judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
     if config.sample.slice_split is not None:
@@ -67,7 +67,7 @@ def prepare_segmentation(
         )
         return {"overlays": overlays}
 
-    return Prepared(learner, feed, draw, draw_overlays)
+    return Prepared(learner, feed, draw, draw_overlays, left_out)
 
 
 def balanced(plan: RunPlan) -> RunPlan:
@@ -76,14 +76,14 @@ def balanced(plan: RunPlan) -> RunPlan:
     Raises:
         UsageError: the loss takes no class weights, or has others set.
     """
-    train, _ = _cases(plan)
+    train, _ = run_cases(plan)
     # Without cases there is nothing to count; loading them raises the error.
     if not train:
         return plan
     return replace(plan, config=balance_classes(plan.config, train, _out_channels(plan)))
 
 
-def _cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+def run_cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
     """Return the training and validation cases; with split slices, all cases are partly trained on."""
     train, val = (plan.manifest.select(name) for name in ("train", "val"))
     return (train, val) if plan.config.sample.slice_split is None else ([*train, *val], [])
@@ -93,12 +93,12 @@ def _out_channels(plan: RunPlan) -> int:
     """Count the output channels: regions, or background and labels (the cavity only if some training case has one)."""
     if plan.config.loss.target == "regions":
         return len(REGIONS)
-    train, _ = _cases(plan)
+    train, _ = run_cases(plan)
     return 4 + any(entry.label_voxels.get("rc", 0) for entry in train)
 
 
 def _first_spec(plan: RunPlan) -> ModelSpec:
-    train, val = _cases(plan)
+    train, val = run_cases(plan)
     config = plan.config
     # Patients used to fit thresholds must not evaluate the model.
     seen = [*train, *val] if config.postprocess.fit_thresholds else train

@@ -10,7 +10,7 @@ import torch
 
 from glioray.cases.casefiles import CaseFiles
 from glioray.cases.load import Case
-from glioray.cases.manifest import Manifest
+from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import with_settings
 from glioray.engine.collectives import Ranks
 from glioray.engine.comparison import Comparison
@@ -35,7 +35,7 @@ from glioray.tasks.superres.package import FORMAT, SuperResSpec, parse_superres
 from glioray.tasks.superres.promotion import compare_superres
 from glioray.tasks.superres.recipes import GAN_RECIPES
 from glioray.tasks.superres.search import SuperResSearch
-from glioray.tasks.superres.training import prepare_gan
+from glioray.tasks.superres.training import prepare_gan, run_cases
 
 
 class SuperResTask:
@@ -67,6 +67,9 @@ class SuperResTask:
 
     def complete(self, plan: RunPlan) -> RunPlan:
         return plan
+
+    def cases(self, plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+        return run_cases(plan)
 
     def prepare(self, plan: RunPlan, ranks: Ranks, fill: Fill, device: torch.device) -> Prepared:
         return prepare_gan(plan, ranks, fill, device)

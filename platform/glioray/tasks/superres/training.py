@@ -52,12 +52,13 @@ def prepare_gan(
         ModelError: the model to start from, or the segmenter, cannot be used.
     """
     config: GanConfig = plan.config
-    train, val = plan.manifest.select("train"), plan.manifest.select("val")
+    train, val = run_cases(plan)
     judged = panel_cases(val) if ranks.is_first else []
     used = val[ranks.rank :: ranks.world_size] if config.use.segmenter else []
     wanted = list({entry.case_id: entry for entry in [*judged, *used]}.values())
-    feed, stacks = load_slices(plan, ranks, fill, device, train, wanted)
+    feed, stacks, left_out = load_slices(plan, ranks, fill, device, train, wanted)
     by_case = {case[0].case_id: case for case in stacks}
+    judged, used = ([entry for entry in part if entry.case_id in by_case] for part in (judged, used))
     extractor = loss_extractor(config, feed.store.stacks, plan.tracking_uri)
     perceptual = None
     extractors = {}
@@ -81,7 +82,7 @@ def prepare_gan(
     patients_seen = set[str]()
     if config.pretrain.source is not None:
         source, known = _source(config, plan.tracking_uri)
-        patients_seen = seen_patients(known, val)
+        patients_seen = seen_patients(known, plan.manifest.select("val"))
         for name, before in (("train_patients", known.train_patients), ("train_images", known.train_images)):
             trained_on[name] = tuple(sorted({*trained_on[name], *before}))
     if patients_seen:
@@ -116,7 +117,18 @@ def prepare_gan(
 
         return {"panels": panel_figure(panel_rows(judge))}
 
-    return Prepared(learner, feed, draw, draw_panels)
+    return Prepared(learner, feed, draw, draw_panels, left_out)
+
+
+def run_cases(plan: RunPlan) -> tuple[list[CaseEntry], list[CaseEntry]]:
+    """The training cases, and the validation cases of the panel, or all of them where a segmenter uses them.
+
+    Raises:
+        DataError: there is no validation case.
+    """
+    val = plan.manifest.select("val")
+    panel = panel_cases(val)
+    return plan.manifest.select("train"), val if plan.config.use.segmenter else panel
 
 
 def panel_cases(val: Sequence[CaseEntry]) -> list[CaseEntry]:
