@@ -22,7 +22,7 @@ from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.cases.manifest import declare_conventions
 from glioray.engine.serving import REFUSALS, Job
 from glioray.errors import DataError, GliorayError, StorageError, UsageError
-from glioray.storage import is_local, join_uri, open_storage, printable, written_keys
+from glioray.storage import is_local, join_uri, open_storage, printable
 from glioray.tasks import open_labelling
 from serve.request_queue import RETRY_AFTER
 from serve.status import Status
@@ -212,7 +212,7 @@ def _key(job_id: str, name: str) -> str:
 
 
 def run_job(store: JobStore, root: str, job_id: str, tracking_uri: str | None) -> None:
-    """Carry out a job, or the rest of one that was interrupted: cases that have their mask are left out.
+    """Carry out a job, or the rest of one that was interrupted: `Task.predict` finds the masks that are there.
 
     Ray must be up. What goes wrong becomes the job's state.
     """
@@ -243,24 +243,20 @@ def _predict(store: JobStore, root: str, job: Job, tracking_uri: str | None) -> 
         cases = declare_conventions(storage, cases)
     failed = {problem.case_id or problem.file: str(problem) for problem in problems}
     open_storage(job.out).check_writable()
-    there = written_keys(job.out)
-    done = {files.case_id for files in cases if f"{files.case_id}_seg.nii.gz" in there}
-    left = [files for files in cases if files.case_id not in done]
-    progress = _Progress(store, root, job, len(cases), done, failed)
+    progress = _Progress(store, root, job, len(cases), failed)
     progress.save()
-    if left:
-        with tempfile.TemporaryDirectory() as folder:
-            package = open_labelling(job.model, Path(folder), tracking_uri=tracking_uri)
-            package.task.predict(
-                package,
-                job.data,
-                left,
-                job.out,
-                labels=job.labels,
-                with_uncertainty=job.uncertainty,
-                resample=job.resample,
-                on_case=progress.take,
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        package = open_labelling(job.model, Path(folder), tracking_uri=tracking_uri)
+        package.task.predict(
+            package,
+            job.data,
+            cases,
+            job.out,
+            labels=job.labels,
+            with_uncertainty=job.uncertainty,
+            resample=job.resample,
+            on_case=progress.take,
+        )
     return {**progress.fields, "state": "done"}
 
 
@@ -284,11 +280,9 @@ def _check_links(store: JobStore, data: str) -> None:
 class _Progress:
     """Keeps a job's state while it runs, a second at most behind."""
 
-    def __init__(
-        self, store: JobStore, root: str, job: Job, num_cases: int, done: set[str], failed: dict[str, str]
-    ) -> None:
+    def __init__(self, store: JobStore, root: str, job: Job, num_cases: int, failed: dict[str, str]) -> None:
         self.store, self.root, self.job, self.num_cases = store, root, job, num_cases
-        self.done, self.failed = done, failed
+        self.done, self.failed = set[str](), failed
         self.saved_s = time.monotonic()
 
     def take(self, answer: dict[str, Any]) -> None:

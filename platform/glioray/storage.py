@@ -201,16 +201,15 @@ def _wrap_os_errors(name: str | Path, action: str) -> Iterator[None]:
         ) from error
 
 
-def written_keys(uri: str) -> set[str]:
-    """The keys below a place that need not have been written to yet.
+def list_written(storage: Storage) -> dict[str, int]:
+    """Key -> size in bytes of the objects of a place that need not have been written to yet.
 
     Raises:
         StorageError: it cannot be listed.
     """
-    storage = open_storage(uri)
     if isinstance(storage, FileStorage) and not storage.root.exists():
-        return set()
-    return {info.key for info in storage.list()}
+        return {}
+    return {info.key: info.size_bytes for info in storage.list()}
 
 
 @contextmanager

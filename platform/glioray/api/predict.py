@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Masks that were written.
+    """Masks of a data set.
 
     Attributes:
         model_uri: the model; a registered model's version rather than its alias.
-        masks: case id -> URI of its mask.
+        masks: case id -> URI of its mask, also of those that were there.
         failed: case id -> why it has no mask.
     """
 
@@ -66,7 +66,8 @@ def preview(request: PredictRequest) -> dict[str, Any]:
 def predict(request: PredictRequest) -> PredictResult:
     """Write a mask for every case of a data set, on the case's own grid and in its own label convention.
 
-    For a case in memory, see `LoadedModel.predict`.
+    Cases whose masks are there, made by this model of the same files with the same options, are not done again. For a case
+    in memory, see `LoadedModel.predict`.
 
     Returns:
         PredictResult: the URIs of the masks, and why the other cases have none.

@@ -14,7 +14,7 @@ from glioray.cases.casefiles import CaseFiles, Problem
 from glioray.cases.layouts import RECOGNISED, discover_cases
 from glioray.errors import DataError, GliorayError, UsageError
 from glioray.progress import log_progress
-from glioray.storage import Storage, join_uri, open_storage, written_keys
+from glioray.storage import Storage, join_uri, list_written, open_storage
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Folder:
         if not cases:
             raise DataError(f"'{storage.uri}' holds no case; {problems[0] if problems else RECOGNISED}")
         keys = {files.case_id: f"{files.case_id}_{ENDINGS[output]}" for files in cases}
-        there = written_keys(target.uri) if skip_existing else set()
+        there = list_written(target) if skip_existing else {}
         done = {case: join_uri(target.uri, key) for case, key in keys.items() if key in there}
         if done:
             _log.info("%d of %d cases have their answer already", len(done), len(cases))

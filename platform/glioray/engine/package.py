@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,14 @@ def parse_format(text: str | bytes, name: str, expected: str) -> dict[str, Any]:
     if found != name:
         raise ModelError(f"{SPEC_FILE} has the format '{found}'; {expected}")
     return values
+
+
+def digest_package(folder: Path) -> str:
+    """The sha256 of a package's two files."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS_FILE, SPEC_FILE):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def encode_weights(weights: dict[str, torch.Tensor]) -> bytes:

@@ -358,6 +358,9 @@ class Task(Protocol):
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Write a mask for each case, all over the cluster; Ray must be up.
 
+        Cases whose masks an earlier job left in `out` are not done again, where `engine.case_records` says that the same
+        model made them of the same files with the same options.
+
         Args:
             package: the model.
             data: the URI below which the cases lie.
@@ -366,11 +369,11 @@ class Task(Protocol):
             labels: a label convention (`cases.labels.find_convention`); by default that of the case's own mask or layout.
             with_uncertainty: write each case's uncertainty too.
             resample: as for `evaluate`.
-            on_case: is called with each case's {"case_id", "mask" or "error"} as it comes; an exception that it raises
-                ends the work.
+            on_case: is called with each case's {"case_id", "mask" or "error"} as it comes, first with those that are
+                there; an exception that it raises ends the work.
 
         Returns:
-            Case id -> URI of the mask, and case id -> reason of the cases that failed.
+            Case id -> URI of the mask, also of those that were there, and case id -> reason of the cases that failed.
 
         Raises:
             ModelError: models of this task make no masks.

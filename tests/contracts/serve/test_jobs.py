@@ -150,7 +150,7 @@ def test_a_job_writes_the_masks_that_the_endpoint_answers_with(
     assert list(job["failed"]) == cases[2:]
     assert "is not NIfTI" in job["failed"][cases[2]]
     expected = client.post("/v1/segment", files=files, data={"labels": "brats-et3"}).content
-    masks = sorted(Path(job["out"]).iterdir())
+    masks = sorted(Path(job["out"]).glob("[!.]*"))
     assert [path.name for path in masks] == [f"{case_id}_seg.nii.gz" for case_id in cases[:2]]
     for path in masks:
         found, answered = (read_volume(data, name="mask") for data in (path.read_bytes(), expected))

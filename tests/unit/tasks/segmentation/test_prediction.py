@@ -34,7 +34,8 @@ def test_a_mask_and_what_is_unsure_about_it(
     # What random weights label is no tumour, and the job's log says so.
     flags = flag_case(case, predictor.predict(case), case.spacing_mm)
     assert "of the brain was labelled as tumour" in flags[0]
-    assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": flags}
+    sizes = {name: (tmp_path / "out" / name).stat().st_size for name in names}
+    assert answer == {"mask": f"{tmp_path}/out/{names[0]}", "notes": flags, "sizes": sizes}
 
     assert case.convention is not None
     mask, *maps = (read_volume((tmp_path / "out" / name).read_bytes(), name=name) for name in names)
