@@ -283,7 +283,7 @@ class TestPlannedRuns:
         def fail(*_: Any, **__: Any) -> dict[str, Any]:
             raise error
 
-        monkeypatch.setattr(compare, "run_training" if num_workers > 1 else "train_run", fail)
+        monkeypatch.setattr(compare, "run_training" if num_workers > 1 else "train_measured", fail)
         plan = self.plan(task, tmp_path, manifest, **{"train.num_workers": num_workers})
         run = plan_runs(plan, "parent")[0]
         result = compare.execute_run(run, WORKER)
@@ -320,7 +320,7 @@ def test_unexpected_errors_are_reported_not_retried(tmp_path: Path, monkeypatch:
     def fail(*_: Any) -> dict[str, Any]:
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr(compare, "train_run", fail)
+    monkeypatch.setattr(compare, "train_measured", fail)
     run = ComparisonRun(label="a", seed=0, plan=run_plan(next(iter(TASKS)), tmp_path))
     outcome = compare._execute_trial({"number": 0}, runs=[run], workers=WORKER)
     assert outcome == {"reason": "AttributeError: no such thing"}

@@ -134,7 +134,7 @@ def test_a_member_continues_from_what_another_reported(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(on_ray.tune.Checkpoint, "from_directory", keep)
 
-    def train(plan: RunPlan, ranks: Any, fill: Any, report: Any) -> None:
+    def train(plan: RunPlan, ranks: Any, report: Any) -> None:
         storage = open_storage(plan.storage)
         history = json.loads(storage.read(HISTORY_FILE)) if storage.exists(HISTORY_FILE) else []
         epoch = len(history) + 1
@@ -144,7 +144,7 @@ def test_a_member_continues_from_what_another_reported(tmp_path: Path, monkeypat
         storage.write(HISTORY_FILE, json.dumps([*history, {"epoch": epoch}]).encode())
         report({"epoch": epoch})
 
-    monkeypatch.setattr(on_ray, "train_run", train)
+    monkeypatch.setattr(on_ray, "train_measured", train)
     plan = _plan(storage=str(tmp_path / "good"))
     resources = WorkerResources(num_cpus=1.0, num_gpus=0.0, num_threads=1)
     train_member(plan, resources, dict)
