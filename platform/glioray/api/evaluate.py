@@ -128,7 +128,8 @@ def _open_run(request: EvaluateRequest, package: ModelPackage, manifest: Manifes
 
 def _log(answer: dict[str, Any], report: dict[str, bytes], logger: RunLogger, manifest: Manifest) -> None:
     """Log means as metrics of the model and the data set, and the files to read."""
-    entries = [manifest.entry(case_id) for case_id in answer["cases"]]
+    by_id = {entry.case_id: entry for entry in manifest.cases}
+    entries = [by_id[case_id] for case_id in answer["cases"]]
     dataset = logger.log_dataset(manifest, answer["split"], "evaluation", entries)
     metrics = {
         f"{name}_{row}": value

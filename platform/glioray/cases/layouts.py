@@ -158,10 +158,10 @@ def is_derived_mask(stem: str, case_names: Collection[str]) -> bool:
         stem: of the file.
         case_names: of the cases in its folder: the names of images without the modality.
     """
-    known = min(
-        (n for n in case_names if re.match(rf"{re.escape(n)}(?![A-Za-z0-9])", stem)), key=len, default=""
-    )
-    words = re.findall(r"[a-z]+\d?[a-z]*|\d+", stem[len(known) :].lower())
+    # A folder may hold a hundred thousand cases: look the stem's beginnings up, rather than go through all names.
+    ends = (end for end in range(len(stem) + 1) if not re.match("[A-Za-z0-9]", stem[end : end + 1]))
+    known = next((end for end in ends if stem[:end] in case_names), 0)
+    words = re.findall(r"[a-z]+\d?[a-z]*|\d+", stem[known:].lower())
     text = " ".join(words)
     if not _MASK_WORD.search(text) or not _TUMOUR_WORDS.isdisjoint(words):
         return False

@@ -260,9 +260,13 @@ class Manifest:
         return dataclasses.replace(self, folds=tuple(tuple(ids) for ids in dealt))
 
     def to_json(self) -> str:
-        """The manifest as JSON, for `from_json`; its notes are for readers."""
-        values = {"format": _FORMAT, "hash": self.hash, "notes": self.notes, **to_dict(self)}
-        return json.dumps(values, indent=1)
+        """The manifest as JSON, a case a line, for `from_json`; its notes are for readers."""
+        values = {"format": _FORMAT, "hash": self.hash, "notes": self.notes}
+        values |= to_dict(dataclasses.replace(self, cases=()))
+        del values["cases"]
+        # One case at a time: as one indented tree, a hundred thousand took gigabytes.
+        cases = ",\n".join(f"  {json.dumps(to_dict(entry))}" for entry in self.cases)
+        return f'{json.dumps(values, indent=1)[:-2]},\n "cases": [\n{cases}\n ]\n}}'
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -444,10 +448,12 @@ def declare_conventions(storage: Storage, cases: Sequence[CaseFiles]) -> list[Ca
         numbers = list(threads.map(read_labels, labelled))
     read = [(files, found) for files, found in zip(labelled, numbers, strict=True) if found is not None]
     decided = decide_conventions(read)
+    together: dict[str, set[int]] = {}
+    for files, found in read:
+        together.setdefault(group_of(files), set()).update(found)
     for files in asked:
         if files.mask is None:
-            seen = set().union(*(found for other, found in read if group_of(other) == group_of(files)))
-            reading = read_numbers(set(), files, seen)
+            reading = read_numbers(set(), files, together.get(group_of(files), set()))
             if not reading.is_decided:
                 raise UsageError(
                     f"nothing says which numbers the mask of {files.case_id} should have; {STATE_LABELS}"

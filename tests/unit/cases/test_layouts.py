@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from glioray.cases.casefiles import CaseFiles, Problem, modality_of, patient_of
 from glioray.cases.dataset_json import MSD_CHANNELS
-from glioray.cases.layouts import RECOGNISED, discover_cases
+from glioray.cases.layouts import RECOGNISED, discover_cases, is_derived_mask
 from glioray.errors import UsageError
 from glioray.storage import FileStorage
 
@@ -566,3 +567,25 @@ def test_names_of_modalities_and_patients() -> None:
         "Brats17_2013_10_1",
         "A_001",
     ]
+
+
+class _NamesToLookUp(set[str]):
+    """Names of a folder that may hold a hundred thousand, so that nothing may go through them for each file."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("the names are gone through")
+
+
+@pytest.mark.parametrize(
+    ("stem", "is_derived"),
+    [
+        ("case-1_brain_mask", True),
+        # Not of "case-1", whose name would leave "0_seg".
+        ("case-10_seg", False),
+        ("case-1_t1_mask", True),
+        ("case-1_tumour_mask", False),
+        ("elsewhere_brainmask", True),
+    ],
+)
+def test_a_files_case_is_looked_up_among_those_of_its_folder(stem: str, is_derived: bool):
+    assert is_derived_mask(stem, _NamesToLookUp({"case-1", "case-10"})) is is_derived

@@ -350,3 +350,12 @@ class TestCollectionConvention:
     def test_a_declared_convention_is_kept(self) -> None:
         declared = entry("M-1", layout="msd", convention="msd", declared="msd")
         assert manifest_of(declared).entry("M-1") == declared
+
+
+def test_the_json_of_a_manifest_has_a_case_a_line() -> None:
+    manifest = manifest_of(entry("a"), entry("b", layout="brats2023", convention="brats-et3"))
+    lines = [line for line in manifest.to_json().splitlines() if '"case_id"' in line]
+    assert [json.loads(line.rstrip(","))["files"]["case_id"] for line in lines] == ["a", "b"]
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    nothing = dataclasses.replace(manifest, cases=(), splits={"train": (), "val": (), "test": ()}, folds=())
+    assert Manifest.from_json(nothing.to_json()) == nothing
