@@ -45,6 +45,8 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
             [*project["dependencies"], *(item for name in _INSTALLED_EXTRAS for item in extras[name])],
         )
     }
+    for requirement in map(Requirement, extras["postgres"]):  # in the images alone
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
     asked: set[Requirement] = set()
     # And what these ask for in turn: without a pin, an installation of tomorrow is another one.
     while wanted:
