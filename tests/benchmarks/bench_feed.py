@@ -52,8 +52,9 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from glioray.engine.on_ray.connect import connect, worker_resources
+    from glioray.engine.on_ray.connect import connect
     from glioray.engine.on_ray.data import index_data
+    from glioray.engine.on_ray.resources import worker_resources
 
     # Hidden in a dict from mypy, which sees the signature of an older RunConfig.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}

@@ -12,7 +12,7 @@ from glioray.config import override
 from glioray.engine.comparison import RESULT_FILE, ComparisonPlan, plan_runs
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.compare import execute_run, run_comparison
-from glioray.engine.on_ray.connect import WorkerResources
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.run import RunPlan
 from glioray.errors import UsageError
 from glioray.storage import Storage, open_storage

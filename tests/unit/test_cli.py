@@ -193,7 +193,6 @@ def test_the_preparation_that_a_report_shows():
         (["--set", "optim.lr=fast"], "optim.lr is 'fast'; expected a number above 0 and at most 10"),
         (["--set", "optim.lr=NaN"], "optim.lr is nan; expected a number above 0"),
         (["--workers", "3"], "train.batch_size is 16; expected a multiple of the 3 workers"),
-        (["--workers", "0"], "train.num_workers is 0; expected at least 1"),
         (["--minutes", "0"], "train.minutes is 0.0; expected None or above 0"),
         (["--max-epochs", "-1"], "train.max_epochs is -1; expected at least 1"),
         (["--set", "net.name=resnet9000"], "No network 'resnet9000'; available: "),

@@ -14,8 +14,11 @@ import pytest
 from ray.exceptions import RpcError
 
 from glioray.engine.on_ray import connect as cluster
+from glioray.engine.on_ray import resources as placing
 from glioray.engine.on_ray import train
-from glioray.engine.on_ray.connect import WorkerResources, check_shared, default_concurrency, worker_resources
+from glioray.engine.on_ray.connect import check_shared
+from glioray.engine.on_ray.resources import WorkerResources, default_concurrency, worker_resources
+from glioray.engine.run import Workers
 from glioray.errors import (
     CaseError,
     DataError,
@@ -34,15 +37,22 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     """Sets the cluster: a dict of resources a node, and what of them is free."""
 
     def set_nodes(
-        *resources: dict[str, float], dead: int = 0, free: list[dict[str, float]] | None = None
+        *resources: dict[str, float], dead: int = 0, free: float | None = None, gpu_type: str = ""
     ) -> None:
+        labels = {"ray.io/accelerator-type": gpu_type} if gpu_type else {}
         table = [
-            {"NodeID": f"n{number}", "Alive": number < len(resources), "Resources": found}
+            {
+                "NodeID": f"n{number}",
+                "Alive": number < len(resources),
+                "Resources": found,
+                "Labels": labels if "GPU" in found else {},
+            }
             for number, found in enumerate([*resources, *([{"CPU": 64.0, "GPU": 8.0}] * dead)])
         ]
-        left = {f"n{number}": found for number, found in enumerate(resources if free is None else free)}
+        cpus = sum(found.get("CPU", 0.0) for found in resources) if free is None else free
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
         monkeypatch.setattr(cluster.ray, "nodes", lambda: table)
-        monkeypatch.setattr(cluster, "free_resources", lambda: left)
+        monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": cpus})
         total = {
             name: sum(found.get(name, 0.0) for found in resources)
             for name in ("CPU", "GPU")
@@ -84,7 +94,8 @@ def test_nodes_that_are_gone_do_not_count(nodes: Nodes):
     nodes({"CPU": 2.0}, dead=3)
     assert worker_resources(2) == WorkerResources(num_cpus=0.75, num_gpus=0.0, num_threads=1)
     with pytest.raises(
-        UsageError, match=r"3 workers were asked for but the cluster has 2 CPUs; ask for fewer"
+        UsageError,
+        match=r"^3 workers of 1 CPU each were asked for but this machine has 2 CPUs; ask for fewer, or set RAY_ADDRESS",
     ):
         worker_resources(3)
 
@@ -95,7 +106,7 @@ def test_a_gpu_each_where_there_are_any(nodes: Nodes):
     assert share == WorkerResources(num_cpus=3.75, num_gpus=1.0, num_threads=4)
     assert share.resources() == {"CPU": 3.75, "GPU": 1.0}
     with pytest.raises(
-        UsageError, match=r"9 workers were asked for but the cluster has 8 GPUs; ask for fewer"
+        UsageError, match=r"^9 workers of 0.25 CPUs and 1 GPU each .* has 32 CPUs and 8 GPUs; ask for fewer"
     ):
         worker_resources(9)
 
@@ -105,20 +116,58 @@ def test_nodes_without_gpus_have_no_room_for_workers_that_need_one(nodes: Nodes)
     assert worker_resources(2) == WorkerResources(num_cpus=3.75, num_gpus=1.0, num_threads=4)
 
 
+def test_what_is_asked_for_is_reserved(nodes: Nodes):
+    nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}, gpu_type="H200")
+    assert worker_resources(4, Workers(num_cpus=2.5, num_gpus=0)) == WorkerResources(
+        num_cpus=2.5, num_gpus=0.0, num_threads=2
+    )
+    half = worker_resources(4, Workers(num_cpus=1, num_gpus=0.5))
+    assert half.resources() == {"CPU": 1, "GPU": 0.5}
+    h200 = worker_resources(2, Workers(gpu_type="H200"))
+    assert h200.labels == {"ray.io/accelerator-type": "H200"}
+    assert (h200.num_cpus, h200.num_gpus) == (3.75, 1.0)
+    for asked, number, sentence in (
+        (Workers(num_cpus=3, num_gpus=0), 4, "4 workers of 3 CPUs each were asked for"),
+        (Workers(num_gpus=0.5), 5, "5 workers of 0.25 CPUs and 0.5 GPUs each were"),
+        (Workers(gpu_type="A100"), 1, "1 worker of 0.25 CPUs and 1 GPU of the type A100 each were"),
+    ):
+        with pytest.raises(UsageError, match=f"^{sentence}"):
+            worker_resources(number, asked)
+
+
+def test_fewer_workers_may_begin(nodes: Nodes):
+    nodes({"CPU": 2.0})
+    assert worker_resources(8, Workers(fewest=1)) == WorkerResources(
+        num_cpus=0.25, num_gpus=0.0, num_threads=1
+    )
+    with pytest.raises(UsageError, match=r"^3 workers of 1 CPU each were asked for"):
+        worker_resources(8, Workers(fewest=3))
+
+
 def test_the_share_is_of_what_is_free(nodes: Nodes):
-    nodes({"CPU": 4.0}, free=[{"CPU": 2.0}])
+    nodes({"CPU": 4.0}, free=2.0)
     assert worker_resources(1).num_cpus == 1.5
     # Where no worker would find room now, they wait for their share of the whole.
-    nodes({"CPU": 4.0}, free=[{}])
+    nodes({"CPU": 4.0}, free=0.0)
     assert worker_resources(1).num_cpus == 3.5
 
 
-def test_a_cluster_without_nodes_is_told(nodes: Nodes):
-    nodes({"CPU": 0.0})
+def test_a_cluster_without_nodes_is_waited_for(nodes: Nodes, monkeypatch: pytest.MonkeyPatch):
+    nodes()
     with pytest.raises(
-        UsageError, match=r"1 workers were asked for but the cluster has 0 CPUs; ask for fewer"
+        UsageError, match=r"^1 worker of 1 CPU each were asked for but this machine has 0 CPUs"
     ):
         worker_resources(1)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    waits = []
+
+    def come(number: int, needed: WorkerResources, minutes: float) -> None:
+        waits.append((number, needed.resources(), minutes))
+        nodes({"CPU": 4.0}, {"CPU": 4.0})
+
+    monkeypatch.setattr(placing, "wait_for_room", come)
+    assert worker_resources(2, Workers(wait_minutes=3)).num_cpus == 3.5
+    assert waits == [(2, {"CPU": 1.0}, 3)]
 
 
 def test_trials_at_once(nodes: Nodes):
@@ -253,8 +302,11 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(train, "TorchTrainer", Trainer)
     monkeypatch.setattr(train, "place_data", lambda plans, everywhere: "")
     plan: Any = SimpleNamespace(
-        storage=str(tmp_path), config=SimpleNamespace(train=SimpleNamespace(num_workers=1))
+        storage=str(tmp_path),
+        config=SimpleNamespace(train=SimpleNamespace(num_workers=1)),
+        workers=Workers(),
     )
+    monkeypatch.setattr(train, "wait_for_room", lambda *args: None)
     resources = WorkerResources(num_cpus=1, num_gpus=0, num_threads=1)
     died = _WrapperError("the worker died")
     for errors, left, expected in (

@@ -16,7 +16,7 @@ from glioray.config import with_settings
 from glioray.engine.comparison import ComparisonPlan
 from glioray.engine.entrants import budget_settings, budget_text
 from glioray.engine.on_ray.compare import run_comparison
-from glioray.engine.on_ray.connect import default_concurrency
+from glioray.engine.on_ray.resources import default_concurrency
 from glioray.engine.task import Task
 from glioray.errors import UsageError
 from glioray.serialization import to_dict

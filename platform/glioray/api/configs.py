@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
 from glioray.api.places import model_source
-from glioray.api.requests import Request
+from glioray.api.requests import Request, split_workers
+from glioray.engine.run import Workers
 from glioray.engine.task import Task
 from glioray.errors import UsageError
 from glioray.tasks import build_recipe, find_recipe, load_task
@@ -37,7 +39,31 @@ def resolve_config(request: Any) -> tuple[Task, Any]:
     """
     task, config = resolve_recipe(request)
     task.check(config)
+    resolve_workers(request, config)
     return task, config
+
+
+def resolve_workers(request: Any, config: Any) -> Workers:
+    """What each worker of a request that trains asks of the cluster.
+
+    Raises:
+        UsageError: the batch cannot be shared by every number of workers that the run may have.
+    """
+    most, batch_size = config.train.num_workers, config.train.batch_size
+    fewest = None if request.workers is None else split_workers(request.workers)[0]
+    for number in range(most if fewest is None else fewest, most + 1):
+        if batch_size % number:
+            raise UsageError(
+                f"--workers {request.workers} may mean {number} workers, which cannot share a batch of {batch_size} "
+                f"equally; set train.batch_size to a multiple of {math.lcm(*range(fewest or most, most + 1))}"
+            )
+    return Workers(
+        num_cpus=request.worker_cpus,
+        num_gpus=request.worker_gpus,
+        gpu_type=request.gpu_type,
+        fewest=fewest,
+        wait_minutes=request.wait_minutes,
+    )
 
 
 def resolve_recipe(request: Any, *, apart: Collection[str] = ()) -> tuple[Task, Any]:
@@ -78,10 +104,11 @@ def _length(request: Any) -> dict[str, Any]:
     fields = {
         "train.max_epochs": "max_epochs",
         "train.seed": "seed",
-        "train.num_workers": "workers",
         "train.minutes": "minutes",
     }
     settings = {path: getattr(request, name, None) for path, name in fields.items()}
+    if request.workers is not None:
+        settings["train.num_workers"] = split_workers(request.workers)[1]
     settings = {path: value for path, value in settings.items() if value is not None}
     if "train.max_epochs" in settings:
         # With epochs alone, the recipe's minutes must not cut the run short.

@@ -79,6 +79,27 @@ Labels = Annotated[str, AfterValidator(_as_convention)]
 """A name of `cases.labels.CONVENTIONS`, or what each number marks, such as 1=ed,2=et,3=ncr."""
 
 
+def split_workers(value: int | str) -> tuple[int | None, int]:
+    """The fewest and the most ranks of N (None and N) or MIN:MAX.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    fewest, _, most = str(value).rpartition(":")
+    if not most.isdigit() or (fewest and not fewest.isdigit()) or not 1 <= int(fewest or 1) <= int(most):
+        raise ValueError("a number of at least 1, or two such as 2:8")
+    return int(fewest) if fewest else None, int(most)
+
+
+def _as_workers(value: int | str) -> int | str:
+    split_workers(value)
+    return value
+
+
+WorkerRange = Annotated[int | str, AfterValidator(_as_workers)]
+"""A number of ranks, or the fewest and the most as in "2:8"."""
+
+
 EvaluationRule = Literal["brats2023", "brats2026"]
 """`engine.evaluation.RULES`."""
 
@@ -157,7 +178,24 @@ class _Configured(_Tracked, _Labelled):
         only="superres",
     )
     run_name: str | None = as_flag(None, "name of the run; the same name resumes it", "NAME")
-    workers: int | None = as_flag(None, "data-parallel ranks of a training (default: the recipe's)", "N")
+    workers: WorkerRange | None = as_flag(
+        None,
+        "data-parallel ranks of a training (default: the recipe's); with MIN:MAX it begins with at least MIN, goes on "
+        "with them when nodes are lost and takes in those that come",
+        "N|MIN:MAX",
+    )
+    worker_cpus: float | None = as_flag(
+        None, "CPUs that each rank reserves (default: an equal part of the cluster's)", "C", gt=0
+    )
+    worker_gpus: float | None = as_flag(
+        None, "GPUs that each rank reserves (default: 1 where the cluster has any)", "G", ge=0
+    )
+    gpu_type: str | None = as_flag(
+        None, "run on nodes whose label ray.io/accelerator-type is this, such as A100 or H200", "TYPE"
+    )
+    wait_minutes: float = as_flag(
+        10.0, "minutes to wait for a cluster that has no room, such as one that grows with demand", "M", ge=0
+    )
     seed: int | None = as_flag(None, "seed of weights, order and augmentation (default: the recipe's)", "S")
     fold: int | str | None = as_flag(
         None, "validate on fold K and train on the others; 'all' trains on every case", "K|all"

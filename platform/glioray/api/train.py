@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from glioray.api.configs import resolve_config
+from glioray.api.configs import resolve_config, resolve_workers
 from glioray.api.data import check_labelled_regions, check_modalities, open_data
 from glioray.api.models import LoadedModel, load_model
 from glioray.api.places import choose_run_name, data_uri, storage_uri, use_tracking
@@ -16,7 +16,8 @@ from glioray.api.requests import TrainRequest
 from glioray.api.verbs import as_verb
 from glioray.engine.on_mlflow.client import connect as connect_tracking
 from glioray.engine.on_mlflow.runs import Kind
-from glioray.engine.on_ray.connect import check_shared, check_workers, connect
+from glioray.engine.on_ray.connect import check_shared, connect
+from glioray.engine.on_ray.resources import worker_resources
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan, check_claim
 from glioray.engine.task import Task
@@ -112,12 +113,12 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
     """
     data, storage = data_uri(request.data), storage_uri(request.storage)
     run_name = choose_run_name(request.run_name, config.recipe)
-    cache = CacheConfig.from_environment()
+    cache, workers = CacheConfig.from_environment(), resolve_workers(request, config)
     with use_tracking(storage) as tracking_uri:
         connect_tracking(tracking_uri)
         connect()
         check_shared(storage, "--storage")
-        check_workers(config.train.num_workers)
+        worker_resources(config.train.num_workers, workers)
         manifest = open_data(data, storage, seed=config.train.seed, fold=request.fold, labels=request.labels)
         check_modalities(manifest, config)
         if task.output == "labels":
@@ -133,6 +134,7 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
             kind=kind,
             cache=cache,
             save_minutes=request.save_minutes,
+            workers=workers,
         )
 
 

@@ -11,7 +11,7 @@ from glioray.api.models import LoadedModel, load_model
 from glioray.api.requests import TuneRequest
 from glioray.api.train import open_plan, training_answer
 from glioray.api.verbs import as_verb
-from glioray.engine.on_ray.connect import default_concurrency
+from glioray.engine.on_ray.resources import default_concurrency
 from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.search import SweepPlan, check_sweep
 from glioray.engine.space import CustomSpace, format_space, parse_space

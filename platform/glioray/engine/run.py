@@ -47,6 +47,25 @@ case id; see `engine.on_ray.placement.fill_cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What a run asks of the cluster for each of its workers.
+
+    Attributes:
+        num_cpus: that a worker reserves; None: an equal part of the cluster's.
+        num_gpus: likewise; None: one where the cluster has any.
+        gpu_type: of the nodes, as Ray labels them, such as A100 or H200; None: any.
+        fewest: workers with which the run begins, and goes on after a node is lost; None: all of them.
+        wait_minutes: for a cluster that has no room.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    gpu_type: str | None = None
+    fewest: int | None = None
+    wait_minutes: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """Everything a run needs to know; picklable, and without secrets.
 
@@ -65,6 +84,7 @@ class RunPlan:
         num_threads: torch's threads in this process; 0 keeps torch's default.
         log_model: whether to log the model to MLflow at the end; it is in the storage either way.
         save_minutes: between two saves of the training state.
+        workers: what each worker asks of the cluster.
     """
 
     task: Task
@@ -81,6 +101,7 @@ class RunPlan:
     num_threads: int = 0
     log_model: bool = True
     save_minutes: float = 5.0
+    workers: Workers = field(default_factory=Workers)
 
 
 def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:

@@ -51,7 +51,14 @@ def test_every_field_is_a_flag(verb: str, capsys: pytest.CaptureFixture[str]):
     ("fields", "sentence"),
     [
         ({"recpie": "unet_tiny"}, "no setting 'recpie'; did you mean recipe?"),
-        ({"workers": "3"}, "workers is '3'; expected None or a whole number"),
+        ({"workers": "3:"}, "workers is '3:'; expected a number of at least 1, or two such as 2:8"),
+        ({"workers": 0}, "workers is 0; expected a number of at least 1, or two such as 2:8"),
+        ({"workers": "4:2"}, "workers is '4:2'; expected a number of at least 1, or two such as 2:8"),
+        (
+            {"workers": "2:4", "recipe": "unet_tiny"},
+            "--workers 2:4 may mean 3 workers, which cannot share a batch of 8 equally; .* multiple of 12",
+        ),
+        ({"seed": "3"}, "seed is '3'; expected None or a whole number"),
         ({"recipe": "unet_tiny", "minutes": float("nan")}, "minutes is nan; expected None or a number"),
         (
             {"recipe": "unet_tinny"},

@@ -30,7 +30,7 @@ from glioray.engine.comparison import (
 )
 from glioray.engine.loop import fit
 from glioray.engine.on_ray import compare
-from glioray.engine.on_ray.connect import WorkerResources
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.run import HISTORY_FILE, RunPlan
 from glioray.errors import CaseError, DivergenceError, StorageError, TrainingError
 from glioray.slices.cache import CacheConfig, SliceCache

@@ -18,7 +18,6 @@ from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
 from glioray.engine.checkpoint import LATEST
 from glioray.engine.on_ray import population as on_ray
-from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.population import (
     last_storage,
     member_domains,
@@ -26,6 +25,7 @@ from glioray.engine.on_ray.population import (
     population,
     train_member,
 )
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.engine.search import SweepPlan, recipe_point
 from glioray.storage import open_storage

@@ -15,8 +15,8 @@ import ray.data
 import torch
 
 from glioray.cases.casefiles import CaseFiles
-from glioray.engine.on_ray.connect import worker_resources
 from glioray.engine.on_ray.data import quiet_data
+from glioray.engine.on_ray.resources import worker_resources
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
 from glioray.errors import GliorayError
 from glioray.progress import log_progress, log_to_stderr

@@ -25,9 +25,9 @@ from glioray.engine.comparison import (
     report_results,
 )
 from glioray.engine.on_mlflow.parent import parent_run
-from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import fill_cache, place_data
+from glioray.engine.on_ray.resources import WorkerResources, worker_resources
 from glioray.engine.on_ray.train import run_training
 from glioray.errors import DivergenceError, GliorayError
 from glioray.progress import log_to_stderr

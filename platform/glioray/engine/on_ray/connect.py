@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and the resources of its workers."""
+"""Joining or starting Ray."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.state import available_resources_per_node as free_resources  # Ray has no public name for it
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # nor for this
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public name for it
 from ray.exceptions import RayError
 
 import glioray
 from glioray.engine.on_mlflow.provenance import git_commit
-from glioray.engine.on_ray.data import TASK_CPUS
 from glioray.errors import UsageError, first_line
 from glioray.machine import bypass_proxies, find_temp, free_port, plain_python, read_switch
 from glioray.progress import LISTENS
@@ -43,19 +40,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerResources:
-    """The resources of one of several equal workers."""
-
-    num_cpus: float
-    num_gpus: float
-    num_threads: int
-
-    def resources(self) -> dict[str, float]:
-        """Return them as Ray names them."""
-        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
 
 
 def connect(*modules: Path, variables: Mapping[str, str] | None = None) -> None:
@@ -212,62 +196,6 @@ def check_shared(uri: str, flag: str) -> None:
         )
 
 
-def check_workers(num_workers: int) -> dict[str, dict[str, float]]:
-    """Return the resources of each node that is alive, by its id.
-
-    Raises:
-        UsageError: the cluster is too small; Ray itself would wait forever.
-    """
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes.values()) for kind in ("CPU", "GPU"))
-    for found, kind in ((gpus or num_workers, "GPUs"), (cpus, "CPUs")):
-        if num_workers > found:
-            raise UsageError(
-                f"{num_workers} workers were asked for but the cluster has {found:g} {kind}; ask for fewer"
-            )
-    return nodes
-
-
-def worker_resources(num_workers: int) -> WorkerResources:
-    """Divide the free resources of the cluster equally among `num_workers`; with GPUs, one each.
-
-    Half a CPU per node stays free for Ray Data, which decodes beside the workers. If other jobs leave no room now, the
-    whole cluster is divided instead, and Ray waits for them to end.
-
-    Raises:
-        UsageError: the cluster is too small; Ray itself would wait forever.
-    """
-    nodes = check_workers(num_workers)
-    cpus = sum(node.get("CPU", 0.0) for node in nodes.values())
-    gpus = sum(node.get("GPU", 0.0) for node in nodes.values())
-    if gpus:
-        nodes = {name: node for name, node in nodes.items() if node.get("GPU", 0) >= 1}
-    now = {
-        name: {**node, "CPU": free_resources().get(name, {}).get("CPU", 0.0)} for name, node in nodes.items()
-    }
-    num_cpus = _largest_share(num_workers, list(now.values()))
-    if num_cpus is None:
-        num_cpus = _largest_share(num_workers, list(nodes.values()))
-        _log.info("Waiting for %d x %s CPU; all CPUs are in use by other jobs.", num_workers, num_cpus)
-    if num_cpus is None:
-        raise UsageError(f"{num_workers} workers do not fit the cluster's {cpus:g} CPUs; ask for fewer")
-    most = max(node.get("CPU", 0.0) for node in nodes.values())
-    threads = max(1, min(int(sum(node.get("CPU", 0.0) for node in nodes.values())) // num_workers, int(most)))
-    return WorkerResources(num_cpus=num_cpus, num_gpus=1.0 if gpus else 0.0, num_threads=threads)
-
-
-def _largest_share(num_workers: int, nodes: Sequence[Mapping[str, float]]) -> float | None:
-    """Return the most CPUs, in quarters, that each worker can have on these nodes; None if they do not fit."""
-    # The epsilon absorbs rounding: free CPUs are sums of fractions.
-    rooms = [
-        (node.get("CPU", 0.0) - 2 * TASK_CPUS + 1e-6, int(node.get("GPU", num_workers))) for node in nodes
-    ]
-    for quarters in range(int(4 * max((cpus for cpus, _ in rooms), default=0)), 0, -1):
-        if sum(min(int(max(cpus, 0) / (quarters / 4)), gpus) for cpus, gpus in rooms) >= num_workers:
-            return quarters / 4
-    return None
-
-
 def _quiet_ray() -> None:
     # The logger that repeats every reported metric is named after its file.
     files = [
@@ -277,9 +205,3 @@ def _quiet_ray() -> None:
     ]
     for name in ("ray.train", "ray.tune", *files):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def default_concurrency(num_workers: int) -> int:
-    """Return how many trials of `num_workers` fit the cluster at once, one GPU per worker, or one CPU without GPUs."""
-    found = ray.cluster_resources()
-    return max(1, int(found.get("GPU", 0) or found.get("CPU", 1)) // num_workers)

@@ -16,8 +16,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from glioray.engine.checkpoint import LATEST, latest_folder
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.trials import ToReport
 from glioray.engine.run import CONFIG_FILE, HISTORY_FILE, RunPlan
 from glioray.engine.search import SweepPlan, member_space, recipe_point

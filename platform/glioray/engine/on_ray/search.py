@@ -21,9 +21,9 @@ from glioray.engine.descriptions import describe_sweep
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
-from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
+from glioray.engine.on_ray.resources import WorkerResources, worker_resources
 from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, reports, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE, LEFT_OUT_TAG

@@ -14,9 +14,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.connect import WorkerResources, worker_resources
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import place_data
+from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
 from glioray.engine.run import RunPlan
 from glioray.errors import GliorayError, TrainingError
 from glioray.progress import log_to_stderr
@@ -36,37 +36,40 @@ def run_training(
     callbacks: Sequence[Any] = (),
     to_report: Callable[[dict[str, float]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Train on `plan.config.train.num_workers` ranks; dead workers restart from the latest checkpoint.
+    """Train on `plan.config.train.num_workers` ranks; dead workers restart from the newest saved state.
 
-    The cases are decoded before the ranks start. An error that would come again, such as one of the data or of a setting, ends the run at once.
+from glioray.engine.on_ray.placement import place_data
+from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
 
     Args:
         plan: the run.
-        resources: of each rank; by default an equal part of the whole cluster.
+        resources: of each rank; by default what the plan asks for.
         callbacks: of Ray Train.
         to_report: maps the metrics of a validation to what Ray receives.
 
     Returns: the result of `engine.run.train_run` on the first rank.
 
     Raises:
-        GliorayError: the error of a worker, or too many cases can no longer be decoded.
-    """
-    place_data([plan], everywhere=False)
-    num_workers = plan.config.train.num_workers
-    resources = resources or worker_resources(num_workers)
-    # In a dict because mypy sees the signature of an older RunConfig.
+from glioray.engine.on_ray.placement import place_data
+from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
+    scaling: dict[str, Any] = {
+        "num_workers": num_workers if fewest == num_workers else (fewest, num_workers),
+        "label_selector": resources.labels or None,
+    }
     storage = open_storage(plan.storage)
     storage.delete(RESULT_FILE)
     for failures in range(_MAX_FAILURES + 1):
+        # Ray Train would wait for ever, and say nothing.
+        wait_for_room(fewest, resources, asked.wait_minutes)
         # Ray Train itself would retry every error; a trainer of the same name resumes.
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"plan": plan, "num_threads": resources.num_threads, "to_report": to_report},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=num_workers,
                 use_gpu=resources.num_gpus > 0,
                 resources_per_worker=resources.resources(),
+                **scaling,
             ),
             run_config=ray.train.RunConfig(
                 name=Path(plan.storage).name,

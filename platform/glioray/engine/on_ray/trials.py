@@ -16,8 +16,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
 from glioray.progress import log_progress
