@@ -111,7 +111,7 @@ def wait_for_room(num_workers: int, resources: WorkerResources, wait_minutes: fl
             passed_s = time.monotonic() - began
             line_s = min(_LINE_S, limit_s - passed_s)
             asked = f"{num_workers} x {_in_words(bundles[0], resources.labels)}"
-            there = f"{_cluster_in_words()}, of which {_in_words(ray.available_resources())} are free"
+            there = f"{_cluster_in_words()}, {_in_words(ray.available_resources())} of them free"
             if line_s <= 0:
                 raise UsageError(
                     f"no room for {asked} in {wait_minutes:g} minutes: the cluster has {there}; ask for less (--workers, "
