@@ -297,7 +297,7 @@ class TestPlannedRuns:
         class RequestedError(Exception):
             pass
 
-        def worker_resources(num_workers: int) -> WorkerResources:
+        def worker_resources(num_workers: int, asked: Any) -> WorkerResources:
             raise RequestedError(num_workers)
 
         monkeypatch.setattr(compare, "worker_resources", worker_resources)

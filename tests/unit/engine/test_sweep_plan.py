@@ -69,7 +69,7 @@ def test_each_warm_start_continues_the_one_before_and_is_trained_once(
         open_storage(run.storage).write(RESULT_FILE, b"{}")
 
     monkeypatch.setattr(search, "run_training", train)
-    monkeypatch.setattr(search, "worker_resources", lambda num_workers: None)
+    monkeypatch.setattr(search, "worker_resources", lambda num_workers, asked: None)
     plan = sweep(with_settings(build_gan_recipe("mri_tiny"), {"train.max_epochs": 10}), 2, 2)
     plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, storage=str(tmp_path)))
     for _ in range(2):

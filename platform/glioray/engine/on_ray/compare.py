@@ -76,7 +76,8 @@ def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: 
         num_workers = runs[0].plan.config.train.num_workers
         # Divided by the number of all runs, not of the missing ones: the last runs of a resumed comparison would
         # otherwise get more of the machine than the others had in the same minutes.
-        workers = worker_resources(min(num_concurrent, len(runs)) * num_workers)
+        asked = runs[0].plan.workers
+        workers = worker_resources(min(num_concurrent, len(runs)) * num_workers, asked)
         place_data([runs[number].plan for number in missing], everywhere=num_workers == 1)
         resources = workers.resources() if num_workers == 1 else {"CPU": 0.01}
         progress = _Progress(runs, len(missing))

@@ -286,13 +286,14 @@ def _train_warm_starts(plan: SweepPlan, parent_run_id: str) -> None:
             log_model=False,
         )
         _log.info("pretraining to %.0f %% of a trial's budget", 100 * end)
-        run_training(run, resources=worker_resources(plan.num_concurrent * config.train.num_workers))
+        num_workers = plan.num_concurrent * config.train.num_workers
+        run_training(run, resources=worker_resources(num_workers, plan.base.workers))
 
 
 def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
     base, config, search = plan.base, plan.config, plan.search
     num_workers = config.train.num_workers
-    resources = worker_resources(plan.num_concurrent * num_workers)
+    resources = worker_resources(plan.num_concurrent * num_workers, base.workers)
     trainable = tune.with_parameters(_trial, plan=plan, parent_run_id=parent_run_id, resources=resources)
     folder = join_uri(base.storage, "ray", plan.mode)
     if plan.mode == "pbt":

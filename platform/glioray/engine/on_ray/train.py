@@ -38,8 +38,9 @@ def run_training(
 ) -> dict[str, Any]:
     """Train on `plan.config.train.num_workers` ranks; dead workers restart from the newest saved state.
 
-from glioray.engine.on_ray.placement import place_data
-from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
+    Where the plan allows fewer ranks, as many as there is room for start, and Ray Train starts them anew, from that
+    state, when nodes are lost or come. The cases are decoded before the ranks start. An error that would come again, such
+    as one of the data or of a setting, ends the run at once.
 
     Args:
         plan: the run.
@@ -50,8 +51,13 @@ from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, work
     Returns: the result of `engine.run.train_run` on the first rank.
 
     Raises:
-from glioray.engine.on_ray.placement import place_data
-from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
+        GliorayError: the error of a worker, there is no room for the ranks, or too many cases can no longer be decoded.
+    """
+    num_workers, asked = plan.config.train.num_workers, plan.workers
+    resources = resources or worker_resources(num_workers, asked)
+    fewest = num_workers if asked.fewest is None else asked.fewest
+    place_data([plan], everywhere=False)
+    # In dicts because mypy sees the signatures of older configs.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
     scaling: dict[str, Any] = {
         "num_workers": num_workers if fewest == num_workers else (fewest, num_workers),
