@@ -113,7 +113,7 @@ def _discover(num_cases: int, *, flat: bool) -> Callable[[], Any]:
 def _build(num_cases: int) -> Callable[[], Any]:
     from glioray.cases.manifest import build_manifest
 
-    checked = [(_entry(number), []) for number in range(num_cases)]
+    checked: list[tuple[CaseEntry | None, list[Any]]] = [(_entry(number), []) for number in range(num_cases)]
     return lambda: build_manifest("s3://bucket/cases", checked)
 
 
