@@ -40,6 +40,7 @@ def die(*args):
 
 prediction.predict_case = die
 sys.argv = sys.argv[3:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -354,6 +354,25 @@ def test_a_package_is_of_either_kind_and_a_segmenter_of_one(tmp_path: Path):
         open_labelling(str(tmp_path / "sr"), tmp_path / "4")
 
 
+def test_a_training_may_miss_some_cases_of_a_manifest_but_not_all(manifest: Manifest, tmp_path: Path):
+    from glioray.storage import open_storage
+
+    cases = [
+        replace(entry, files=replace(entry.files, images={m: f"{entry.case_id}_{m}" for m in MODALITIES}))
+        for entry in manifest.cases
+    ]
+    manifest = replace(manifest, data=str(tmp_path / "data"), cases=tuple(cases))
+    manifest.save(open_storage(tmp_path))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="5 of the 5 cases"):
+        open_data(str(tmp_path), "", may_miss=True)
+    for modality in MODALITIES:
+        (tmp_path / "data" / f"a1_{modality}").touch()
+    assert open_data(str(tmp_path), "", may_miss=True) == manifest
+    with pytest.raises(DataError, match="4 of the 5 cases"):
+        open_data(str(tmp_path), "")
+
+
 def test_folds(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from glioray.storage import open_storage
 

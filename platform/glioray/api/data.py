@@ -19,7 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 def open_data(
-    uri: str, storage: str, *, seed: int = 0, fold: int | str | None = None, labels: str | None = None
+    uri: str,
+    storage: str,
+    *,
+    seed: int = 0,
+    fold: int | str | None = None,
+    labels: str | None = None,
+    may_miss: bool = False,
 ) -> Manifest:
     """The manifest of a data set: one that `prepare` wrote, or one made now (Ray must be up).
 
@@ -31,16 +37,17 @@ def open_data(
         seed: of their folds.
         fold: to validate on; "all" trains on every labelled case.
         labels: the label convention of all masks, if the user states it.
+        may_miss: whether files of some cases of a manifest may be gone; a training decides on those when it starts.
 
     Raises:
-        DataError: no case can be used.
+        DataError: no case can be used, or cases of a manifest are gone.
         UsageError: no such fold, masks that several label conventions fit, or a manifest that reads them otherwise.
     """
     if fold is not None and fold != "all" and not str(fold).isdigit():
         raise UsageError(f"--fold is '{fold}'; use the number of a fold, from 0 on, or all")
     if uri.endswith(".json") or open_storage(uri).exists(MANIFEST):
         manifest = load_manifest(uri)
-        _check_present(manifest, uri)
+        _check_present(manifest, uri, may_miss=may_miss)
         check_conventions(manifest, labels)
     else:
         manifest = index_data(uri, join_uri(storage, "manifests"), seed=seed, labels=labels)
@@ -58,11 +65,11 @@ def open_data(
     return manifest.with_fold(int(fold))
 
 
-def _check_present(manifest: Manifest, uri: str) -> None:
+def _check_present(manifest: Manifest, uri: str, *, may_miss: bool) -> None:
     """Refuse a manifest whose cases have moved, before a worker looks for them.
 
     Raises:
-        DataError: files of some case are not there.
+        DataError: files of some case, or with `may_miss` of all cases, are not there.
         StorageError: the place itself cannot be listed.
     """
     try:
@@ -72,7 +79,7 @@ def _check_present(manifest: Manifest, uri: str) -> None:
             f"the cases of the manifest '{uri}' lie in '{manifest.data}', which is gone: {error}"
         ) from error
     moved = [entry.case_id for entry in manifest.cases if not there.issuperset(entry.files.keys())]
-    if moved:
+    if moved and not (may_miss and len(moved) < len(manifest.cases)):
         raise DataError(
             f"{len(moved)} of the {len(manifest.cases)} cases of the manifest '{uri}', {moved[0]} the first, are no longer "
             f"in '{manifest.data}'; bring them back, or prepare the data again where they are now"

@@ -119,7 +119,9 @@ def open_plan(request: Any, task: Task, config: Any, kind: Kind) -> Iterator[Run
         connect()
         check_shared(storage, "--storage")
         worker_resources(config.train.num_workers, workers)
-        manifest = open_data(data, storage, seed=config.train.seed, fold=request.fold, labels=request.labels)
+        manifest = open_data(
+            data, storage, seed=config.train.seed, fold=request.fold, labels=request.labels, may_miss=True
+        )
         check_modalities(manifest, config)
         if task.output == "labels":
             check_labelled_regions(manifest)
