@@ -70,8 +70,9 @@ fi
 
 export RAY_API_SERVER_ADDRESS="http://127.0.0.1:$dashboard"
 for ((waited = 0; ; waited += 5)); do
+  # One line of JSON for all nodes.
   alive=$(ray list nodes --address "$RAY_API_SERVER_ADDRESS" --filter state=ALIVE --format json 2>/dev/null |
-    grep -c '"node_id"' || true)
+    grep -o '"node_id"' | wc -l || true)
   [ "$alive" -lt ${#nodes[@]} ] || break
   kill -0 "${steps[0]}" 2>/dev/null || fail "the head of the Ray cluster ended; see above"
   [ "$waited" -lt 300 ] || fail "$alive of ${#nodes[@]} nodes joined the Ray cluster within 300 s; see above"

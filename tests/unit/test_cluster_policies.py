@@ -16,7 +16,7 @@ from ray.exceptions import RpcError
 from glioray.engine.on_ray import connect as cluster
 from glioray.engine.on_ray import resources as placing
 from glioray.engine.on_ray import train
-from glioray.engine.on_ray.connect import check_shared
+from glioray.engine.on_ray.connect import check_shared, keep_credentials
 from glioray.engine.on_ray.resources import WorkerResources, default_concurrency, worker_resources
 from glioray.engine.run import Workers
 from glioray.errors import (
@@ -381,3 +381,11 @@ def test_a_ring_of_causes_ends():
     first.__cause__, second.__cause__ = second, first
     found: GliorayError = train._cause(first)
     assert "_WrapperError: second" in str(found)
+
+
+def test_trials_get_no_copy_of_the_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    class_cache = pytest.importorskip("ray.tune.execution.class_cache")
+    names = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", names | {"AWS_SECRET_ACCESS_KEY"})
+    keep_credentials()
+    assert {name for name in names if not name.startswith("AWS_")} == class_cache.ENV_VARS_TO_PROPAGATE

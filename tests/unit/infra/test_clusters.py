@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -63,8 +64,8 @@ exec "$@"
     "hostname": "echo 10.0.0.1",
     "ray": """
 case "$1" in
-  start) echo $$ >> "$PIDS"; trap 'echo "end $*" >> "$CALLS"; exit 0' TERM; while :; do sleep 0.05; done ;;
-  list) echo "${JOINED}" ;;
+  start) trap 'echo "end $*" >> "$CALLS"; exit 0' TERM; echo $$ >> "$PIDS"; while :; do sleep 0.05; done ;;
+  list) while [ "$(cat "$PIDS" 2>/dev/null | wc -l)" -lt 2 ]; do sleep 0.05; done; echo "$JOINED" ;;
   job) echo "ray $* as $RAY_AUTH_MODE at $RAY_API_SERVER_ADDRESS" >> "$CALLS"; stat -c %a "$RAY_AUTH_TOKEN_PATH" >> "$CALLS"; exit "${JOB_STATUS:-0}" ;;
 esac
 """,
@@ -83,7 +84,8 @@ def _submit(folder: Path, *command: str, **env: str) -> tuple[subprocess.Complet
         "HOME": str(folder),
         "CALLS": str(folder / "calls"),
         "PIDS": str(folder / "pids"),
-        "JOINED": '{"node_id": 1}\n' * 3,
+        # As Ray writes it: all nodes in one line.
+        "JOINED": json.dumps([{"node_id": number, "state": "ALIVE"} for number in range(3)]),
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "n[1-3]",
         "SLURM_SUBMIT_DIR": str(ROOT),

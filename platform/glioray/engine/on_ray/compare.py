@@ -25,6 +25,7 @@ from glioray.engine.comparison import (
     report_results,
 )
 from glioray.engine.on_mlflow.parent import parent_run
+from glioray.engine.on_ray.connect import keep_credentials
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import fill_cache, place_data
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources
@@ -82,6 +83,7 @@ def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: 
         resources = workers.resources() if num_workers == 1 else {"CPU": 0.01}
         progress = _Progress(runs, len(missing))
         path, name = folder.rsplit("/", 1)
+        keep_credentials()
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_execute_trial, runs=runs, workers=workers), resources),
             param_space={"number": tune.grid_search(missing)},

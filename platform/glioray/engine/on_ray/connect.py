@@ -177,6 +177,19 @@ def _local_options() -> Iterator[dict[str, Any]]:
                 os.environ[name] = value
 
 
+def keep_credentials() -> None:
+    """Keep this process's AWS keys out of trials' environments, into which Tune copies them.
+
+    Ray shows these in its dashboard, in its logs and in the arguments of processes. Nodes have credentials of their own.
+    """
+    # Imported here, since most of what connects needs no Tune. Tune has no setting for it.
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update(
+        {name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    )
+
+
 def disconnect() -> None:
     """Leave the cluster, or stop the local Ray."""
     ray.shutdown()

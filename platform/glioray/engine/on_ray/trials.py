@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.connect import keep_credentials
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.train import run_training
@@ -135,6 +136,7 @@ def run_trials(
         space: what Tune itself draws, where no search algorithm does.
         num_kept: checkpoints of a trial that Tune keeps, where trials report some.
     """
+    keep_credentials()
     ready = tune.with_resources(trainable, dict(resources))
     results: list[tune.Result] = []
     for number in count(1):
