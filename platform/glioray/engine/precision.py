@@ -26,9 +26,6 @@ from glioray.slices.cache import CacheConfig
 
 _log = logging.getLogger(__name__)
 
-MAX_SPACING_RATIO = 1.6
-"""The largest ratio, either way, of a case's pixel spacing to that in training before a model warns."""
-
 _TIMED_STEPS = 3
 _LEAST_GAIN = 1.05
 """How much faster than float32 bf16 must be to be chosen, since it rounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_VOXELS = 512**3
 """The most voxels in a resampled volume, as in a file."""
 
 _MAX_NEGATIVE = 0.01
+_MAX_SPACING_RATIO = 1.6
 
 
 def prepare_volume(case: Case, config: PreprocessConfig) -> Case:
@@ -57,6 +59,14 @@ def probs_on_grid(probs: NDArray[np.float32], shape: tuple[int, int, int]) -> ND
     if probs.shape[1:] == shape:
         return probs
     return np.stack([resample(channel, shape) for channel in probs])
+
+
+def find_unlike_axis(own_mm: Sequence[float], trained_mm: Sequence[float]) -> int | None:
+    """The first axis along which voxels are more than 1.6 times as large, or small, as in training; None if there is none."""
+    ratios = [own / trained for own, trained in zip(own_mm, trained_mm, strict=True)]
+    return next(
+        (n for n, r in enumerate(ratios) if not 1 / _MAX_SPACING_RATIO <= r <= _MAX_SPACING_RATIO), None
+    )
 
 
 def resampled_shape(

@@ -14,8 +14,8 @@ from scipy.spatial.distance import pdist, squareform
 from glioray.cases.fingerprint import Ranges, describe_differences, measure_fingerprint
 from glioray.cases.labels import LABELS, REGION_LABELS
 from glioray.cases.load import Case, brain_mask
-from glioray.engine.precision import MAX_SPACING_RATIO
 from glioray.engine.serving import NOTICE
+from glioray.slices.volumes import find_unlike_axis
 
 Region = NDArray[np.bool_]
 
@@ -229,8 +229,7 @@ def flag_case(
         flags.append(
             f"{brain_ml:.0f} ml are not background; a brain without its skull has {low:g} to {high:g} ml"
         )
-    ratios = [own / trained for own, trained in zip(case.spacing_mm, spacing_mm, strict=True)]
-    fits = all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios)
+    fits = find_unlike_axis(case.spacing_mm, spacing_mm) is None
     if resampling is not None:
         flags.append(resampling)
     elif not fits:

@@ -16,13 +16,13 @@ from glioray.cancellation import raise_if_cancelled
 from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
 from glioray.config import REGIONS, PreprocessConfig
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
+from glioray.engine.precision import autocast, choose_inference_precision, to_device
 from glioray.errors import ModelError
 from glioray.serialization import to_dict
 from glioray.slices.enhance import bounding_box
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.slices.store import SliceStore
-from glioray.slices.volumes import MAX_VOXELS, probs_on_grid, resampled_shape
+from glioray.slices.volumes import MAX_VOXELS, find_unlike_axis, probs_on_grid, resampled_shape
 from glioray.tasks.segmentation.package import ModelSpec, read_package
 from glioray.tasks.segmentation.postprocess import decode_labels, postprocess
 
@@ -162,10 +162,7 @@ class Predictor:
         """The first axis along which voxels have a size that the model neither was trained on nor resamples itself."""
         if self.spec.config.preprocess.spacing_mm is not None:
             return None
-        ratios = [own / trained for own, trained in zip(case.spacing_mm, self.spec.spacing_mm, strict=True)]
-        return next(
-            (n for n, r in enumerate(ratios) if not 1 / MAX_SPACING_RATIO <= r <= MAX_SPACING_RATIO), None
-        )
+        return find_unlike_axis(case.spacing_mm, self.spec.spacing_mm)
 
     def _probs(self, stack: SliceStack) -> NDArray[np.float32]:
         """Predict (C, S, H, W) probabilities of one plane, averaged over the model's mirrored copies."""

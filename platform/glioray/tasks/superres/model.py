@@ -17,11 +17,11 @@ from glioray.cancellation import raise_if_cancelled
 from glioray.cases.load import Case, brain_mask
 from glioray.cases.nifti import make_header
 from glioray.config import PreprocessConfig
-from glioray.engine.precision import MAX_SPACING_RATIO, autocast, choose_inference_precision, to_device
+from glioray.engine.precision import autocast, choose_inference_precision, to_device
 from glioray.errors import CaseError, ModelError
 from glioray.serialization import to_dict
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, unit_range
-from glioray.slices.volumes import MAX_VOXELS, prepare_volume, resample, resample_labels
+from glioray.slices.volumes import MAX_VOXELS, find_unlike_axis, prepare_volume, resample, resample_labels
 from glioray.tasks.superres.degrade import degrade, upsample
 from glioray.tasks.superres.package import SuperResSpec, read_superres
 
@@ -277,7 +277,7 @@ class SuperResolver:
             if not force:
                 raise ModelError(f"{message}; send low resolution, or force it")
             return message
-        if all(1 / MAX_SPACING_RATIO <= ratio <= MAX_SPACING_RATIO for ratio in ratios):
+        if find_unlike_axis(found, [scale * own for own in made]) is None:
             return None
         return f"{seen}, but the model was trained to make {makes} mm out of {wants} mm; trust its detail the less"
 
