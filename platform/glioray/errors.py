@@ -20,7 +20,7 @@ class GliorayError(Exception):
 
     Attributes:
         exit_code: of a job.
-        may_pass: whether the same work may succeed when it is tried again.
+        may_pass: whether the same work may succeed when it is tried again; `engine.on_ray.faults` acts on it.
     """
 
     exit_code = 1
@@ -34,9 +34,20 @@ class UsageError(GliorayError, ValueError):
 
 
 class StorageError(GliorayError):
-    """A bucket, a folder or an object cannot be read or written."""
+    """A bucket, a folder or an object cannot be read or written.
 
-    may_pass = True
+    Args:
+        message: the sentence.
+        may_pass: the store does not answer, or not as it should, for now. Where a disk is full, a name is wrong or a
+            right is missing, somebody has to act first.
+    """
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message, may_pass)
+        self.message, self.may_pass = message, may_pass
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class CaseError(GliorayError):

@@ -8,6 +8,7 @@ A `Storage` holds no secrets, so it can be pickled and sent to a worker.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -15,7 +16,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,24 @@ from glioray.machine import bypass_proxies, expand_path
 
 # Objects from this size on travel in parallel parts of it; one request can send at most 5 GiB.
 _PART_BYTES = 16 << 20
-_DOWNLOAD_ATTEMPTS = 5
+DOWNLOAD_ATTEMPTS = 5
+# A missing server fails within seconds; a busy one is tried three more times, with growing pauses.
+REQUEST_ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 4, 5.0, 60.0
+
+# Of a file system that is elsewhere; any other error stays until somebody acts.
+_PASSING_ERRNOS = {
+    errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO,
+}  # fmt: skip
+# Beside status 5xx, with which S3 says that it is out of order or too busy.
+_PASSING_STATUSES = (408, 409, 429)
+_PASSING_CODES = (
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +215,8 @@ def _wrap_os_errors(name: str | Path, action: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"'{name}' cannot be {action} ({error.strerror or error}); "
-            "check the path, the permissions and the free space"
+            "check the path, the permissions and the free space",
+            error.errno in _PASSING_ERRNOS,
         ) from error
 
 
@@ -406,7 +425,7 @@ class S3Storage:
         return True
 
     def read(self, key: str) -> bytes:
-        with self._wrap_errors(key, "read"):
+        def ask() -> bytes:
             reply = self._s3.get_object(Bucket=self.bucket, Key=self._full_key(key))
             if reply["ContentLength"] <= _PART_BYTES:  # one request, where `_fetch` needs two
                 body: bytes = reply["Body"].read()
@@ -414,23 +433,33 @@ class S3Storage:
             reply["Body"].close()
             buffer = io.BytesIO()
             self._fetch(key, buffer)
-        return buffer.getvalue()
+            return buffer.getvalue()
+
+        with self._wrap_errors(key, "read"):
+            return _whole(ask)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, IncompleteReadError
 
         if length <= 0:
             return b""
         span = f"bytes={start}-{start + length - 1}"
+
+        def ask() -> bytes:
+            reply = self._s3.get_object(Bucket=self.bucket, Key=self._full_key(key), Range=span)
+            body: bytes = reply["Body"].read(length)
+            expected = min(length, reply["ContentLength"])
+            if len(body) < expected:
+                raise IncompleteReadError(actual_bytes=len(body), expected_bytes=expected)
+            return body
+
         with self._wrap_errors(key, "read"):
             try:
-                reply = self._s3.get_object(Bucket=self.bucket, Key=self._full_key(key), Range=span)
+                return _whole(ask)
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:
                     return b""
                 raise
-            body: bytes = reply["Body"].read(length)
-        return body
 
     def download(self, key: str, path: Path) -> None:
         with _wrap_os_errors(path, "written"), _open_atomic(path) as target, self._wrap_errors(key, "read"):
@@ -458,7 +487,7 @@ class S3Storage:
         """Stream an object into `target`, in parallel ranges if it is large."""
         from s3transfer.exceptions import S3DownloadFailedError
 
-        for attempt in range(_DOWNLOAD_ATTEMPTS):
+        for attempt in range(DOWNLOAD_ATTEMPTS):
             target.seek(0)
             target.truncate()
             try:
@@ -467,7 +496,7 @@ class S3Storage:
                 )
             # The object was replaced between two ranges.
             except S3DownloadFailedError:
-                if attempt == _DOWNLOAD_ATTEMPTS - 1:
+                if attempt == DOWNLOAD_ATTEMPTS - 1:
                     raise
 
     def _full_key(self, key: str) -> str:
@@ -482,9 +511,12 @@ class S3Storage:
             bypass_proxies()
             # Path style: self-hosted stores rarely resolve a host name per bucket.
             style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
-            # A missing server fails within seconds; a busy one is tried three more times.
-            retries = {"mode": "standard", "max_attempts": 4}
-            config = Config(s3=style, retries=retries, connect_timeout=5)
+            config = Config(
+                s3=style,
+                retries={"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+            )
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
             self._client = boto3.client("s3", config=config, region_name=region)
         return self._client
@@ -492,24 +524,52 @@ class S3Storage:
     @contextmanager
     def _wrap_errors(self, key: str, action: str) -> Iterator[None]:
         """Turn an error of boto3 into a StorageError of one sentence."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
         from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
         try:
             yield
         except ClientError as error:
             status = error.response.get("Error", {})
-            found = f"{status.get('Code', 'error')}: {status.get('Message', '')}".strip(": ").rstrip(".")
+            code, number = status.get("Code", "error"), error.response["ResponseMetadata"]["HTTPStatusCode"]
+            found = f"{code}: {status.get('Message', '')}".strip(": ").rstrip(".")
+            may_pass = number >= 500 or number in _PASSING_STATUSES or code in _PASSING_CODES
             cause: Exception = error
         # boto3 raises a ValueError if AWS_ENDPOINT_URL is not a URL.
         except (BotoCoreError, RetriesExceededError, S3DownloadFailedError, ValueError) as error:
             found, cause = str(error).rstrip("."), error
+            may_pass = isinstance(
+                error,
+                (
+                    ConnectionError,
+                    HTTPClientError,
+                    RetriesExceededError,
+                    S3DownloadFailedError,
+                    *_broken_off(),
+                ),
+            )
         else:
             return
         raise StorageError(
             f"'{join_uri(self.uri, key)}' cannot be {action} ({found}); check the name, AWS_ENDPOINT_URL and the "
-            "AWS credentials"
+            "AWS credentials",
+            may_pass,
         ) from cause
+
+
+def _broken_off() -> tuple[type[Exception], ...]:
+    """The errors of a reply of which only a part came."""
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+    return (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+
+
+def _whole(ask: Callable[[], bytes]) -> bytes:
+    """The body of a reply, asked for again where it breaks off: boto3 tries requests again, but not their bodies."""
+    for _ in range(DOWNLOAD_ATTEMPTS - 1):
+        with suppress(*_broken_off()):
+            return ask()
+    return ask()
 
 
 def _transfer_config() -> Any:

@@ -87,27 +87,36 @@ def test_two_ranks_learn_what_one_rank_learns(
         train_here(with_settings(two, **{"optim.lr": 0.5}))
 
 
-def test_a_rank_that_dies_is_replaced_and_the_run_goes_on(plan: RunPlan, mlflow_server: str):
-    plan = with_settings(plan, **{"train.max_epochs": 12, "train.num_validations": 4})
-    plan = dataclasses.replace(plan, log_model=False)
-    killed: list[int] = []
+def test_a_rank_that_dies_ends_the_other_and_the_run_goes_on_with_new_ones(plan: RunPlan, mlflow_server: str):
+    settings = {"train.max_epochs": 12, "train.num_validations": 4, "train.num_workers": 2}
+    plan = dataclasses.replace(with_settings(plan, **settings), log_model=False)
+    killed: list[psutil.Process] = []
+    others: list[psutil.Process] = []
 
     def kill_after_first_checkpoint() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed:
             if (Path(plan.storage) / "latest.json").exists():
-                for process in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-                        return
+                ranks = [
+                    process
+                    for process in psutil.Process().children(recursive=True)
+                    if "RayTrainWorker" in " ".join(process.cmdline())
+                ]
+                if ranks:
+                    others.extend(ranks[1:])
+                    killed.append(ranks[0])
+                    ranks[0].kill()
+                    # The other waits for it in a collective; its end is part of the test.
+                    psutil.wait_procs(others, timeout=120)
+                    return
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill_after_first_checkpoint)
     killer.start()
     result = run_training(plan)
     killer.join()
-    assert killed, "no worker was found to kill"
+    assert (len(killed), len(others)) == (1, 1), "not two workers were found"
+    assert not others[0].is_running()
     assert result["metrics"]["epoch"] == 12
     assert result["metrics"]["num_slices"] == 12 * 4 * plan.config.train.batch_size
     runs = MlflowClient(mlflow_server).search_runs(

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RpcError
+from ray.train.torch import TorchConfig
 
 from glioray.engine.on_ray import connect as cluster
+from glioray.engine.on_ray import faults, train
 from glioray.engine.on_ray import resources as placing
-from glioray.engine.on_ray import train
 from glioray.engine.on_ray.connect import check_shared, keep_credentials
 from glioray.engine.on_ray.resources import WorkerResources, default_concurrency, worker_resources
 from glioray.engine.run import Workers
@@ -291,7 +292,9 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
     fits: list[Exception | None] = []
 
     class Trainer:
-        def __init__(self, *args: object, **options: object) -> None: ...
+        def __init__(self, *args: object, torch_config: TorchConfig, **options: object) -> None:
+            # No collective waits for ever, nor does a report.
+            assert torch_config.timeout_s == train.COLLECTIVE_TIMEOUT_S
 
         def fit(self) -> None:
             error = fits.pop(0)
@@ -301,6 +304,8 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(train, "TorchTrainer", Trainer)
     monkeypatch.setattr(train, "place_data", lambda plans, everywhere: "")
+    monkeypatch.setattr(faults, "PAUSES_S", (0.0,))
+    monkeypatch.setenv("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "60")
     plan: Any = SimpleNamespace(
         storage=str(tmp_path),
         config=SimpleNamespace(train=SimpleNamespace(num_workers=1)),
@@ -310,7 +315,8 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
     resources = WorkerResources(num_cpus=1, num_gpus=0, num_threads=1)
     died = _WrapperError("the worker died")
     for errors, left, expected in (
-        ([died, StorageError("away"), None], [], None),
+        ([died, StorageError("away", True), None], [], None),
+        ([StorageError("the disk is full"), None], [None], StorageError),
         ([died, died, died, None], [None], TrainingError),
         ([UsageError("other settings"), None], [None], UsageError),
         ([_WrapperError(cause=CaseError("a", "f", "moved", "look")), None], [None], CaseError),
@@ -358,28 +364,28 @@ OURS = DataError("nothing to train on; check the split")
     ids=["itself", "cause", "rays cause", "base", "a worker", "deep"],
 )
 def test_the_cause_is_our_own_error(raised: Exception):
-    assert train._cause(raised) is OURS
+    assert faults.judge(raised).error is OURS
 
 
 def test_errors_with_several_arguments_stay_what_they_are():
     error = CaseError("a", "a.nii", "is cut short", "copy it again")
-    found = train._cause(_WrapperError(cause=error))
+    found = faults.judge(_WrapperError(cause=error)).error
     assert found is error
     assert str(found) == "case a: a.nii: is cut short; copy it again"
 
 
 def test_what_is_none_of_ours_is_told_by_its_last_line():
     deep = RuntimeError("CUDA error\nout of memory")
-    found = train._cause(_chained(_WrapperError("a page of Ray"), deep))
+    found = faults.judge(_chained(_WrapperError("a page of Ray"), deep)).error
     assert type(found) is TrainingError
     assert str(found) == "training failed on a worker (RuntimeError: out of memory); its log is above"
-    assert "(MemoryError: MemoryError)" in str(train._cause(MemoryError()))
+    assert "(MemoryError: MemoryError)" in str(faults.judge(MemoryError()).error)
 
 
 def test_a_ring_of_causes_ends():
     first, second = _WrapperError("first"), _WrapperError("second")
     first.__cause__, second.__cause__ = second, first
-    found: GliorayError = train._cause(first)
+    found: GliorayError = faults.judge(first).error
     assert "_WrapperError: second" in str(found)
 
 

@@ -211,7 +211,7 @@ class SliceCache:
 
     def _unwritable(self, error: OSError) -> StorageError:
         return StorageError(
-            f"the slice cache '{self.folder}' cannot be written ({error.strerror}); free space there or set "
+            f"the slice cache '{self.folder}' cannot be written ({error.strerror or error}); free space there or set "
             "GLIORAY_CACHE to another folder"
         )
 

@@ -57,7 +57,8 @@ def connect(uri: str | None = None, *, attempts: int = 3) -> MlflowClient:
             time.sleep(1)
     raise StorageError(
         f"the MLflow server at {shown(address)} does not answer ({cause}); "
-        "start it (bash infra/local.sh up) or correct MLFLOW_TRACKING_URI"
+        "start it (bash infra/local.sh up) or correct MLFLOW_TRACKING_URI",
+        True,
     )
 
 
@@ -123,7 +124,8 @@ def wrap_errors(what: str, client: MlflowClient) -> Iterator[None]:
     except (MlflowException, requests.RequestException) as error:
         raise StorageError(
             f"MLflow at {shown(client.tracking_uri)} could not {what} ({first_line(error)}); "
-            "check MLFLOW_TRACKING_URI, the server's log and your rights"
+            "check MLFLOW_TRACKING_URI, the server's log and your rights",
+            is_outage(error),
         ) from error
 
 

@@ -274,7 +274,8 @@ def champion(name: str, *, tracking_uri: str | None = None) -> str | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise StorageError(
-            f"MLflow could not look up the model '{name}' ({first_line(error)}); check the server"
+            f"MLflow could not look up the model '{name}' ({first_line(error)}); check the server",
+            is_outage(error),
         ) from error
     return None if version is None else str(version)
 
@@ -388,7 +389,7 @@ def _found(client: MlflowClient, what: str, look_up: Callable[[], T]) -> T:
     except (MlflowException, requests.RequestException) as error:
         if is_outage(error):
             raise StorageError(
-                f"MLflow could not look up {what} ({first_line(error)}); check the server"
+                f"MLflow could not look up {what} ({first_line(error)}); check the server", True
             ) from error
         raise ModelError(
             f"MLflow at {shown(client.tracking_uri)} has no {what.removeprefix('the ')} ({first_line(error)}); "

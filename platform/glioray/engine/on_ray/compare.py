@@ -26,18 +26,16 @@ from glioray.engine.comparison import (
 )
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.connect import keep_credentials
+from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import fill_cache, place_data
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources
 from glioray.engine.on_ray.train import run_training
-from glioray.errors import DivergenceError, GliorayError
+from glioray.errors import DivergenceError, TrainingError
 from glioray.progress import log_to_stderr
 from glioray.storage import join_uri
 
 _log = logging.getLogger(__name__)
-
-_MAX_FAILURES = 2
-"""Of a run whose process dies."""
 
 
 def run_comparison(plan: ComparisonPlan) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def execute_runs(runs: Sequence[ComparisonRun], num_concurrent: int, *, folder: 
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=path,
-                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 callbacks=[progress],
                 verbose=0,
             ),
@@ -147,29 +145,37 @@ class _Progress(tune.Callback):
 def _execute_trial(
     config: dict[str, Any], runs: Sequence[ComparisonRun], workers: WorkerResources
 ) -> dict[str, str]:
-    try:
-        return {"reason": execute_run(runs[config["number"]], workers)["reason"]}
-    except Exception as error:
-        # Tune retries what raises; only a process that died is worth that.
-        _log.exception("the run failed")
-        return {"reason": f"{type(error).__name__}: {error}"}
+    return {"reason": execute_run(runs[config["number"]], workers)["reason"]}
 
 
 def execute_run(run: ComparisonRun, workers: WorkerResources) -> RunResult:
-    """Train and judge one run. Its result is final unless it failed for another reason than divergence."""
+    """Train and judge one run. Its result is final unless it failed for another reason than divergence.
+
+    Raises:
+        GliorayError: another process may succeed with it: Tune starts one.
+    """
     log_to_stderr(shown=False)
     plan = dataclasses.replace(run.plan, num_threads=workers.num_threads)
     comparison: Comparison = plan.task.comparison
+    is_alone = plan.config.train.num_workers == 1
+
+    def execute() -> RunResult:
+        outcome = train_measured(plan, Ranks()) if is_alone else run_training(plan, resources=workers)
+        return {**run.identity(), **comparison.judge(plan, outcome, fill_cache)}
+
     try:
-        if plan.config.train.num_workers > 1:
-            outcome = run_training(plan, resources=workers)
-        else:
-            outcome = train_measured(plan, Ranks())
-        result = {**run.identity(), **comparison.judge(plan, outcome, fill_cache)}
-    except DivergenceError as error:
+        result = persist(execute, max_restarts=0)
+    except Exception as error:
+        verdict = judge(error)
+        # Several processes have been restarted already.
+        if is_alone and verdict.decision is Decision.RESTART:
+            raise
+        if not isinstance(verdict.error, DivergenceError):
+            # Of an error that is none of ours, where it came from.
+            show = error if type(verdict.error) is TrainingError else None
+            _log.error("the run failed: %s", verdict.error, exc_info=show)
+            return run.failed(str(verdict.error), again=True)
         # Deterministic: retrying would not help.
-        result = run.failed(str(error), again=False)
-    except GliorayError as error:
-        return run.failed(str(error), again=True)
+        result = run.failed(str(verdict.error), again=False)
     run.save_result(result)
     return result

@@ -21,6 +21,7 @@ from glioray.engine.descriptions import describe_sweep
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
+from glioray.engine.on_ray.faults import judge
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources
@@ -38,7 +39,7 @@ from glioray.engine.trials import (
     pareto_rows,
     rank_rows,
 )
-from glioray.errors import GliorayError, TrainingError, UsageError
+from glioray.errors import TrainingError, UsageError
 from glioray.progress import IN_LOG, log_to_stderr
 from glioray.reports.pareto import pareto_figure, pareto_front
 from glioray.reports.trials import trials_figure
@@ -394,7 +395,13 @@ def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, resour
         static = search.static_metrics(config)
         train = train_member if plan.mode == "pbt" else train_trial
         train(trial, resources, to_report)
-    except GliorayError as error:
-        _log.warning("trial %s ends at %g: %s", trial_id, search.worst, error)
+    except Exception as error:
+        verdict = judge(error)
+        # A node that dies, or a store that is away or full: Tune starts the trial once more, and then counts it as lost.
+        if not verdict.by_settings:
+            raise
+        # Of an error that is none of ours, where it came from.
+        show = error if type(verdict.error) is TrainingError else None
+        _log.warning("trial %s ends at %g: %s", trial_id, search.worst, verdict.error, exc_info=show)
         worst = {one.reported: one.worst for one in search.objectives(plan.config)}
-        tune.report({**last, **worst, "objective": search.worst, "reason": str(error)})
+        tune.report({**last, **worst, "objective": search.worst, "reason": str(verdict.error)})

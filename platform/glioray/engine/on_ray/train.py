@@ -5,28 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from glioray.engine.checkpoint import LATEST, PROGRESS
 from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.faults import persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
 from glioray.engine.run import RunPlan
-from glioray.errors import GliorayError, TrainingError
 from glioray.progress import log_to_stderr
-from glioray.storage import join_uri, open_storage
+from glioray.storage import Storage, join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-_MAX_FAILURES = 2
-_FAULTS_OF_CODE = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+COLLECTIVE_TIMEOUT_S = 1800
+"""How long a rank waits for another in a collective (gloo, NCCL, a report) before the run restarts. Ray notices a rank
+that has died within seconds and ends the others; this is for one that hangs. Longer than what a rank may do alone: its
+part of the decoding before the first step, a checkpoint, figures."""
 
 
 def run_training(
@@ -36,11 +40,10 @@ def run_training(
     callbacks: Sequence[Any] = (),
     to_report: Callable[[dict[str, float]], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Train on `plan.config.train.num_workers` ranks; dead workers restart from the newest saved state.
+    """Train on `plan.config.train.num_workers` ranks, over failures from the newest saved state on (`faults.RULES`).
 
     Where the plan allows fewer ranks, as many as there is room for start, and Ray Train starts them anew, from that
-    state, when nodes are lost or come. The cases are decoded before the ranks start. An error that would come again, such
-    as one of the data or of a setting, ends the run at once.
+    state, when nodes are lost or come. The cases are decoded before the ranks start.
 
     Args:
         plan: the run.
@@ -65,13 +68,17 @@ def run_training(
     }
     storage = open_storage(plan.storage)
     storage.delete(RESULT_FILE)
-    for failures in range(_MAX_FAILURES + 1):
+    # By default a report waits for ever. Ray hands it on to the workers.
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
+
+    def fit() -> None:
         # Ray Train would wait for ever, and say nothing.
         wait_for_room(fewest, resources, asked.wait_minutes)
         # Ray Train itself would retry every error; a trainer of the same name resumes.
-        trainer = TorchTrainer(
+        TorchTrainer(
             _train_worker,
             train_loop_config={"plan": plan, "num_threads": resources.num_threads, "to_report": to_report},
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
             scaling_config=ray.train.ScalingConfig(
                 use_gpu=resources.num_gpus > 0,
                 resources_per_worker=resources.resources(),
@@ -83,17 +90,16 @@ def run_training(
                 callbacks=list(callbacks),
                 **quiet,
             ),
-        )
-        try:
-            trainer.fit()
-            break
-        except Exception as error:
-            cause = _cause(error)
-            if failures == _MAX_FAILURES or not cause.may_pass:
-                raise cause from error
-            _log.warning("%s; restarting from the latest checkpoint", cause)
+        ).fit()
+
+    persist(fit, progress=lambda: _saved(storage))
     result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
     return result
+
+
+def _saved(storage: Storage) -> list[bytes]:
+    """The pointers to what the run has saved, which change with each save."""
+    return [storage.read(name) for name in (LATEST, PROGRESS) if storage.exists(name)]
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
@@ -111,24 +117,3 @@ def _train_worker(settings: dict[str, Any]) -> None:
     result = train_measured(plan, ranks, lambda metrics: ray.train.report(to_report(metrics)))
     if ranks.is_first:
         open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())
-
-
-def _cause(error: BaseException) -> GliorayError:
-    """Find the glioray error at the root of Ray's exception, or wrap Ray's message in one."""
-    seen: list[BaseException] = [error]
-    for item in seen:
-        if isinstance(item, GliorayError):
-            return item
-        failures = getattr(item, "worker_failures", None) or {}
-        linked = (
-            item.__cause__,
-            getattr(item, "cause", None),
-            getattr(item, "_base_exc", None),
-            *failures.values(),
-        )
-        seen += [e for e in linked if isinstance(e, BaseException) and e not in seen]
-    root = seen[-1]
-    reason = (str(root).strip() or type(root).__name__).splitlines()[-1]
-    cause = TrainingError(f"training failed on a worker ({type(root).__name__}: {reason}); its log is above")
-    cause.may_pass = not isinstance(root, _FAULTS_OF_CODE)
-    return cause

@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import keep_credentials
+from glioray.engine.on_ray.faults import persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.train import run_training
@@ -199,4 +200,9 @@ def train_trial(trial: RunPlan, resources: WorkerResources, to_report: ToReport)
         run_training(trial, resources=resources, callbacks=[TuneReportCallback()], to_report=to_report)
     else:
         alone = dataclasses.replace(trial, num_threads=resources.num_threads)
-        train_measured(alone, Ranks(), lambda metrics: tune.report(to_report(metrics)))
+
+        def train() -> None:
+            train_measured(alone, Ranks(), lambda metrics: tune.report(to_report(metrics)))
+
+        # Where only a new process helps, Tune starts one.
+        persist(train, max_restarts=0)
