@@ -159,6 +159,8 @@ def test_a_run_is_found_again_however_it_ended(experiment: str, client: MlflowCl
     assert (again.run_id, first.resumed, again.resumed) == (first.run_id, False, True)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     assert client.get_run(first.run_id).data.tags["glioray.reason"] == "a reason"
+    again.finish()
+    assert client.get_run(first.run_id).data.tags["glioray.reason"] == ""
     assert RunLogger.open_run(experiment, name, kind="evaluate").run_id != first.run_id
 
 

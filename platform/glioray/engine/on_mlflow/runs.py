@@ -337,7 +337,8 @@ class RunLogger:
 
         Entries that still cannot be sent after a few seconds are dropped and listed in the log.
         """
-        if reason:
+        # Of a run that resumed, its last end's reason is no longer true.
+        if reason or self.resumed:
             self.set_tags({"glioray.reason": reason})
         for wait_s in (0, 1, 2, 4):
             time.sleep(wait_s)
