@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray import train
 from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
@@ -87,36 +90,42 @@ def test_two_ranks_learn_what_one_rank_learns(
         train_here(with_settings(two, **{"optim.lr": 0.5}))
 
 
-def test_a_rank_that_dies_ends_the_other_and_the_run_goes_on_with_new_ones(plan: RunPlan, mlflow_server: str):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_lost_rank_ends_the_other_and_the_run_goes_on_with_new_ones(
+    plan: RunPlan, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+):
     settings = {"train.max_epochs": 12, "train.num_validations": 4, "train.num_workers": 2}
     plan = dataclasses.replace(with_settings(plan, **settings), log_model=False)
-    killed: list[psutil.Process] = []
-    others: list[psutil.Process] = []
+    if sent == signal.SIGSTOP:
+        monkeypatch.setattr(train, "COLLECTIVE_TIMEOUT_S", 30)
+        monkeypatch.setenv("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "30")
+    struck: list[psutil.Process] = []
+    driver = psutil.Process()
 
-    def kill_after_first_checkpoint() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
+    def strike_after_first_checkpoint() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not struck:
             if (Path(plan.storage) / "latest.json").exists():
-                ranks = [
-                    process
-                    for process in psutil.Process().children(recursive=True)
-                    if "RayTrainWorker" in " ".join(process.cmdline())
-                ]
-                if ranks:
-                    others.extend(ranks[1:])
-                    killed.append(ranks[0])
-                    ranks[0].kill()
-                    # The other waits for it in a collective; its end is part of the test.
-                    psutil.wait_procs(others, timeout=120)
-                    return
+                ranks = []
+                for process in driver.children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if "RayTrainWorker" in " ".join(process.cmdline()):
+                            ranks.append(process)
+                if len(ranks) == 2:
+                    ranks[0].send_signal(sent)
+                    struck.extend(ranks)
             time.sleep(0.02)
 
-    killer = threading.Thread(target=kill_after_first_checkpoint)
-    killer.start()
+    striker = threading.Thread(target=strike_after_first_checkpoint)
+    striker.start()
     result = run_training(plan)
-    killer.join()
-    assert (len(killed), len(others)) == (1, 1), "not two workers were found"
-    assert not others[0].is_running()
+    striker.join()
+    assert len(struck) == 2, "not two workers were found"
+    # The one that is left waits for the other in a collective, and one that hangs is ended too.
+    _, alive = psutil.wait_procs(struck, timeout=60)
+    for process in alive:
+        process.kill()
+    assert alive == []
     assert result["metrics"]["epoch"] == 12
     assert result["metrics"]["num_slices"] == 12 * 4 * plan.config.train.batch_size
     runs = MlflowClient(mlflow_server).search_runs(

@@ -27,8 +27,8 @@ from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import Checkpoint, load_state, save_checkpoint
 from glioray.engine.on_mlflow.client import connect
 from glioray.engine.on_ray import compare, faults, search
-from glioray.engine.on_ray.connect import WorkerResources
 from glioray.engine.on_ray.faults import MAX_RESTARTS, PAUSES_S, Decision, describe, judge, persist
+from glioray.engine.on_ray.resources import WorkerResources
 from glioray.errors import (
     CaseError,
     DataError,

@@ -16,6 +16,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from glioray.engine.checkpoint import LATEST, latest_folder
 from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray.faults import persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.trials import ToReport
@@ -114,7 +115,7 @@ def train_member(trial: RunPlan, resources: WorkerResources, to_report: ToReport
         resources: of the member.
         to_report: makes Tune's report from a validation's metrics.
     """
-    uri = next_storage(trial.storage)
+    uri = persist(lambda: next_storage(trial.storage), max_restarts=0)
     storage = open_storage(uri)
 
     def report(metrics: dict[str, float]) -> None:
@@ -127,7 +128,7 @@ def train_member(trial: RunPlan, resources: WorkerResources, to_report: ToReport
             tune.report(to_report(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
 
     run = dataclasses.replace(trial, storage=uri, num_threads=resources.num_threads)
-    train_measured(run, Ranks(), report)
+    persist(lambda: train_measured(run, Ranks(), report), max_restarts=0)
 
 
 def _domains(bounds: Mapping[str, FloatDistribution]) -> dict[str, Any]:
