@@ -16,6 +16,7 @@ from optuna.distributions import FloatDistribution
 
 from glioray.cases.manifest import Manifest
 from glioray.config import with_settings
+from glioray.engine.on_ray import trials
 from glioray.engine.on_ray.search import SPACE_FILE, _identity, _keep_facts, _proposals, _resume
 from glioray.engine.run import CONFIG_FILE, RunPlan
 from glioray.engine.search import SweepPlan
@@ -173,3 +174,56 @@ def test_results_that_say_nothing_are_left_out_and_foreign_ones_refused(plan: Sw
     _proposals(plan, [crashed, silent], 4)
     with pytest.raises(UsageError, match="'mine' has a trial outside its space"):
         _proposals(plan, [result(10.0, objective=0.5)], 4)
+
+
+def test_each_command_with_more_trials_is_an_experiment_that_resumes(monkeypatch: pytest.MonkeyPatch):
+    kept: dict[str, int] = {}
+    fits: list[str] = []
+
+    class Tuner:
+        """As Tune's: what it restores has the number of trials that it began with."""
+
+        def __init__(self, trainable: Any, param_space: Any, tune_config: Any, run_config: Any) -> None:
+            self.folder = f"{run_config.storage_path}/{run_config.name}"
+            kept[self.folder] = tune_config.num_samples
+            (self.progress,) = run_config.callbacks
+
+        @staticmethod
+        def can_restore(folder: str) -> bool:
+            return folder in kept
+
+        @classmethod
+        def restore(cls, folder: str, trainable: Any, **options: bool) -> Any:
+            assert options == {"resume_unfinished": True, "resume_errored": True}
+            return SimpleNamespace(folder=folder, fit=lambda: cls.fit(SimpleNamespace(folder=folder)))
+
+        def fit(self: Any) -> list[str]:
+            fits.append(self.folder)
+            return [f"{self.folder} {number}" for number in range(kept[self.folder])]
+
+    known: list[tuple[int, int]] = []
+
+    def configure(earlier: Any, num_further: int) -> Any:
+        known.append((len(earlier), num_further))
+        return trials.tune.TuneConfig()
+
+    monkeypatch.setattr(trials.tune, "Tuner", Tuner)
+    monkeypatch.setattr(trials.tune, "with_resources", lambda trainable, resources: trainable)
+
+    def run(num_trials: int, configure: Any = configure) -> int:
+        fits.clear()
+        found = trials.run_trials(
+            print, configure, folder="/runs/ray/search", resources={"CPU": 1}, num_trials=num_trials
+        )
+        assert len({*found}) == len(found)
+        return len(found)
+
+    first, second, third = "/runs/ray/search", "/runs/ray/search-2", "/runs/ray/search-3"
+    assert (run(4), fits) == (4, [first])
+    assert (run(4), fits) == (4, [first])
+    assert (run(6), fits) == (6, [first, second])
+    assert (run(3), fits) == (6, [first, second])
+    assert (run(9), fits) == (9, [first, second, third])
+    assert known == [(0, 4), (4, 2), (6, 3)]
+    # What cannot grow does not.
+    assert (run(12, lambda earlier, num_further: None), fits) == (9, [first, second, third])
