@@ -172,7 +172,7 @@ ELSEWHERE = {
     f"{CONNECT_TIMEOUT_S:g} s to connect and {READ_TIMEOUT_S:g} s between two packets",
     "an answer of the bucket breaks off": f"asked again, {DOWNLOAD_ATTEMPTS} times in all; no part of an object is used",
     "MLflow does not answer during a run": "the run goes on; what it logs is kept, and sent when the server answers",
-    "a case cannot be read in an evaluation or prediction": "left out with a line; the job ends with 1",
+    "a case can no longer be read": "left out with a line; of a run, up to `train.max_lost_cases` of its cases",
 }
 
 
