@@ -2,6 +2,7 @@
 
     GliorayError
     ├── UsageError          invalid flag, setting or name (jobs exit with 2)
+    │   └── RoomError       the cluster has no room for what was asked
     ├── StorageError        a bucket, a folder or an object cannot be read or written
     ├── CaseError           one case cannot be used; the others are unaffected
     ├── DataError           the data set as a whole cannot be used
@@ -31,6 +32,10 @@ class UsageError(GliorayError, ValueError):
     """Invalid flag, setting or name."""
 
     exit_code = 2
+
+
+class RoomError(UsageError):
+    """The cluster has no room for what was asked, within the time that was given."""
 
 
 class StorageError(GliorayError):

@@ -35,6 +35,7 @@ from glioray.errors import (
     DivergenceError,
     GliorayError,
     ModelError,
+    RoomError,
     StorageError,
     TrainingError,
     UsageError,
@@ -48,6 +49,7 @@ AWAY, FULL = StorageError("s3://b/x cannot be read (503)", True), StorageError("
 DETERMINISTIC = (
     DivergenceError("train_loss became nan"),
     UsageError("optim.lr is 20"),
+    RoomError("no room for 2 x 1 GPU in 10 minutes"),
     DataError("nothing to train on"),
     CaseError("a", "a.nii", "is cut short", "copy it again"),
     ModelError("state.pt is damaged"),
@@ -405,8 +407,8 @@ def test_a_trial_has_lost_by_its_settings_alone(error: Exception, monkeypatch: p
         search=told, mode="search", config=None, trial=lambda *args: SimpleNamespace(config=None)
     )
     resources = WorkerResources(num_cpus=1, num_gpus=0, num_threads=1)
-    is_disk = isinstance(error, StorageError | OSError | ray_errors.OutOfDiskError)
-    if error in DETERMINISTIC and not is_disk:
+    of_cluster = (StorageError, OSError, ray_errors.OutOfDiskError, RoomError)
+    if error in DETERMINISTIC and not isinstance(error, of_cluster):
         search._trial({}, plan=plan, parent_run_id="p", resources=resources)
         (row,) = reported
         assert (row["objective"], row["gflops"], row["percent"]) == (-1.0, 1e9, 0)

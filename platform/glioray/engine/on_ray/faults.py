@@ -19,7 +19,7 @@ import ray.exceptions as ray_errors
 import torch
 import torch.distributed as dist
 
-from glioray.errors import DivergenceError, GliorayError, StorageError, TrainingError
+from glioray.errors import DivergenceError, GliorayError, RoomError, StorageError, TrainingError
 from glioray.storage import CONNECT_TIMEOUT_S, DOWNLOAD_ATTEMPTS, READ_TIMEOUT_S, REQUEST_ATTEMPTS
 
 _log = logging.getLogger(__name__)
@@ -90,6 +90,11 @@ RULES = (
         errors=(TrainingError,),
         decision=Decision.RESTART,
         when=lambda error: error.may_pass,
+    ),
+    Rule(
+        fault="there is no room for the workers after `--wait-minutes`",
+        errors=(RoomError,),
+        decision=Decision.STOP,
     ),
     Rule(
         fault="a setting, a case, the data or a model cannot be used",

@@ -15,7 +15,7 @@ from ray.util import placement_group, remove_placement_group
 
 from glioray.engine.on_ray.data import TASK_CPUS
 from glioray.engine.run import Workers
-from glioray.errors import UsageError
+from glioray.errors import RoomError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def wait_for_room(num_workers: int, resources: WorkerResources, wait_minutes: fl
     """Wait until so many workers can start, and say what is asked for and what there is; a cluster may grow meanwhile.
 
     Raises:
-        UsageError: there is no room after `wait_minutes`.
+        RoomError: there is no room after `wait_minutes`.
     """
     bundles = [resources.resources()] * num_workers
     selector: dict[str, Any] = (
@@ -113,7 +113,7 @@ def wait_for_room(num_workers: int, resources: WorkerResources, wait_minutes: fl
             asked = f"{num_workers} x {_in_words(bundles[0], resources.labels)}"
             there = f"{_cluster_in_words()}, {_in_words(ray.available_resources())} of them free"
             if line_s <= 0:
-                raise UsageError(
+                raise RoomError(
                     f"no room for {asked} in {wait_minutes:g} minutes: the cluster has {there}; ask for less (--workers, "
                     "--worker-cpus, --worker-gpus, --gpu-type), add nodes, or wait longer (--wait-minutes)"
                 )

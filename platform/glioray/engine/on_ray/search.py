@@ -397,7 +397,7 @@ def _trial(point: dict[str, Any], *, plan: SweepPlan, parent_run_id: str, resour
         train(trial, resources, to_report)
     except Exception as error:
         verdict = judge(error)
-        # A node that dies, or a store that is away or full: Tune starts the trial once more, and then counts it as lost.
+        # A node that dies, no room, a store that is away or full: Tune starts the trial once more, and then counts it as lost.
         if not verdict.by_settings:
             raise
         # Of an error that is none of ours, where it came from.
