@@ -37,7 +37,7 @@ class Decision(Enum):
     """What follows from an error."""
 
     RETRY = "tried again after a pause"
-    RESTART = "restarted from the latest checkpoint"
+    RESTART = "restarted from the newest saved state"
     STOP = "ends with a sentence"
 
 
@@ -172,7 +172,7 @@ RULES = (
 
 # What is dealt with where it happens, before it is an error of a whole run.
 ELSEWHERE = {
-    "the job's own process (the driver) dies": "the same command resumes, from the latest checkpoints",
+    "the job's own process (the driver) dies": "the same command resumes, from the newest saved states",
     "an answer of the bucket is 5xx, or late": f"asked again, {REQUEST_ATTEMPTS} times in all; it may take "
     f"{CONNECT_TIMEOUT_S:g} s to connect and {READ_TIMEOUT_S:g} s between two packets",
     "an answer of the bucket breaks off": f"asked again, {DOWNLOAD_ATTEMPTS} times in all; no part of an object is used",
