@@ -150,7 +150,7 @@ def test_what_goes_wrong_on_a_worker_reaches_the_user_in_its_own_words(plan: Run
     manifest = dataclasses.replace(plan.manifest, splits={"train": (), "val": (), "test": ()})
     with pytest.raises(DataError, match="no labelled case is left"):
         run_training(dataclasses.replace(plan, manifest=manifest))
-    with pytest.raises(UsageError, match="64 workers were asked for"):
+    with pytest.raises(UsageError, match="64 workers of 1 CPU each were asked for"):
         run_training(with_settings(plan, **{"train.batch_size": 64, "train.num_workers": 64}))
 
 
