@@ -80,6 +80,17 @@ def test_an_uploaded_package_has_the_commit_of_the_job_s_metadata(
         assert git_commit(elsewhere / "code.py") == "unknown"
 
 
+def test_a_working_directory_that_is_gone_states_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GLIORAY_GIT_COMMIT", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"glioray.git_commit": "abc"}}))
+    package, removed = tmp_path / "package", tmp_path / "removed"
+    for folder in (package, removed):
+        folder.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    assert git_commit(package / "code.py") == "unknown"
+
+
 def test_the_hash_is_of_the_code_wherever_it_lies(tmp_path: Path):
     package = Path(glioray.__file__).parent
     copy = tmp_path / "py_modules" / "glioray"

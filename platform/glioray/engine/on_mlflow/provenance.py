@@ -75,7 +75,11 @@ def _of_archive(package: Path) -> str | None:
 
 def _of_job(package: Path) -> str | None:
     """The commit that the job's metadata state for its working directory, if the package is in there."""
-    if not package.is_relative_to(Path.cwd().resolve()):
+    try:
+        folder = Path.cwd().resolve()
+    except FileNotFoundError:  # removed under this process
+        return None
+    if not package.is_relative_to(folder):
         return None
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     commit: str | None = (job.get("metadata") or {}).get(COMMIT_KEY)
