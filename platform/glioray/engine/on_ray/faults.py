@@ -86,7 +86,7 @@ RULES = (
         decision=Decision.STOP,
     ),
     Rule(
-        fault="a trial on several processes has failed as often as that",
+        fault="a trial on several processes has used up its restarts",
         errors=(TrainingError,),
         decision=Decision.RESTART,
         when=lambda error: error.may_pass,
