@@ -224,7 +224,8 @@ def _fit(
         seconds, num_taken = time.monotonic() - epoch_began, len(rows) - num_before
         train = {f"train_{name}": value for name, value in _mean_over_ranks(rows).items()}
         train["slices_per_s"] = num_taken * config.batch_size / seconds
-        train["step_s"], train["wait_s"] = step_s / num_taken, wait_s / num_taken
+        # On other nodes than before, an epoch may have no step left.
+        train["step_s"], train["wait_s"] = step_s / max(num_taken, 1), wait_s / max(num_taken, 1)
         rows = []
         if done < 1 and int(done * config.num_validations) == int(validated * config.num_validations):
             save_if_due(epoch)

@@ -105,6 +105,21 @@ def test_a_run_resumes_after_any_step(runs: ModuleType, make_plan: Plans):
     assert not list(storage.list("progress/"))
 
 
+def test_a_run_resumes_where_its_epoch_has_fewer_steps_than_were_taken(runs: ModuleType, make_plan: Plans):
+    """As on fewer nodes, which share the slices otherwise."""
+    plan = make_plan()
+    with pytest.raises(runs.Killed):
+        runs.train(plan, task=runs.killed_at(8, runs.Recorded), save_every_s=0)
+    built, feed = runs.build(plan)
+    feed.num_steps = 2
+    storage = open_storage(plan.storage)
+    metrics = fit(built, feed, plan.config.train, storage, Ranks(), lambda metrics: None)
+    assert metrics["progress"] == 1
+    state = load_state(storage)
+    assert state is not None
+    assert state["step"] == metrics["step"] >= 8
+
+
 def _remembering(rows: list[dict[str, float]], recorded: type) -> type:
     class Remembering(recorded):  # type: ignore[misc]
         def train_step(self, batch: Batch, epoch: int, progress: float) -> dict[str, float]:

@@ -106,7 +106,8 @@ def wait_for_room(num_workers: int, resources: WorkerResources, wait_minutes: fl
     group = placement_group(bundles, strategy="PACK", **selector)
     began, limit_s = time.monotonic(), 60 * wait_minutes
     try:
-        line_s = min(_FIRST_LINE_S, limit_s)
+        # Room that is there takes a moment to reserve too, however short the wait.
+        line_s = _FIRST_LINE_S
         while not group.wait(line_s):
             passed_s = time.monotonic() - began
             line_s = min(_LINE_S, limit_s - passed_s)
