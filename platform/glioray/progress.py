@@ -10,11 +10,15 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 MARK = "\x1f"
 LISTENS = "GLIORAY_CONSOLE"
 """The variable that says that a job listens."""
 
+
+T = TypeVar("T")
 
 IN_LOG = {"in_log": True}
 """`extra` of a line that is not shown."""
@@ -38,6 +42,18 @@ def log_progress(logger: logging.Logger, stage: str, done: float, began_s: float
     else:
         text = f"{stage}: done in {format_duration(spent_s)}"
     logger.info("%s%s", text, detail and f"; {detail}", extra={"stage": stage, "done": done})
+
+
+def with_progress(logger: logging.Logger, rows: Iterable[T], total: int, verb: str) -> Iterator[T]:
+    """Yield the rows, one a case, and log how far they are."""
+    stage, began = f"{verb} {total} cases", time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        # The first one waits for processes to start, and says nothing of the others.
+        if number > 1 or total == 1:
+            log_progress(logger, stage, 1.0 if number == total else (number - 1) / total, began)
+        else:
+            began = time.monotonic()
 
 
 def format_duration(seconds: float) -> str:

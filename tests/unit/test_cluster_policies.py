@@ -19,7 +19,7 @@ from glioray.engine.on_ray import faults, train
 from glioray.engine.on_ray import resources as placing
 from glioray.engine.on_ray.connect import check_shared, keep_credentials
 from glioray.engine.on_ray.resources import WorkerResources, default_concurrency, worker_resources
-from glioray.engine.run import Workers
+from glioray.engine.workers import Workers
 from glioray.errors import (
     CaseError,
     DataError,

@@ -8,8 +8,8 @@ from typing import Any
 
 from glioray.api.places import model_source
 from glioray.api.requests import Request, split_workers
-from glioray.engine.run import Workers
 from glioray.engine.task import Task
+from glioray.engine.workers import Workers
 from glioray.errors import UsageError
 from glioray.tasks import build_recipe, find_recipe, load_task
 

@@ -25,6 +25,7 @@ from glioray.engine.collectives import Ranks, barrier
 from glioray.engine.loop import Report, fit
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
+from glioray.engine.workers import Workers
 from glioray.errors import CaseError, UsageError
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.slices.cache import CacheConfig
@@ -44,25 +45,6 @@ LEFT_OUT_TAG = "glioray.left_out"
 Fill = Callable[[str, Sequence[CaseEntry], PreprocessConfig, CacheConfig], Mapping[str, CaseError]]
 """Brings cases of a data URI into this node's slice cache, but those that can no longer be decoded, which it returns by
 case id; see `engine.on_ray.placement.fill_cache`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """What a run asks of the cluster for each of its workers.
-
-    Attributes:
-        num_cpus: that a worker reserves; None: an equal part of the cluster's.
-        num_gpus: likewise; None: one where the cluster has any.
-        gpu_type: of the nodes, as Ray labels them, such as A100 or H200; None: any.
-        fewest: workers with which the run begins, and goes on after a node is lost; None: all of them.
-        wait_minutes: for a cluster that has no room.
-    """
-
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    gpu_type: str | None = None
-    fewest: int | None = None
-    wait_minutes: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from glioray.cases.labels import LABELS
@@ -92,6 +91,9 @@ def preprocess(case: Case, config: PreprocessConfig, *, whole: bool = False) -> 
         CaseError: the images are all background; or as `prepare_volume`.
         UsageError: as `prepare_volume`.
     """
+    # Here, because nodes that only copy slices, and whoever asks what a cache holds, do without torch's second.
+    import torch
+
     if case.full_volume is not None:
         case, config = _normalize_then_cut(case, case.full_volume, config)
     case = prepare_volume(case, config)

@@ -23,10 +23,27 @@ for name in TASKS:
 print(*(name for name in ("matplotlib", "mlflow", "monai") if name in sys.modules))
 """
 
+# A task that asks a node's cache or copies into it, and one that checks cases.
+_READERS = {
+    "glioray.engine.on_ray.placement": ("torch", "pandas", "mlflow", "scipy.stats"),
+    "glioray.engine.on_ray.data": ("torch", "mlflow", "scipy.stats"),
+}
+
 
 @pytest.mark.contracts
 def test_a_worker_imports_nothing_that_only_reports_need():
+    assert run(_WORKER) == ""
+
+
+@pytest.mark.contracts
+@pytest.mark.parametrize("module", _READERS)
+def test_a_process_for_cases_is_quick_to_start(module: str):
+    assert run(f"import sys, {module}; print(*{set(_READERS[module])} & sys.modules.keys())") == ""
+
+
+def run(code: str) -> str:
+    """What Python prints for a piece of code."""
     env = {**os.environ, "PYTHONPATH": str(Path(glioray.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    return done.stdout.strip()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import ray
 import ray.data
@@ -15,17 +15,16 @@ import ray.data
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
 from glioray.cases.statistics import CaseStatistics, describe_case
+from glioray.engine.on_ray.resources import TASK_CPUS
 from glioray.errors import DataError
-from glioray.progress import log_progress
+from glioray.progress import with_progress
 from glioray.serialization import fingerprint, from_dict, to_dict
 from glioray.storage import Unlisted, join_uri, open_storage
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-# A fraction of a CPU, so that checking runs beside workers that hold nearly all of them.
-TASK_CPUS = 0.25
+# A process takes seconds to start, as long as several cases take.
+_CASES_PER_PROCESS = 4
 
 # Increased when manifests state more, so that those of older versions are not reused.
 _INDEX_VERSION = 2
@@ -67,8 +66,11 @@ def describe_cases(
 
     items = [json.dumps(to_dict(files)) for files in cases]
     quiet_data()
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(examine, num_cpus=TASK_CPUS)
-    for row in with_progress(dataset.iter_rows(), len(items), "checking"):
+    processes = ray.data.TaskPoolStrategy(math.ceil(len(items) / _CASES_PER_PROCESS))
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        examine, num_cpus=TASK_CPUS, compute=processes
+    )
+    for row in with_progress(_log, dataset.iter_rows(), len(items), "checking"):
         entry, problems = json.loads(row["answer"])
         yield (
             None if entry is None else from_dict(CaseEntry, entry),
@@ -114,15 +116,3 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger.setLevel(logging.WARNING)
-
-
-def with_progress(rows: Iterable[T], total: int, verb: str) -> Iterator[T]:
-    """Yield the rows, one a case, and log how far they are."""
-    stage, began = f"{verb} {total} cases", time.monotonic()
-    for number, row in enumerate(rows, 1):
-        yield row
-        # The first one waits for processes to start, and says nothing of the others.
-        if number > 1 or total == 1:
-            log_progress(_log, stage, 1.0 if number == total else (number - 1) / total, began)
-        else:
-            began = time.monotonic()

@@ -26,8 +26,8 @@ from glioray.cases.load import load_case
 from glioray.cases.manifest import CaseEntry
 from glioray.config import PreprocessConfig
 from glioray.engine.lost import check_lost
-from glioray.engine.on_ray.data import with_progress
 from glioray.errors import CaseError, GliorayError, StorageError, first_line
+from glioray.progress import with_progress
 from glioray.slices.cache import CacheConfig, SliceCache
 from glioray.slices.preprocess import SliceStack, preprocess
 from glioray.storage import open_storage
@@ -218,7 +218,7 @@ def _place(
         if not having or lacking:
             steps.append((entry, having, lacking))
     placed: list[_Placed] = []
-    for one in with_progress(_run(slicing, steps, decoders), len(steps), "placing"):
+    for one in with_progress(_log, _run(slicing, steps, decoders), len(steps), "placing"):
         placed.append(one)
     return placed
 

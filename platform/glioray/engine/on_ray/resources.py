@@ -13,11 +13,13 @@ from typing import Any
 import ray
 from ray.util import placement_group, remove_placement_group
 
-from glioray.engine.on_ray.data import TASK_CPUS
-from glioray.engine.run import Workers
+from glioray.engine.workers import Workers
 from glioray.errors import RoomError, UsageError
 
 _log = logging.getLogger(__name__)
+
+TASK_CPUS = 0.25
+"""Of a CPU, for the check of a case: a fraction, so that it runs beside workers that hold nearly all of them."""
 
 _FIRST_LINE_S, _LINE_S = 5.0, 30.0
 _GPU_TYPE = "ray.io/accelerator-type"
