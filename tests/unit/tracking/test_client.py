@@ -6,8 +6,11 @@ import contextlib
 import datetime
 import http.server
 import ipaddress
+import os
 import sqlite3
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +20,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from glioray.api.places import use_tracking
-from glioray.engine.on_mlflow.client import artifact_location, connect, shown, tracking_uri, unreachable
+import glioray
+from glioray.engine.on_mlflow.client import connect, shown, tracking_uri, unreachable
 from glioray.errors import StorageError, UsageError
+
+_LOG_A_RUN = """
+import sys
+from glioray.api.places import use_tracking
+from glioray.engine.on_mlflow.client import artifact_location, connect
+
+with use_tracking(sys.argv[1]) as address:
+    client = connect(address)
+    run = client.create_run(client.create_experiment("x", artifact_location(address)))
+    client.log_text(run.info.run_id, "text", "a file.txt")
+"""
 
 
 def test_no_address_is_a_usage_error(monkeypatch: pytest.MonkeyPatch):
@@ -127,14 +141,15 @@ def test_the_probe_uses_mlflows_own_certificates(
 
 
 @pytest.mark.contracts
-def test_a_sqlite_file_lies_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_sqlite_file_lies_in_a_folder_of_any_name(tmp_path: Path):
     folder = tmp_path / "100%20 of a?b#c; ä'\"&=+"
-    with use_tracking(str(folder)) as address:
-        client = connect(address)
-        location = client.get_experiment(client.create_experiment("x", artifact_location(address)))
-        run = client.create_run(location.experiment_id)
-        client.log_text(run.info.run_id, "text", "a file.txt")
+    # In a process of its own, whose environment no thread of another test reads.
+    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    env["PYTHONPATH"] = str(Path(glioray.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", _LOG_A_RUN, str(folder)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
     assert (folder / "mlflow.db").is_file()
     (found,) = (folder / "mlartifacts").rglob("a file.txt")
     assert found.read_text() == "text"
