@@ -337,7 +337,8 @@ class TrainConfig(Config):
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Arithmetic of the network; 'auto' takes bf16 where it is faster: a CPU times both at the start.",
+        description="Arithmetic of the network; 'auto' takes bf16 where it is faster: a CPU times both at the start. A search or a "
+        "comparison decides once for all its runs.",
     )
     num_validations: int = Field(
         10,

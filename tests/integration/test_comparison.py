@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from glioray.config import override
 from glioray.engine.comparison import RESULT_FILE, ComparisonPlan, plan_runs
 from glioray.engine.on_mlflow.parent import parent_run
+from glioray.engine.on_ray.agreement import PRECISION_FILE
 from glioray.engine.on_ray.compare import execute_run, run_comparison
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.run import RunPlan
@@ -47,7 +48,7 @@ def test_entrants_are_ranked_on_cases_that_they_were_not_trained_on(plan: RunPla
     # The same name resumes: results stay as they are, only the further entrants run.
     entrants = {
         **wider,
-        "U-Net": plan.config,
+        "U-Net": override(plan.config, **{"train.precision": "auto"}),
         "diverges": override(
             plan.config, **{"optim.lr": 10.0, "optim.grad_clip": 0.0, "net.options.norm": "none"}
         ),
@@ -81,11 +82,16 @@ def test_entrants_are_ranked_on_cases_that_they_were_not_trained_on(plan: RunPla
         "standings.md", "standings.csv", "plays.json", "dice_by_region.png", "dice_by_time.png", "dice_by_slices.png",
         "dice_by_parameters.png", "cases.png", "confusion.png", "training_curves.png", "overlays",
     }  # fmt: skip
+    decided = json.loads(storage.read(PRECISION_FILE))
+    assert decided.keys() == {"training", "prediction"}
     overlays = [item.path for item in client.list_artifacts(result["run_id"], "overlays")]
     assert overlays == [f"overlays/01-{first['label']}.png", f"overlays/02-{second['label']}.png"]
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
     )
+    tags = [child.data.tags for child in children if child.data.tags["glioray.entrant"] == "U-Net"]
+    for work, name in decided.items():
+        assert [one[f"glioray.precision_{work}"] for one in tags] == [name, name]
     assert sorted(child.info.status for child in children) == [*["FAILED"] * 2, *["FINISHED"] * 4]
     assert storage.read("standings.md").decode().startswith("| rank | entrant |")
 

@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from glioray.config import with_settings
+from glioray.config import override, with_settings
 from glioray.engine.checkpoint import Checkpoint, save_checkpoint
 from glioray.engine.on_mlflow.registry import fetch_package
+from glioray.engine.on_ray.agreement import PRECISION_FILE
 from glioray.engine.on_ray.population import last_storage
 from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.run import RunPlan
@@ -67,11 +69,10 @@ def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
     return dataclasses.replace(plan, task=task, config=config, log_model=False)
 
 
-def statuses(client: MlflowClient, run_id: str) -> list[str]:
+def trial_runs(client: MlflowClient, run_id: str) -> list[Run]:
     """Those of a sweep's trials."""
     experiment = client.get_run(run_id).info.experiment_id
-    runs = client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{run_id}'")
-    return sorted(run.info.status for run in runs)
+    return list(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"))
 
 
 def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
@@ -105,14 +106,14 @@ def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
     assert spec.metrics["objective"] == max(row["objective"] for row in answer["trials"])
     assert spec.metrics["objective"] == answer["metrics"]["objective"]
     assert spec.collapse == "healthy"
-    assert "RUNNING" not in statuses(client, answer["run_id"])
+    assert "RUNNING" not in [run.info.status for run in trial_runs(client, answer["run_id"])]
 
 
 def test_a_front_has_what_is_healthy_and_beaten_by_none(
     gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
 ):
     sweep = SweepPlan(
-        base=gan_plan,
+        base=dataclasses.replace(gan_plan, config=override(gan_plan.config, **{"train.precision": "auto"})),
         num_trials=2,
         num_concurrent=2,
         model_name=tmp_path.name,
@@ -136,8 +137,14 @@ def test_a_front_has_what_is_healthy_and_beaten_by_none(
     assert answer["winner"]["trial"] in answer["front"]
     assert answer["metrics"]["is_collapsed"] == 0
 
+    # A precision that is not the user's is decided once for both, which run at the same time.
     client = MlflowClient(mlflow_server)
+    decided = json.loads(open_storage(gan_plan.storage).read(PRECISION_FILE))
+    assert decided.keys() == {"training", "super-resolution"}
+    runs = trial_runs(client, answer["run_id"])
+    assert "RUNNING" not in [run.info.status for run in runs]
+    for work, name in decided.items():
+        assert [run.data.tags[f"glioray.precision_{work}"] for run in runs] == [name, name]
     assert "pareto.png" in {item.path for item in client.list_artifacts(answer["run_id"])}
-    assert "RUNNING" not in statuses(client, answer["run_id"])
     name, _, number = answer["model"].removeprefix("models:/").rpartition("/")
     assert client.get_model_version(name, number).tags["sweep"] == gan_plan.run_name

@@ -33,6 +33,10 @@ _LEAST_GAIN = 1.05
 Step = Callable[[str], object]
 """One step of what is timed, in the precision of that name."""
 
+Agree = Callable[[str, str | None], str | None]
+"""Takes a kind of work and the precision that a run would choose for it, or None if it has not chosen. Returns the one
+that the first of the runs that it is compared with chose; None if none has."""
+
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, with its weights in channels-last layout for convolutions."""
@@ -54,12 +58,14 @@ def choose_precision(
     work: str,
     identity: Any,
     shared: bool = False,
+    agree: Agree | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> str:
     """The precision of some work, "bf16" or "fp32": the setting, or with "auto" the faster one on this device.
 
     On a GPU "auto" goes by its generation. On a CPU that has instructions for bf16, steps of both are timed, unless the
-    cache folder has the result of an earlier time. Random numbers are drawn as if nothing had been timed.
+    cache folder has the result of an earlier time. Random numbers are drawn as if nothing had been timed. Ranks that
+    share a choice take bf16 only if all have it.
 
     Args:
         setting: `train.precision`.
@@ -68,11 +74,49 @@ def choose_precision(
         work: in a word, such as "training".
         identity: what the result depends on beside the machine: the network and the size of its input, as JSON.
         shared: whether all ranks call this at the same time: the first one's result then is everyone's.
+        agree: for "auto", of runs that are compared and must have one precision.
         clock: seconds.
     """
     if setting != "auto":
         return setting
-    if not has_bf16(device):
+
+    def choose() -> str:
+        return _choose_faster(device, step, work, identity, shared, clock)
+
+    if agree is None:
+        return choose()
+
+    def ask(own: str | None) -> str | None:
+        asks = not shared or is_first_rank()
+        found: str | None = _from_first(agree(work, own) if asks else None, shared)
+        return found
+
+    own = None
+    agreed = ask(None)
+    if agreed is None:
+        own = choose()
+        agreed = ask(own)
+    assert agreed is not None, "an answer to a run that has chosen"
+    if agreed != own and (not shared or is_first_rank()):
+        _log.info("precision of %s: %s, as the runs have that this one is compared with", work, agreed)
+        if agreed == "bf16" and not has_bf16(device):
+            _log.warning(
+                "this machine has no instructions for bf16 and is slow in it; set train.precision=fp32"
+            )
+    return agreed
+
+
+def _choose_faster(
+    device: torch.device,
+    step: Step,
+    work: str,
+    identity: Any,
+    shared: bool,
+    clock: Callable[[], float],
+) -> str:
+    """The faster precision on this device; arguments as for `choose_precision`."""
+    # Asked of all: a rank that left here alone would leave the others waiting for its times.
+    if not all(gather(has_bf16(device)) if shared else [has_bf16(device)]):
         return "fp32"
     if device.type != "cpu":
         return "bf16"
@@ -104,11 +148,12 @@ def choose_inference_precision(
     work: str,
     identity: Any,
     shared: bool = False,
+    agree: Agree | None = None,
 ) -> str:
     """`choose_precision` of a network's forward pass.
 
     Args:
-        setting, device, work, shared: as for `choose_precision`.
+        setting, device, work, shared, agree: as for `choose_precision`.
         infer: takes a batch, channels last on the device; runs without gradients.
         shape: of a batch, (N, C, H, W).
         identity: the network and what else the result depends on beside `shape`, as JSON.
@@ -120,7 +165,7 @@ def choose_inference_precision(
             infer(images.contiguous(memory_format=torch.channels_last))
 
     return choose_precision(
-        setting, device, step, work=work, identity=[*identity, tuple(shape)], shared=shared
+        setting, device, step, work=work, identity=[*identity, tuple(shape)], shared=shared, agree=agree
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from glioray.engine.on_mlflow.runs import Kind, RunLogger
+    from glioray.engine.precision import Agree
 
 _log = logging.getLogger(__name__)
 CONFIG_FILE, HISTORY_FILE = "config.json", "history.json"
@@ -66,6 +67,7 @@ class RunPlan:
         num_threads: torch's threads in this process; 0 keeps torch's default.
         log_model: whether to log the model to MLflow at the end; it is in the storage either way.
         save_minutes: between two saves of the training state.
+        agree: gives the runs of a search or a comparison one precision, where `train.precision` is "auto".
         workers: what each worker asks of the cluster.
     """
 
@@ -83,6 +85,7 @@ class RunPlan:
     num_threads: int = 0
     log_model: bool = True
     save_minutes: float = 5.0
+    agree: Agree | None = None
     workers: Workers = field(default_factory=Workers)
 
 

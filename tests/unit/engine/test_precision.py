@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from glioray.config import with_settings
 from glioray.engine import precision as module
+from glioray.engine.on_ray.agreement import PRECISION_FILE, Decisions, agree_on_precision
 from glioray.engine.precision import choose_precision
+from glioray.tasks.segmentation.recipes import build_recipe
 
 CPU = torch.device("cpu")
 
@@ -125,6 +128,76 @@ def test_all_ranks_take_the_first_one_s_result(monkeypatch: pytest.MonkeyPatch, 
     timed = Timed(0.5, 1.0)
     assert timed.choose(shared=True, identity="other") == "bf16"
     assert timed.taken == []
+
+
+def test_ranks_take_bf16_only_if_all_have_it(monkeypatch: pytest.MonkeyPatch):
+    """Each asks the others before it decides: one that did not would leave them waiting."""
+    asked: list[Any] = []
+
+    def gather(value: Any) -> list[Any]:
+        asked.append(value)
+        return [True, False]
+
+    monkeypatch.setattr(module, "gather", gather)
+    for own in (True, False):
+        monkeypatch.setattr(module, "has_bf16", lambda device, own=own: own)
+        timed = Timed(1.0, 0.5)
+        assert timed.choose(shared=True) == "fp32"
+        assert timed.taken == []
+    assert asked == [True, False]
+
+
+def test_runs_that_are_compared_have_the_precision_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "glioray")
+    uri = str(tmp_path / "search")
+    assert Timed(1.0, 0.5).choose(agree=Decisions(uri).decide) == "bf16"
+
+    # A later one, of a resumed search and of another size, times nothing.
+    later = Timed(0.5, 1.0)
+    assert later.choose(agree=Decisions(uri).decide, identity="larger") == "bf16"
+    assert later.taken == []
+    assert "bf16, as the runs have that this one is compared with" in caplog.text
+    assert "no instructions" not in caplog.text
+
+    # What a user sets is no matter of agreement, and other work is decided by itself.
+    assert later.choose("fp32", agree=Decisions(uri).decide) == "fp32"
+    assert Timed(0.5, 1.0).choose(agree=Decisions(uri).decide, work="prediction") == "fp32"
+    kept = json.loads((tmp_path / "search" / PRECISION_FILE).read_text())
+    assert kept == {"training": "bf16", "prediction": "fp32"}
+    monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    assert Timed(0.5, 1.0).choose(agree=Decisions(uri).decide) == "bf16"
+    assert "no instructions for bf16" in caplog.text
+
+
+def test_of_runs_that_time_at_once_all_take_the_first_answer(tmp_path: Path):
+    decisions = Decisions(str(tmp_path / "search"))
+    chosen: list[str] = []
+
+    def agree(work: str, own: str | None) -> str | None:
+        if own is not None:
+            # The other one has timed meanwhile.
+            chosen.append(Timed(0.5, 1.0).choose(agree=decisions.decide, identity="other"))
+        return decisions.decide(work, own)
+
+    assert Timed(1.0, 0.5).choose(agree=agree) == "fp32"
+    assert chosen == ["fp32"]
+
+
+def test_of_ranks_the_first_alone_asks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "is_first_rank", lambda: False)
+    monkeypatch.setattr(module, "gather", lambda value: ["bf16", value])
+    timed = Timed(0.5, 1.0)
+    assert timed.choose(shared=True, agree=lambda *args: pytest.fail("it asked")) == "bf16"
+    assert timed.taken == []
+
+
+def test_nothing_is_agreed_where_every_run_has_its_precision_set():
+    configs = [
+        with_settings(build_recipe("unet_tiny"), {"train.precision": name}) for name in ("fp32", "bf16")
+    ]
+    assert agree_on_precision("s3://nowhere/at-all", configs) is None
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_failure(

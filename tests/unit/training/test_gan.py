@@ -125,6 +125,16 @@ def test_resumed_between_checkpoints_equals_uninterrupted(
     gan_runs.assert_same(_state(plan), _state(uninterrupted))
 
 
+def test_a_run_keeps_the_precision_that_it_chose_first(gan_runs: ModuleType, make_gan_plan: Plans):
+    """Also where it resumes on a machine that would choose another one."""
+    settings = {"train.precision": "auto", "train.max_epochs": 4}
+    plan = dataclasses.replace(make_gan_plan(**settings), agree=lambda work, own: "bf16")
+    with pytest.raises(gan_runs.Killed):
+        gan_runs.train(plan, task=gan_runs.killed_at(4, gan_runs.Recorded))
+    resumed, _, _ = gan_runs.train(dataclasses.replace(plan, agree=lambda work, own: "fp32"))
+    assert resumed.precisions == {"training": "bf16", "super-resolution": "bf16"}
+
+
 class _Failing(FileStorage):
     """A folder whose n-th write from now on fails."""
 

@@ -77,6 +77,20 @@ def test_resumed_equals_uninterrupted(runs: ModuleType, make_plan: Plans, precis
     _resume_and_compare(runs, make_plan, settings)
 
 
+def test_a_run_keeps_the_precision_that_it_chose_first(runs: ModuleType, make_plan: Plans):
+    """Also where it resumes on a machine that would choose another one."""
+    plan = dataclasses.replace(make_plan(**{"train.precision": "auto"}), agree=lambda work, own: "bf16")
+    with pytest.raises(runs.Killed):
+        runs.train(plan, task=runs.killed_at(3, runs.Recorded))
+    resumed, _ = runs.train(dataclasses.replace(plan, agree=lambda work, own: "fp32"), save_every_s=0)
+    assert resumed.precisions == {"training": "fp32", "prediction": "fp32"}, "nothing was saved"
+    plan = dataclasses.replace(plan, storage=f"{plan.storage}-2")
+    with pytest.raises(runs.Killed):
+        runs.train(plan, task=runs.killed_at(len(resumed.rows) - 1, runs.Recorded))
+    resumed, _ = runs.train(dataclasses.replace(plan, agree=lambda work, own: "fp32"))
+    assert resumed.precisions == {"training": "bf16", "prediction": "bf16"}
+
+
 # A validation every other epoch: after an epoch without one the state is saved too.
 @pytest.mark.parametrize("num_validations", [1, 2, 4])
 def test_resumed_between_checkpoints_equals_uninterrupted(

@@ -25,6 +25,7 @@ from glioray.engine.comparison import (
     report_results,
 )
 from glioray.engine.on_mlflow.parent import parent_run
+from glioray.engine.on_ray.agreement import agree_on_precision
 from glioray.engine.on_ray.connect import keep_credentials
 from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, persist
 from glioray.engine.on_ray.gauges import train_measured
@@ -51,6 +52,8 @@ def run_comparison(plan: ComparisonPlan) -> dict[str, Any]:
     for config in plan.entrants.values():
         comparison.check(config)
     with parent_run(plan.base, "comparison", **plan_facts(plan)) as logger:
+        agree = agree_on_precision(plan.base.storage, plan.entrants.values())
+        plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, agree=agree))
         runs = plan_runs(plan, logger.run_id)
         results = execute_runs(runs, plan.num_concurrent, folder=join_uri(plan.base.storage, "tune"))
         return report_results(plan, results, logger)

@@ -21,6 +21,7 @@ from glioray.engine.descriptions import describe_sweep
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
+from glioray.engine.on_ray.agreement import agree_on_precision
 from glioray.engine.on_ray.faults import judge
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
@@ -80,6 +81,8 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
         _keep_facts(plan)
+        agree = agree_on_precision(base.storage, [plan.config])
+        plan = dataclasses.replace(plan, base=dataclasses.replace(base, agree=agree))
         # Trials with another preprocessing, which only some of a space have, fill the caches themselves.
         first = [plan.trial("first", point, logger.run_id) for point in plan.first_points]
         left_out = place_data(first, everywhere=base.config.train.num_workers == 1)

@@ -79,7 +79,7 @@ class SegmentationComparison:
         """Evaluate the last model on the fold's cases, and keep one slice of each for the overlays."""
         storage = open_storage(plan.storage)
         with tempfile.TemporaryDirectory() as folder:
-            predictor = Predictor.load(fetch_model(storage, Path(folder)))
+            predictor = Predictor.load(fetch_model(storage, Path(folder)), agree=plan.agree)
         data = open_storage(plan.manifest.data)
         cases, pictures = {}, {}
         for entry in plan.manifest.select("val"):

@@ -18,7 +18,7 @@ from glioray.engine.checkpoint import Checkpoint
 from glioray.engine.collectives import Ranks, gather, reduce_sum
 from glioray.engine.loop import check_finite
 from glioray.engine.optim import MovingAverage, build_optimizer, learning_rate, to_evaluation, to_training
-from glioray.engine.precision import autocast, choose_precision, to_device
+from glioray.engine.precision import Agree, autocast, choose_precision, to_device
 from glioray.losses import build_loss
 from glioray.serialization import to_dict
 from glioray.slices.augment import Augment
@@ -51,7 +51,8 @@ class Picture:
 class SegmentationLearner:
     """Trains `spec`'s network with `config`'s loss and validates it on this rank's share of the cases or slices.
 
-    `labelled_regions` maps a validation case to the regions that its mask labels; all of them if it is absent.
+    `labelled_regions` maps a validation case to the regions that its mask labels; all of them if it is absent. `agree` is
+    the plan's.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class SegmentationLearner:
         ranks: Ranks,
         device: torch.device,
         labelled_regions: Mapping[str, tuple[str, ...]] | None = None,
+        agree: Agree | None = None,
     ) -> None:
-        self.config, self.spec, self.device = config, spec, device
+        self.config, self.spec, self.device, self.agree = config, spec, device, agree
         self.labelled_regions = labelled_regions or {}
         self.val_slices = judged if isinstance(judged, HeldOutSlices) else None
         self.val_cases = () if isinstance(judged, HeldOutSlices) else judged
@@ -147,6 +149,7 @@ class SegmentationLearner:
             work="training",
             identity=[to_dict(config.net), self.spec.out_channels, to_dict(config.loss), list(images.shape)],
             shared=True,
+            agree=self.agree,
         )
 
     def validate(self) -> dict[str, float]:
@@ -154,7 +157,7 @@ class SegmentationLearner:
         precision = self.precisions.get("prediction")
         predictor = Predictor(self.spec, self._inference_net(), str(self.device), precision=precision)
         if precision is None:
-            self.precisions["prediction"] = predictor.choose_precision(shared=True)
+            self.precisions["prediction"] = predictor.choose_precision(shared=True, agree=self.agree)
             predictor = Predictor(
                 self.spec, predictor.net, str(self.device), precision=self.precisions["prediction"]
             )

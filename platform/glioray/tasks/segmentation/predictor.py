@@ -16,7 +16,7 @@ from glioray.cancellation import raise_if_cancelled
 from glioray.cases.labels import REGION_LABELS
 from glioray.cases.load import Case
 from glioray.config import REGIONS, PreprocessConfig
-from glioray.engine.precision import autocast, choose_inference_precision, to_device
+from glioray.engine.precision import Agree, autocast, choose_inference_precision, to_device
 from glioray.errors import ModelError
 from glioray.serialization import to_dict
 from glioray.slices.enhance import bounding_box
@@ -43,10 +43,19 @@ class Predictor:
         self._precision = precision
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> Predictor:
-        """Load the model of a package folder; on a GPU by default, if there is one."""
+    def load(cls, folder: Path, device: str | None = None, *, agree: Agree | None = None) -> Predictor:
+        """Load the model of a package folder; on a GPU by default, if there is one.
+
+        Args:
+            folder: of the package.
+            device: by torch's name.
+            agree: as for `engine.precision.choose_precision`.
+        """
         spec, net = read_package(folder)
-        return cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor = cls(spec, net, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if agree is not None:
+            predictor._precision = predictor.choose_precision(agree=agree)
+        return predictor
 
     def predict(self, case: Case, *, resample: bool = False) -> NDArray[np.uint8]:
         """Predict the mask of a case: (X, Y, Z) internal labels, RAS+, in the case's own voxels.
@@ -106,7 +115,7 @@ class Predictor:
             self._precision = self.choose_precision()
         return self._precision
 
-    def choose_precision(self, *, shared: bool = False) -> str:
+    def choose_precision(self, *, shared: bool = False, agree: Agree | None = None) -> str:
         """The precision that predicts batches of the model's own size faster; see `engine.precision`."""
         config = self.spec.config
         return choose_inference_precision(
@@ -117,6 +126,7 @@ class Predictor:
             work="prediction",
             identity=[to_dict(config.net), self.spec.out_channels, self.spec.num_members],
             shared=shared,
+            agree=agree,
         )
 
     def choose_preprocessing(

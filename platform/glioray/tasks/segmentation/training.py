@@ -45,7 +45,7 @@ def prepare_segmentation(
     judged: list[tuple[SliceStack, ...]] | HeldOutSlices = val_stacks
     if config.sample.slice_split is not None:
         judged = _held_out(feed, config, ranks)
-    learner = make(config, _first_spec(plan), judged, ranks, device, known)
+    learner = make(config, _first_spec(plan), judged, ranks, device, known, plan.agree)
 
     # matplotlib is imported where something is drawn: half a second of each process, most of which draw nothing.
     def draw(history: History) -> dict[str, Figure]:

@@ -160,7 +160,7 @@ def _keep_pictures(plan: RunPlan, storage: Storage, fill: Fill) -> dict[str, Any
     """Leave images of the panel by the run's last model in its storage; returns facts on the model and the panel."""
     config: GanConfig = plan.config
     with tempfile.TemporaryDirectory() as folder:
-        resolver = SuperResolver.load(fetch_model(storage, Path(folder)))
+        resolver = SuperResolver.load(fetch_model(storage, Path(folder)), agree=plan.agree)
     entries = panel_cases(plan.manifest.select("val"))
     fill(plan.manifest.data, entries, config.preprocess, plan.cache)
     cache = SliceCache(plan.cache, config.preprocess)

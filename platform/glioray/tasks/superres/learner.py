@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glioray.engine.checkpoint import Checkpoint
 from glioray.engine.collectives import Ranks, gather, reduce_sum
 from glioray.engine.optim import MovingAverage, build_optimizer, learning_rate
-from glioray.engine.precision import autocast, choose_precision, to_device
+from glioray.engine.precision import Agree, autocast, choose_precision, to_device
 from glioray.errors import DivergenceError
 from glioray.losses.adversarial import build_gan_loss, r1_penalty
 from glioray.losses.reconstruction import build_pixel_loss
@@ -66,10 +66,11 @@ class GanLearner:
         perceptual: Perceptual | None = None,
         source: Weights | None = None,
         judge_use: UseJudge | None = None,
+        agree: Agree | None = None,
     ) -> None:
         self.config, self.spec, self.device, self.judge = config, spec, device, judge
         self.is_first, self.node_rank = ranks.is_first, ranks.node_rank
-        self.perceptual, self.judge_use = perceptual, judge_use
+        self.perceptual, self.judge_use, self.agree = perceptual, judge_use, agree
         torch.manual_seed(config.train.seed)
         net = config.discriminator
         self.generator = to_device(spec.build(), device)
@@ -148,6 +149,7 @@ class GanLearner:
             work="training",
             identity=[to_dict(self.config.generator), list(pairs.lr.shape), list(pairs.hr.shape)],
             shared=True,
+            agree=self.agree,
         )
 
     def _begin_game(self) -> None:
@@ -301,7 +303,8 @@ class GanLearner:
         """Compute the panel's metrics, collapse score and objective, equal on every rank."""
         found: dict[str, Any] = {}
         if "super-resolution" not in self.precisions:
-            self.precisions["super-resolution"] = self._resolver().choose_precision(shared=True)
+            chosen = self._resolver().choose_precision(shared=True, agree=self.agree)
+            self.precisions["super-resolution"] = chosen
         if self.judge is not None:
             found = self.judge(self._resolver(), self.is_adversarial)
         found = gather(found)[0]

@@ -17,7 +17,7 @@ from glioray.cancellation import raise_if_cancelled
 from glioray.cases.load import Case, brain_mask
 from glioray.cases.nifti import make_header
 from glioray.config import PreprocessConfig
-from glioray.engine.precision import autocast, choose_inference_precision, to_device
+from glioray.engine.precision import Agree, autocast, choose_inference_precision, to_device
 from glioray.errors import CaseError, ModelError
 from glioray.serialization import to_dict
 from glioray.slices.preprocess import PLANE_AXES, SliceStack, unit_range
@@ -63,10 +63,19 @@ class SuperResolver:
         self._precision = precision
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> SuperResolver:
-        """Load the model of a package folder; on a GPU by default, if there is one."""
+    def load(cls, folder: Path, device: str | None = None, *, agree: Agree | None = None) -> SuperResolver:
+        """Load the model of a package folder; on a GPU by default, if there is one.
+
+        Args:
+            folder: of the package.
+            device: by torch's name.
+            agree: as for `engine.precision.choose_precision`.
+        """
         spec, nets = read_superres(folder)
-        return cls(spec, nets, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        resolver = cls(spec, nets, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if agree is not None:
+            resolver._precision = resolver.choose_precision(agree=agree)
+        return resolver
 
     def generator(self, blend: float | None = None) -> nn.Module:
         """Interpolate the weights of the PSNR (0) and the GAN (1) generator: `(1 - blend) * PSNR + blend * GAN`.
@@ -110,7 +119,7 @@ class SuperResolver:
             self._precision = self.choose_precision()
         return self._precision
 
-    def choose_precision(self, *, shared: bool = False) -> str:
+    def choose_precision(self, *, shared: bool = False, agree: Agree | None = None) -> str:
         """The precision that super-resolves images of the training's size faster; see `engine.precision`."""
         config = self.spec.config
         size, lr_size = config.degrade.hr_size, config.degrade.lr_size
@@ -123,6 +132,7 @@ class SuperResolver:
             work="super-resolution",
             identity=[to_dict(config.generator), size],
             shared=shared,
+            agree=agree,
         )
 
     def images(self, lr: Tensor, size: Size | None = None, blend: float | None = None) -> Tensor:

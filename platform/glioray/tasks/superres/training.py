@@ -102,7 +102,15 @@ def prepare_gan(
         mine = [(by_case[entry.case_id], entry.labelled_regions) for entry in used]
         judge_use = _use_judge(config.use.segmenter, plan.tracking_uri, mine, spec, device)
     learner = make(
-        config, spec, judge, ranks, device, perceptual=perceptual, source=source, judge_use=judge_use
+        config,
+        spec,
+        judge,
+        ranks,
+        device,
+        perceptual=perceptual,
+        source=source,
+        judge_use=judge_use,
+        agree=plan.agree,
     )
 
     # matplotlib is imported where something is drawn: half a second of each process, most of which draw nothing.
