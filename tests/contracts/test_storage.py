@@ -222,7 +222,7 @@ class TestS3Storage(StorageContract):
     @pytest.fixture
     def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> int:
         """Bytes of a part, the least that S3 allows."""
-        monkeypatch.setattr("glioray.storage._PART_BYTES", 5 << 20)
+        monkeypatch.setattr("glioray.storage.s3._PART_BYTES", 5 << 20)
         return 5 << 20
 
     def test_a_large_object_travels_in_parts(

@@ -320,7 +320,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(
         "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0
     )
-    monkeypatch.setattr("glioray.storage.READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("glioray.storage.s3.READ_TIMEOUT_S", 0.3)
 
     def answer(*given: Answer) -> list[str]:
         answers[:], asked[:] = given, []
