@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from glioray.engine.on_mlflow.registry import fetch_package, resolve_version
+from glioray.engine.on_mlflow.registry import fetch_package, log_model, resolve_version
 from glioray.errors import ModelError, UsageError
 
 
@@ -75,3 +76,9 @@ def test_other_uris_are_not_taken(tmp_path: Path):
     with pytest.raises(UsageError, match="has the scheme 'gs'"):
         fetch_package("gs://bucket/x", tmp_path)
     assert resolve_version("s3://bucket/run") == "s3://bucket/run"
+
+
+def test_a_model_that_nobody_could_load_is_not_logged(tmp_path: Path):
+    untouched: Any = None
+    with pytest.raises(ModelError, match="is logged without net and files"):
+        log_model(untouched, _package(tmp_path / "package"), None, torch.zeros(1, 4, 8, 8))

@@ -78,7 +78,8 @@ def log_model(
     Args:
         logger: the run.
         package: the folder of `model.safetensors` and `model.json`.
-        net: the network with the package's weights; (B, C, H, W) to (B, K, H, W). None to leave out the export.
+        net: the network with the package's weights; (B, C, H, W) to (B, K, H, W). None to leave out the export, where
+            `files` is given.
         example: an input (B, C, H, W) of the size that the model is for; its values do not matter.
         files: how its python_function answers files; None where it takes arrays, as the network does.
         name: of the logged model.
@@ -89,9 +90,13 @@ def log_model(
         card: a description in Markdown.
 
     Raises:
-        ModelError: the package is incomplete, or the network cannot be exported.
+        ModelError: the package is incomplete, the network cannot be exported, or there is neither a network nor files.
         StorageError: MLflow cannot be written to; models are not queued as metrics are.
     """
+    if net is None and files is None:
+        raise ModelError(
+            f"'{package}' is logged without net and files, and MLflow could not load it; give one of them"
+        )
     _check_package(package, str(package))
     digest = _digest(package)
     client = logger.client
