@@ -25,29 +25,30 @@ _GAUGES = {
 """Metrics of a validation (`engine.loop.fit`) -> name and description of their gauge."""
 
 
+def count_end(task: str, state: str, reason: str = "") -> None:
+    """Count a run that ended.
+
+    Args:
+        task: of the run.
+        state: "complete", "stopped" or "failed".
+        reason: why, in a word or two: what stands before the first colon.
+    """
+    ended = Counter("glioray_train_runs", "runs that ended", ("task", "state", "reason"))
+    ended.inc(1, {"task": task, "state": state, "reason": reason.partition(":")[0]})
+
+
 class RunGauges:
-    """The gauges of one run, and the count of the runs that ended."""
+    """The gauges of one run."""
 
     def __init__(self, task: str, run: str) -> None:
         self.tags = {"task": task, "run": run}
         self.gauges = {key: Gauge(name, text, _TAGS) for key, (name, text) in _GAUGES.items()}
-        self.ended = Counter("glioray_train_runs", "runs that ended", ("task", "state", "reason"))
 
     def set(self, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a validation; gauges without one keep their value."""
         for key, gauge in self.gauges.items():
             if key in metrics:
                 gauge.set(metrics[key], self.tags)
-
-    def count_end(self, state: str, reason: str = "") -> None:
-        """Count a run that ended.
-
-        Args:
-            state: "complete", "stopped" or "failed".
-            reason: why, in a word or two: what stands before the first colon.
-        """
-        tags = {"task": self.tags["task"], "state": state, "reason": reason.partition(":")[0]}
-        self.ended.inc(1, tags)
 
 
 def train_measured(plan: RunPlan, ranks: Ranks, report: Report | None = None) -> dict[str, object]:
@@ -64,8 +65,8 @@ def train_measured(plan: RunPlan, ranks: Ranks, report: Report | None = None) ->
     try:
         result = train_run(plan, ranks, fill_cache, both)
     except Exception as error:
-        gauges.count_end("failed", type(error).__name__)
+        count_end(plan.task.name, "failed", type(error).__name__)
         raise
     stopped = str(result.get("stopped", ""))
-    gauges.count_end("stopped" if stopped else "complete", stopped)
+    count_end(plan.task.name, "stopped" if stopped else "complete", stopped)
     return result

@@ -315,7 +315,7 @@ def _fit(plan: SweepPlan, parent_run_id: str) -> list[tune.Result]:
         # Tune's schedulers compare trials by one metric alone.
         rules: dict[str, Any] = {}
         if plan.mode != "pareto":
-            asha = PercentASHA(search.grace_percent(config), reports(earlier))
+            asha = PercentASHA(search.grace_percent(config), reports(earlier), task=base.task.name)
             rules = {"metric": "objective", "mode": "max", "scheduler": asha}
         return tune.TuneConfig(
             max_concurrent_trials=plan.num_concurrent,

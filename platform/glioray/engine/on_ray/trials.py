@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler
 from glioray.engine.collectives import Ranks
 from glioray.engine.on_ray.connect import keep_credentials
 from glioray.engine.on_ray.faults import persist
-from glioray.engine.on_ray.gauges import train_measured
+from glioray.engine.on_ray.gauges import count_end, train_measured
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
@@ -43,11 +43,21 @@ class PercentASHA(ASHAScheduler):
     Args:
         grace_percent: percentage of its run before which no trial is stopped.
         earlier: reports of earlier trials, each with "percent" and "objective".
+        task: of the trials, under which those that are stopped are counted: their processes end before they could.
     """
 
-    def __init__(self, grace_percent: int, earlier: Sequence[Sequence[Mapping[str, float]]] = ()) -> None:
+    # A search that an earlier version began is restored without it.
+    _task = "unknown"
+
+    def __init__(
+        self,
+        grace_percent: int,
+        earlier: Sequence[Sequence[Mapping[str, float]]] = (),
+        *,
+        task: str,
+    ) -> None:
         super().__init__(time_attr="percent", max_t=101, grace_period=grace_percent, reduction_factor=3)
-        self._earlier = earlier
+        self._earlier, self._task = earlier, task
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take what is compared, and put the earlier trials on the rungs by it."""
@@ -56,7 +66,7 @@ class PercentASHA(ASHAScheduler):
             trial: Any = SimpleNamespace(trial_id=f"earlier-{number}")
             super().on_trial_add(None, trial)  # type: ignore[arg-type]
             for report in reports:
-                self.on_trial_result(None, trial, dict(report))
+                self._decide(None, trial, dict(report))
             self.on_trial_complete(None, trial, dict(reports[-1]))  # type: ignore[arg-type]
         return is_set
 
@@ -68,6 +78,13 @@ class PercentASHA(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial continues or stops."""
+        decision = self._decide(tune_controller, trial, result)
+        # One that reports why it failed has been counted.
+        if decision == ASHAScheduler.STOP and "reason" not in result:
+            count_end(self._task, "stopped", "ASHA")
+        return decision
+
+    def _decide(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if result["percent"] >= 100:
             return str(ASHAScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
