@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from glioray.config import override
 from glioray.engine.on_mlflow.registry import fetch_package
 from glioray.engine.on_ray import train
+from glioray.engine.on_ray.agreement import PRECISION_FILE
 from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import RunPlan
@@ -26,6 +27,7 @@ from glioray.engine.search import SweepPlan
 from glioray.engine.space import parse_space
 from glioray.engine.trials import start_order
 from glioray.errors import DataError, UsageError
+from glioray.storage import open_storage
 from glioray.tasks.segmentation.evaluation import evaluate_cases
 from glioray.tasks.segmentation.prediction import predict_cases
 
@@ -212,7 +214,10 @@ def test_a_sweep_survives_a_diverging_trial_registers_its_winner_and_goes_on(
 
 
 def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, mlflow_server: str):
-    base = with_settings(dataclasses.replace(plan, kind="sweep", log_model=False), **{"train.max_epochs": 1})
+    base = with_settings(
+        dataclasses.replace(plan, kind="sweep", log_model=False),
+        **{"train.max_epochs": 1, "train.precision": "auto"},
+    )
     sweep = SweepPlan(
         base=base,
         num_trials=2,
@@ -237,8 +242,18 @@ def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, ml
     assert {"trials.json", "trials.md", "trials.png", "pareto.png", "summary.json"} <= files
     space = json.loads(client.get_run(answer["run_id"]).data.params["space"])
     assert space == {"net.options.depth": "2,3", "optim.lr": "log:0.0001:0.01"}
+    # A trial that is added has the precision that was decided, whichever it would choose.
+    storage = open_storage(base.storage)
+    decided = json.loads(storage.read(PRECISION_FILE))
+    other = {work: "fp32" if name == "bf16" else "bf16" for work, name in decided.items()}
+    storage.write(PRECISION_FILE, json.dumps(other).encode())
     more = run_sweep(dataclasses.replace(sweep, num_trials=3))
-    assert {row["trial"] for row in answer["trials"]} < {row["trial"] for row in more["trials"]}
+    (added,) = {row["trial"] for row in more["trials"]} - {row["trial"] for row in answer["trials"]}
+    experiment = client.get_run(answer["run_id"]).info.experiment_id
+    for trial, expected in ((cheap["trial"], decided), (added, other)):
+        (run,) = client.search_runs([experiment], f"run_name = '{base.run_name}/{trial}'")
+        tags = run.data.tags
+        assert {work: tags[f"glioray.precision_{work}"] for work in decided} == expected
     assert more["summary"]["num_complete"] == len(more["trials"]) == 3
     with pytest.raises(UsageError, match="exists with another search space"):
         run_sweep(dataclasses.replace(sweep, custom=parse_space(["net.options.depth=2,3"])))
@@ -247,9 +262,11 @@ def test_a_front_of_dice_and_cost_in_a_space_of_the_user_s_own(plan: RunPlan, ml
 def test_a_trial_of_several_ranks_goes_through_ray_train(plan: RunPlan):
     base = with_settings(
         dataclasses.replace(plan, kind="sweep", log_model=False),
-        **{"train.num_workers": 2, "train.max_epochs": 1},
+        **{"train.num_workers": 2, "train.max_epochs": 1, "train.precision": "auto"},
     )
     result = run_sweep(SweepPlan(base=base, num_trials=1, num_concurrent=1, model_name=f"n-{plan.run_name}"))
+    decided = json.loads(open_storage(base.storage).read(PRECISION_FILE))
+    assert decided.keys() == {"training", "prediction"}
     assert result["trials"][0]["state"] == "complete"
     assert result["metrics"]["num_slices"] == 4 * base.config.train.batch_size
 
