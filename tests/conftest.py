@@ -231,11 +231,15 @@ def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def phantom_index(ray_local: None, phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The manifest of the phantoms."""
-    from glioray.engine.on_ray.data import index_data
+def phantom_index(phantom_data: Path) -> Any:
+    """The manifest of the phantoms, made in this process, which saves the start of Ray Data's."""
+    from glioray.cases.layouts import discover_cases
+    from glioray.cases.manifest import build_manifest, check_case
+    from glioray.storage import open_storage
 
-    return index_data(str(phantom_data), str(tmp_path_factory.mktemp("manifests")))
+    storage = open_storage(phantom_data)
+    cases, _ = discover_cases(storage)
+    return build_manifest(storage.uri, [check_case(storage, files) for files in cases], seed=0)
 
 
 @pytest.fixture(scope="session")

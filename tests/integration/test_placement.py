@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +36,33 @@ if "NODE_DISK" in os.environ:
     sys.addaudithook(note)
 """
 
-_LOGGED = """
-from glioray.progress import log_to_stderr
-
-log_to_stderr()
-"""
-
-_SWEEP = """
+# A sweep and then, when a line comes from stdin, fills of a node that has come meanwhile, by two workers at once: with
+# the sweep's preprocessing, and with another.
+_DRIVER = """
 import json, pickle, sys
-from glioray.engine.on_ray.connect import connect
-from glioray.engine.on_ray.search import run_sweep
-from glioray.engine.search import SweepPlan
-
-connect()
-plan = pickle.load(open(sys.argv[1], "rb"))
-result = run_sweep(SweepPlan(base=plan, num_trials=4, num_concurrent=4, model_name=f"s-{plan.run_name}"))
-print(json.dumps(result["trials"]))
-"""
-
-# Two workers at once on the node with three CPUs bring all cases there.
-_FILL_LATE_NODE = """
-import pickle, sys
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from glioray.engine.on_ray.connect import connect
 from glioray.engine.on_ray.placement import fill_cache
+from glioray.engine.on_ray.search import run_sweep
+from glioray.engine.search import SweepPlan
+from glioray.progress import log_to_stderr
 
+log_to_stderr()
 connect()
-(late,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") == 3)
 plan = pickle.load(open(sys.argv[1], "rb"))
-config = plan.config.preprocess.replace(clahe=float(sys.argv[2]))
+result = run_sweep(SweepPlan(base=plan, num_trials=2, num_concurrent=2, model_name=f"s-{plan.run_name}"))
+print(json.dumps(result["trials"]), flush=True)
+
+sys.stdin.readline()
+(late,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") == 3)
 fill = ray.remote(num_cpus=1.5)(fill_cache).options(
     scheduling_strategy=NodeAffinitySchedulingStrategy(late, soft=False)
 )
-work = [fill.remote(plan.manifest.data, plan.manifest.cases, config, plan.cache) for _ in range(2)]
-assert ray.get(work) == [{}, {}]
+for clahe in (0.0, 0.5):
+    config = plan.config.preprocess.replace(clahe=clahe)
+    work = [fill.remote(plan.manifest.data, plan.manifest.cases, config, plan.cache) for _ in range(2)]
+    assert ray.get(work) == [{}, {}]
 """
 
 
@@ -98,8 +91,9 @@ class _Cluster:
     def add(self, name: str, num_cpus: int = 2) -> None:
         self._start(name, lambda **options: services.start_ray_worker(head=self.head, **options), num_cpus)
 
-    def run(self, script: str, *arguments: str) -> tuple[str, str]:
-        """Run a script as a driver of the cluster; returns what it printed to stdout and to stderr."""
+    @contextmanager
+    def drive(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a script as a driver of the cluster, with pipes to its stdin and stdout; stderr goes to `log`."""
         runtime_env = {"env_vars": {"PYTHONPATH": str(self.folder / "hook")}}
         env = {
             **os.environ,
@@ -107,11 +101,21 @@ class _Cluster:
             "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime_env}),
             "PYTHONPATH": str(Path(glioray.__file__).parents[1]),
         }
-        (self.folder / "driver.py").write_text(_LOGGED + script)
-        command = [sys.executable, str(self.folder / "driver.py"), *arguments]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-        return done.stdout, done.stderr
+        (self.folder / "driver.py").write_text(script)
+        command, pipe = [sys.executable, str(self.folder / "driver.py"), *arguments], subprocess.PIPE
+        with (
+            self.log.open("w") as log,
+            subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=log, text=True) as driver,
+        ):
+            try:
+                yield driver
+            finally:
+                driver.kill()
+
+    @property
+    def log(self) -> Path:
+        """Where the driver logs."""
+        return self.folder / "driver.log"
 
     def reads(self, name: str) -> Counter[str]:
         """How often each file was read on a node."""
@@ -151,19 +155,25 @@ def test_a_sweep_decodes_each_case_once_in_the_cluster_and_a_late_node_fills_its
     )
     Path(pickled).write_bytes(pickle.dumps(plan))
     cluster.add("b")
-    printed, logged = cluster.run(_SWEEP, pickled)
-    assert [trial["state"] for trial in json.loads(printed.splitlines()[-1])] == ["complete"] * 4
-    reads = cluster.reads("a") + cluster.reads("b")
-    assert (set(reads.values()), reads.total()) == ({1}, num_cases)
-    assert all(cluster.cached("a", plan) + cluster.cached("b", plan))
-    assert cluster.contents("a") == cluster.contents("b")
-    assert f"{num_cases} decoded, {num_cases} copied from node to node, 0 there already" in logged
+    with cluster.drive(_DRIVER, pickled) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        # After what Tune prints.
+        printed = next((line for line in driver.stdout if line.startswith("[{")), "")
+        assert printed, cluster.log.read_text()[-5000:]
+        assert [trial["state"] for trial in json.loads(printed)] == ["complete"] * 2
+        swept = cluster.reads("a") + cluster.reads("b")
+        assert (set(swept.values()), swept.total()) == ({1}, num_cases)
+        assert all(cluster.cached("a", plan) + cluster.cached("b", plan))
+        assert cluster.contents("a") == cluster.contents("b")
+        expected = f"{num_cases} decoded, {num_cases} copied from node to node, 0 there already"
+        assert expected in cluster.log.read_text()
 
-    # What other nodes have is copied; what none has is decoded there, once for both workers.
-    cluster.add("late", num_cpus=3)
-    cluster.run(_FILL_LATE_NODE, pickled, "0")
-    assert all(cluster.cached("late", plan))
-    assert cluster.reads("late").total() == 0
-    cluster.run(_FILL_LATE_NODE, pickled, "0.5")
-    assert all(cluster.cached("late", plan, clahe=0.5))
+        # What other nodes have is copied; what none has is decoded there, once for both workers.
+        cluster.add("late", num_cpus=3)
+        driver.communicate("go on\n")
+        assert driver.returncode == 0, cluster.log.read_text()[-5000:]
+    assert all(cluster.cached("late", plan) + cluster.cached("late", plan, clahe=0.5))
+    # So these are reads with the other preprocessing.
+    assert cluster.reads("a") + cluster.reads("b") == swept
     assert (set(cluster.reads("late").values()), cluster.reads("late").total()) == ({1}, num_cases)
