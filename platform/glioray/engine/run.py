@@ -32,8 +32,6 @@ from glioray.slices.cache import CacheConfig
 from glioray.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from glioray.engine.on_mlflow.runs import Kind, RunLogger
     from glioray.engine.precision import Agree
 
@@ -144,8 +142,8 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
             if prepared.left_out:
                 result["left_out"] = dict(prepared.left_out)
             if logger is not None:
-                for name, figure in tracked.latest.items():
-                    logger.log_figure(figure, f"{name}.png")
+                for name, image in tracked.latest.items():
+                    logger.log_bytes(image, f"{name}.png")
                 model = log_run_model(plan, storage, logger) if plan.log_model else plan.storage
                 result |= {"run_id": logger.run_id, "run_url": logger.url, "model": model}
                 logger.set_tags(learner.tags)
@@ -237,7 +235,7 @@ class _Tracked:
     """Reports each validation to MLflow, on the first rank, and then to the caller.
 
     Attributes:
-        latest: the figures of the latest validation; none before the first.
+        latest: the figures of the latest validation, as PNG files; none before the first.
     """
 
     def __init__(
@@ -245,7 +243,7 @@ class _Tracked:
     ) -> None:
         self.prepared, self.logger, self.storage, self.report = prepared, logger, storage, report
         self.history = load_history(storage) if logger is not None else []
-        self.latest: Mapping[str, Figure] = {}
+        self.latest: Mapping[str, bytes] = {}
 
     def __call__(self, metrics: dict[str, float]) -> None:
         if self.logger is not None:
@@ -255,9 +253,10 @@ class _Tracked:
             self.storage.write(HISTORY_FILE, json.dumps(self.history).encode())
             for path, figure in self.prepared.figures(self.history).items():
                 self.logger.log_figure(figure, path)
-            self.latest = self.prepared.series()
-            for name, figure in self.latest.items():
-                self.logger.log_image(figure, name, step=epoch)
+            self.latest = {
+                name: self.logger.log_image(figure, name, step=epoch)
+                for name, figure in self.prepared.series().items()
+            }
         if self.report is not None:
             self.report(metrics)
 

@@ -270,14 +270,15 @@ class RunLogger:
         """Log a figure as `path`; its extension (.png, .svg, .pdf) sets the format."""
         self.log_bytes(_rendered(figure, Path(path).suffix.lstrip(".") or "png"), path)
 
-    def log_image(self, figure: Figure, key: str, step: int) -> None:
-        """Log a figure as the image of a step; the images of a key are a series.
+    def log_image(self, figure: Figure, key: str, step: int) -> bytes:
+        """Log a figure as the image of a step; the images of a key are a series. Returns it as a PNG file.
 
         Raises:
             UsageError: MLflow cannot store the key.
         """
-        now = time.time_ns() // 1_000_000
-        self._outbox.put([StepImage(_checked_name(key), int(step), now, _rendered(figure, "png"))])
+        now, image = time.time_ns() // 1_000_000, _rendered(figure, "png")
+        self._outbox.put([StepImage(_checked_name(key), int(step), now, image)])
+        return image
 
     def log_bytes(self, data: bytes, path: str) -> None:
         """Log bytes as a file of the run.
@@ -392,7 +393,9 @@ def _find(client: MlflowClient, experiment_id: str, key: str, parent_run_id: str
 
 def _rendered(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110, bbox_inches="tight")
+    # A layout leaves nothing outside, and to look for it costs a fifth of the time.
+    box = "tight" if figure.get_layout_engine() is None else None
+    figure.savefig(buffer, format=kind, dpi=110, bbox_inches=box)
     return buffer.getvalue()
 
 
