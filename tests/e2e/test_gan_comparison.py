@@ -30,8 +30,9 @@ def test_entrants_are_compared_on_one_ground(
         return run_here(
             "compare_gan", "--data", phantom_manifest, "--storage", str(tmp_path / "runs"), "--out", str(out),
             "--run-name", "duel", "--recipe", "mri_tiny", "--entrants", f"mri_tiny,{WILD}", "--seeds", "2",
-            "--slices-each", "160", "--concurrent", "2", "--set", "train.num_validations=2",
+            "--slices-each", "160", "--concurrent", "1", "--set", "train.num_validations=2",
             "--set", "collapse.grace=0", "--set", "collapse.patience=1",
+            "--set", "generator.options.width=4", "--set", "discriminator.options.width=4",
         )  # fmt: skip
 
     result = run()

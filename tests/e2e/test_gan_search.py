@@ -1,4 +1,4 @@
-"""A search for super-resolution GANs from the command line: what collapses is stopped and never wins."""
+"""A search for a front of super-resolution GANs from the command line: what collapses is stopped and never wins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from glioray.engine.collectives import Ranks
+from glioray.engine.on_ray import search
+from glioray.engine.on_ray.agreement import PRECISION_FILE
+from glioray.engine.on_ray.placement import fill_cache
+from glioray.engine.run import train_run
 from glioray.errors import UsageError
 from glioray.storage import open_storage
 from glioray.tasks.superres.package import parse_superres
@@ -29,6 +34,8 @@ def shared(tmp_path: Path, phantom_manifest: str, mlflow_server: str) -> list[st
         "collapse.grace=1",
         "collapse.patience=1",
         "sample.steps_per_epoch=5",
+        "generator.options.width=4",
+        "discriminator.options.width=4",
         *RUINOUS,
     )
     flags = [flag for setting in settings for flag in ("--set", setting)]
@@ -37,11 +44,17 @@ def shared(tmp_path: Path, phantom_manifest: str, mlflow_server: str) -> list[st
 
 
 def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_wins(
-    run_here: RunHere, shared: list[str], tmp_path: Path, mlflow_server: str
+    run_here: RunHere,
+    shared: list[str],
+    tmp_path: Path,
+    mlflow_server: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    # The pretraining in this process, without ranks of Ray's: `test_gan_training` has those.
+    monkeypatch.setattr(search, "run_training", lambda plan, **_: train_run(plan, Ranks(), fill_cache))
     answer = run_here(
         "tune_gan", *shared, "--trials", "2", "--concurrent", "2", "--run-name", "sweep", "--point", SOUND,
-        "--search", "pretrain.share=0,0.5", "--name", tmp_path.name,
+        "--search", "pretrain.share=0,0.5", "--name", tmp_path.name, "--mode", "pareto",
     )  # fmt: skip
     assert len(answer["trials"]) == 2
     (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.1]
@@ -55,24 +68,32 @@ def test_a_trial_that_collapses_is_stopped_with_its_reason_and_a_healthy_one_win
     assert summary["saved_by_collapse"] > 0
     (sound,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == 0.0002]
     assert sound["objective"] >= -1
-    assert answer["winner"]["trial"] != bad["trial"]
+    assert answer["winner"]["trial"] == sound["trial"]
+    assert answer["front"] == [sound["trial"]]
     assert answer["metrics"]["is_collapsed"] == 0
     assert answer["metrics"]["objective"] >= -1
 
     client = MlflowClient(mlflow_server)
     name, _, number = answer["model"].removeprefix("models:/").rpartition("/")
     tags = client.get_model_version(name, number).tags
-    assert {"quality", "gain_psnr", "collapse_score", "recipe", "manifest_hash", "sweep"} <= set(tags)
+    assert {"quality", "gain_psnr", "collapse_score", "recipe", "manifest_hash"} <= set(tags)
+    assert tags["sweep"] == "sweep"
     files = {item.path for item in client.list_artifacts(answer["run_id"])}
-    assert {"trials.json", "trials.md", "trials.png", "rates.png", "summary.json"} <= files
+    assert {"trials.json", "trials.md", "trials.png", "rates.png", "summary.json", "pareto.png"} <= files
     sweep = client.get_run(answer["run_id"])
     children = client.search_runs(
         [sweep.info.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{answer['run_id']}'"
     )
     stopped = {run.info.run_name: run.data.tags.get("glioray.stopped", "") for run in children}
     assert stopped[f"sweep/{bad['trial']}"] == bad["reason"]
-    # All trials began with one generator, which was trained once.
+    assert "RUNNING" not in {run.info.status for run in children}
     storage = open_storage(tmp_path / "runs" / "sweep")
+    # A precision that is not the user's is decided once, for the pretraining and both trials.
+    decided = json.loads(storage.read(PRECISION_FILE))
+    assert decided.keys() == {"training", "super-resolution"}
+    for work, name in decided.items():
+        assert [run.data.tags[f"glioray.precision_{work}"] for run in children] == [name] * 3
+    # All trials began with one generator, which was trained once.
     assert "sweep/pretrain-50" in stopped
     for row in answer["trials"]:
         folder = json.loads(storage.read(f"trials/{row['trial']}/latest.json"))["checkpoint"]

@@ -43,12 +43,12 @@ def test_runs_that_go_on_from_one_another_and_one_that_collapses(
         patch.setattr("glioray.api.train.run_training", train_here)
         pixels = run_here("train_gan", *flags("pixels", "--max-epochs", "1", "--set", "pretrain.share=1"))
         ruined = run_here("train_gan", *flags("ruined", "--max-epochs", "2", *ruinous))
+        game = run_here("train_gan", *flags("game", "--max-epochs", "1", "--pretrained", pixels["model"]))
     assert pixels["collapse"] == "healthy"
     assert set(pixels) >= {"run_id", "model", "metrics", "num_slices", "slices_per_s", "collapse", "reason"}
     assert pixels["num_slices"] == 4 * 8
     assert pixels["checkpoint"] == f"{storage}/pixels"
 
-    game = run_here("train_gan", *flags("game", "--max-epochs", "1", "--pretrained", pixels["model"]))
     assert {"psnr", "bicubic_psnr", "collapse_score", "objective", "train_d_loss"} <= set(game["metrics"])
     made = {name: read_superres(fetch_model(open_storage(f"{storage}/{name}"), tmp_path / name)) for name in
             ("pixels", "game")}  # fmt: skip

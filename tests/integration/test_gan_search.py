@@ -1,7 +1,4 @@
-"""The modes of a search for super-resolution GANs beside the usual one, through Ray: a population, and a front.
-
-Both begin with one generator that is there already, and take turns where their order decides what is seen.
-"""
+"""A population of super-resolution GANs through Ray, which begins with one generator that is there already."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from glioray.config import override, with_settings
+from glioray.config import with_settings
 from glioray.engine.checkpoint import Checkpoint, save_checkpoint
 from glioray.engine.on_mlflow.registry import fetch_package
-from glioray.engine.on_ray.agreement import PRECISION_FILE
 from glioray.engine.on_ray.population import last_storage
 from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.run import RunPlan
 from glioray.engine.search import SweepPlan
+from glioray.engine.space import parse_space
 from glioray.storage import open_storage
 from glioray.tasks import load_task
 from glioray.tasks.superres.config import GanConfig
@@ -31,8 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 # Adam at 0.1 moves every weight by about its own size in each step: after four of them the outputs are far outside
 # [0, 1] whatever the precision, the instruction set, the number of threads and the seed.
-RUINOUS = {"optim_g.lr": 0.1, "optim_d.lr": 0.1}
-SOUND = {"optim_g.lr": 2e-4}
+RUINOUS, SOUND = 0.1, 2e-4
 
 
 def untrained(config: GanConfig, place: str) -> str:
@@ -46,7 +42,7 @@ def untrained(config: GanConfig, place: str) -> str:
 
 @pytest.fixture
 def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
-    """Three epochs of four adversarial steps, each with a validation, at rates that ruin them.
+    """Three epochs of four adversarial steps, each with a validation.
 
     Only the winner's model is logged, when it is registered.
     """
@@ -61,7 +57,8 @@ def gan_plan(plan: RunPlan, tmp_path: Path) -> RunPlan:
         "loss.pixel_weight": 0.01,
         "collapse.grace": 0,
         "collapse.patience": 1,
-        **RUINOUS,
+        "optim_g.lr": SOUND,
+        "optim_d.lr": SOUND,
     }
     config = with_settings(build_gan_recipe("mri_tiny"), settings)
     source = {"pretrain.source": untrained(config, str(tmp_path / "psnr"))}
@@ -78,28 +75,33 @@ def trial_runs(client: MlflowClient, run_id: str) -> list[Run]:
 def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
     gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
 ):
-    # One at a time: members take turns, so that each has been compared before the other is at its end.
+    # One at a time: members take turns, and the bad one, which is the second, meets what the other reaches in its turn.
     sweep = SweepPlan(
-        base=gan_plan, num_trials=2, num_concurrent=1, model_name=tmp_path.name, mode="pbt", points=(SOUND,)
+        base=gan_plan,
+        num_trials=2,
+        num_concurrent=1,
+        model_name=tmp_path.name,
+        mode="pbt",
+        points=({"optim_g.lr": RUINOUS},),
+        custom=parse_space([f"optim_g.lr=log:1e-5:{RUINOUS}"]),
     )
     answer = run_sweep(sweep)
     assert [row["percent"] for row in answer["trials"]] == [100, 100]
-    ruinous, sound = RUINOUS["optim_g.lr"], SOUND["optim_g.lr"]
     rates = {row["settings"]["optim_g.lr"]: row["trial"] for row in answer["trials"]}
-    (bad,) = [trial for rate, trial in rates.items() if rate != sound]
-    assert sound in rates
-    assert ruinous not in rates
+    (bad,) = [trial for rate, trial in rates.items() if rate != SOUND]
+    assert SOUND in rates
+    assert RUINOUS not in rates
 
     # It began with its own rate, then went on with what the better one had learned by then.
     trials = Path(gan_plan.storage) / "trials"
     courses = [json.loads(file.read_text()) for file in sorted((trials / bad).glob("*/history.json"))]
-    assert (courses[0][0]["train_rate_g"], courses[0][0]["is_collapsed"]) == (ruinous, 1)
+    assert (courses[0][0]["train_rate_g"], courses[0][0]["is_collapsed"]) == (RUINOUS, 1)
     course = courses[-1]
     assert [row["epoch"] for row in course] == [1, 2, 3]
-    taken_over = [row for row in course if row["train_rate_g"] == pytest.approx(sound)]
-    assert 1 <= len(taken_over) < 3
-    good = json.loads((Path(last_storage(str(trials / rates[sound]))) / "history.json").read_text())
-    assert taken_over == course[: len(taken_over)] == good[: len(taken_over)]
+    taken_over = [row for row in course if row["train_rate_g"] == pytest.approx(SOUND)]
+    assert len(taken_over) == 2
+    good = json.loads((Path(last_storage(str(trials / rates[SOUND]))) / "history.json").read_text())
+    assert taken_over == course[:2] == good[:2]
 
     client = MlflowClient(mlflow_server)
     spec, _ = read_superres(fetch_package(answer["model"], tmp_path / "model", tracking_uri=mlflow_server))
@@ -107,44 +109,3 @@ def test_a_bad_member_goes_on_from_a_better_one_and_the_best_is_registered(
     assert spec.metrics["objective"] == answer["metrics"]["objective"]
     assert spec.collapse == "healthy"
     assert "RUNNING" not in [run.info.status for run in trial_runs(client, answer["run_id"])]
-
-
-def test_a_front_has_what_is_healthy_and_beaten_by_none(
-    gan_plan: RunPlan, tmp_path: Path, mlflow_server: str
-):
-    sweep = SweepPlan(
-        base=dataclasses.replace(gan_plan, config=override(gan_plan.config, **{"train.precision": "auto"})),
-        num_trials=2,
-        num_concurrent=2,
-        model_name=tmp_path.name,
-        mode="pareto",
-        points=(SOUND,),
-    )
-    answer = run_sweep(sweep)
-    assert len(answer["trials"]) == 2
-    healthy = {
-        row["trial"]: (row["gain_psnr"], row["quality"]) for row in answer["trials"] if row["objective"] >= -1
-    }
-    front = [
-        trial
-        for trial, point in healthy.items()
-        if not any(other != point and min(a - b for a, b in zip(other, point, strict=True)) >= 0 for other in healthy.values())
-    ]  # fmt: skip
-    assert sorted(answer["front"]) == sorted(front)
-    (bad,) = [row for row in answer["trials"] if row["settings"]["optim_g.lr"] == RUINOUS["optim_g.lr"]]
-    assert (bad["state"], bad["percent"]) == ("collapsed", 33)
-    assert bad["trial"] not in answer["front"]
-    assert answer["winner"]["trial"] in answer["front"]
-    assert answer["metrics"]["is_collapsed"] == 0
-
-    # A precision that is not the user's is decided once for both, which run at the same time.
-    client = MlflowClient(mlflow_server)
-    decided = json.loads(open_storage(gan_plan.storage).read(PRECISION_FILE))
-    assert decided.keys() == {"training", "super-resolution"}
-    runs = trial_runs(client, answer["run_id"])
-    assert "RUNNING" not in [run.info.status for run in runs]
-    for work, name in decided.items():
-        assert [run.data.tags[f"glioray.precision_{work}"] for run in runs] == [name, name]
-    assert "pareto.png" in {item.path for item in client.list_artifacts(answer["run_id"])}
-    name, _, number = answer["model"].removeprefix("models:/").rpartition("/")
-    assert client.get_model_version(name, number).tags["sweep"] == gan_plan.run_name
