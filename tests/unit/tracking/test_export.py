@@ -47,9 +47,8 @@ def _signature(folder: Path) -> tuple[list[int], list[int]]:
     return list(signature.inputs.inputs[0].shape), list(signature.outputs.inputs[0].shape)
 
 
-@pytest.mark.parametrize("stem_stride", [1, 2])
-def test_the_unets_export_equals_it_for_other_batches_and_sizes(tmp_path: Path, stem_stride: int):
-    net = build_net("unet", in_channels=4, out_channels=3, width=4, depth=2, stem_stride=stem_stride)
+def test_the_unets_export_equals_it_for_other_batches_and_sizes(tmp_path: Path):
+    net = build_net("unet", in_channels=4, out_channels=3, width=4, depth=2, stem_stride=2)
     net.train()
     assert save_export(net, torch.zeros(1, 4, 32, 32), tmp_path / "m", run_id="r") == (
         "batch",
