@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from glioray.config import override
+from glioray.engine.on_ray.agreement import PRECISION_FILE
+from glioray.engine.on_ray.search import run_sweep
 from glioray.engine.on_ray.train import run_training
 from glioray.engine.run import LEFT_OUT_TAG, RunPlan
+from glioray.engine.search import SweepPlan
 from glioray.errors import DataError
 from glioray.slices.cache import CacheConfig
 
@@ -41,18 +45,33 @@ def cut(plan: RunPlan, case_id: str) -> Path:
     return path
 
 
-def test_two_ranks_go_on_without_a_case_and_with_it_once_it_is_back(
+def test_a_trial_of_two_ranks_goes_on_without_a_case(copied: RunPlan, mlflow_server: str):
+    cut(copied, FIRST)
+    settings = {"train.num_workers": 2, "train.max_epochs": 1, "train.precision": "auto"}
+    config = override(copied.config, **settings)
+    base = dataclasses.replace(copied, kind="sweep", config=config)
+    result = run_sweep(SweepPlan(base=base, num_trials=1, num_concurrent=1, model_name=f"n-{base.run_name}"))
+    (trial,) = result["trials"]
+    assert trial["state"] == "complete"
+    decided = json.loads((Path(base.storage) / PRECISION_FILE).read_text())
+    assert decided.keys() == {"training", "prediction"}
+    assert result["metrics"]["num_slices"] == 4 * config.train.batch_size
+    ranks = json.loads((Path(base.storage) / "trials" / trial["trial"] / "result.json").read_text())
+    assert set(ranks["left_out"]) == {FIRST}
+    assert f"{FIRST}_flair.nii.gz: has changed" in ranks["left_out"][FIRST]
+    for run_id in (result["run_id"], result["winner"]["run_id"]):
+        run = MlflowClient(mlflow_server).get_run(run_id)
+        assert run.info.status == "FINISHED"
+        assert FIRST in run.data.tags[LEFT_OUT_TAG]
+
+
+def test_a_run_goes_on_without_a_case_and_with_it_once_it_is_back(
     copied: RunPlan, mlflow_server: str, train_here: Callable[..., dict[str, Any]], phantom_data: Path
 ):
     path = cut(copied, FIRST)
-    two = dataclasses.replace(copied, config=override(copied.config, **{"train.num_workers": 2}))
-    result = run_training(two)
+    result = train_here(copied)
     assert set(result["left_out"]) == {FIRST}
-    assert f"{FIRST}_flair.nii.gz: has changed" in result["left_out"][FIRST]
-    assert result["metrics"]["num_slices"] == 2 * 4 * copied.config.train.batch_size
-    run = MlflowClient(mlflow_server).get_run(result["run_id"])
-    assert run.info.status == "FINISHED"
-    assert FIRST in run.data.tags[LEFT_OUT_TAG]
+    assert FIRST in MlflowClient(mlflow_server).get_run(result["run_id"]).data.tags[LEFT_OUT_TAG]
 
     shutil.copy(phantom_data / FIRST / path.name, path)
     longer = dataclasses.replace(copied, config=override(copied.config, **{"train.max_epochs": 3}))
