@@ -141,6 +141,9 @@ def collapse_report(
     return CollapseReport(score, reason, components, values, is_finite)
 
 
+_VERDICTS = {False: "healthy", True: "collapsed"}
+
+
 class CollapseWatch:
     """Decides whether a run has collapsed or died, from its evaluations in order.
 
@@ -217,8 +220,9 @@ class CollapseWatch:
         """Resume from the result of `state`."""
         self._num_seen = int(state["num_seen"])
         self._recent = [float(score) for score in state["recent"]]
-        self._dead = [float(score) for score in state["dead"]]
-        self.verdict = str(state["verdict"])
+        # Older checkpoints know no dead runs.
+        self._dead = [float(score) for score in state.get("dead", [0.0] * len(self._recent))]
+        self.verdict = str(state["verdict"] if "verdict" in state else _VERDICTS[state["is_collapsed"]])
 
 
 def _upsample(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -367,7 +367,7 @@ class GanLearner:
         self.psnr = state["psnr"]
         self.is_adversarial, self.num_d_steps = state["is_adversarial"], state["num_d_steps"]
         self.stopped = state["stopped"]
-        self.precisions = dict(state["precisions"])
+        self.precisions = dict(state.get("precisions", {}))  # older checkpoints have none
         if self.judge is not None and state["judge"] is not None:
             self.judge.load_state(state["judge"])
 

@@ -108,7 +108,8 @@ class PanelJudge:
     def load_state(self, state: dict[str, Any]) -> None:
         """Resume from the result of `state`."""
         self.watch.load_state(state)
-        self.pixel = dict(state["pixel"])
+        # Older checkpoints have none; it is measured again.
+        self.pixel = dict(state.get("pixel", {}))
 
 
 def _folded(images: Tensor) -> Tensor:
