@@ -98,7 +98,8 @@ def _end_on_term() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-_NUM_CPUS = 4
+# Ray starts up to a process for each of its CPUs, at seconds of imports each.
+_LOCAL_CPUS, _CLUSTER_CPUS = 2, 4
 _OBJECT_STORE_BYTES = 200 << 20
 
 
@@ -178,7 +179,7 @@ def ray_local() -> Iterator[None]:
     # Without the dashboard, Tune over Train leaks placement groups and waits for ever.
     ray.init(
         "local",
-        num_cpus=_NUM_CPUS,
+        num_cpus=_LOCAL_CPUS,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=True,
         log_to_driver=False,
@@ -196,7 +197,7 @@ def ray_local() -> Iterator[None]:
 def _ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
     service = services.start_ray_head(
         tmp_path_factory.mktemp("ray"),
-        num_cpus=_NUM_CPUS,
+        num_cpus=_CLUSTER_CPUS,
         cwd=ROOT,
         token=_TOKEN,
         object_store_bytes=_OBJECT_STORE_BYTES,
