@@ -194,10 +194,13 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+def _ray_head(
+    _s3_service: services.Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[services.Service]:
     service = services.start_ray_head(
         tmp_path_factory.mktemp("ray"),
         num_cpus=_CLUSTER_CPUS,
+        env=_s3_service.env,
         cwd=ROOT,
         token=_TOKEN,
         object_store_bytes=_OBJECT_STORE_BYTES,
@@ -210,8 +213,8 @@ def _ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Ser
 def ray_cluster(_ray_head: services.Service, monkeypatch: pytest.MonkeyPatch) -> services.Service:
     """A cluster of its own processes that takes jobs and does not have glioray installed.
 
-    The environment is that of a client: `ray job submit` reaches it. What a job needs beyond that goes
-    through `--runtime-env-json`, as on any cluster.
+    The environment is that of a client: `ray job submit` reaches it. Its nodes have the keys of S3. What a job needs
+    beyond that goes through `--runtime-env-json`, as on any cluster.
     """
     for name, value in _ray_head.env.items():
         # In a driver of this process RAY_ADDRESS would take `ray_local`'s place.

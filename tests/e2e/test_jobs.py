@@ -14,9 +14,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 import services
 from mlflow.tracking import MlflowClient
 
+import leaks
 from glioray.engine.on_mlflow.provenance import code_tags
 from glioray.errors import GliorayError
 from glioray.storage import open_storage
@@ -47,6 +49,7 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     bucket: str,
     mlflow_server: str,
     ray_cluster: services.Service,
+    request: pytest.FixtureRequest,
 ):
     data, out = open_storage(f"s3://{bucket}/brats"), f"s3://{bucket}/out"
     for path in sorted(phantom_data.rglob("BraTS2021_9000[015]_*.nii.gz")):
@@ -58,9 +61,9 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
         data.write(item.key.replace("BraTS2021_90000", "BraTS2021_99999"), data.read(item.key))
     data.write(bad, data.read(whole)[:2000])
 
-    variables = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))}
-    variables |= {"GLIORAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
-    runtime_env = json.dumps({"env_vars": variables})
+    # The nodes have the keys of S3; in a job's environment Ray would show them.
+    variables = {"GLIORAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    runtime_env = json.dumps({"env_vars": variables | {"MLFLOW_TRACKING_URI": mlflow_server}})
     # The `ray` that users type, on this Python.
     ray = tmp_path / "bin" / "ray"
     ray.parent.mkdir()
@@ -68,14 +71,19 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     (ray.parent / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (ray.parent / "python").chmod(0o755)
 
+    outputs: list[tuple[str, bytes]] = []
+
     def submit(*command: str, code: int = 0) -> tuple[dict[str, Any], str]:
         done = subprocess.run(
             ["bash", ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime_env, "--", "python", *command],
             cwd=repo, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == code, done.stdout[-5000:] + done.stderr[-3000:]
+        outputs.append((" ".join(command), f"{done.stdout}{done.stderr}".encode()))
         return last_json(done.stdout), done.stdout
 
+    arguments = leaks.Arguments(ray_cluster.pid)
+    arguments.start()
     prepared, report = submit(
         "jobs/prepare.py", "--data", data.uri, "--out", f"{out}/manifest", "--report", code=1
     )
@@ -143,6 +151,21 @@ def test_the_chain_from_a_bucket_to_a_champion_on_a_cluster_without_glioray(
     assert mask.shape == image.shape
     assert np.array_equal(mask.affine, image.affine)
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 4}
+
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    jobs = f"{ray_cluster.address}/api/jobs/"
+    assert requests.get(jobs, timeout=30).status_code == 401
+    shown = requests.get(jobs, timeout=30, headers={"Authorization": f"Bearer {token}"})
+    places = {
+        "the jobs' outputs": iter(outputs),
+        "the job server": iter([(jobs, shown.content)]),
+        "arguments": arguments.end(),
+        "Ray's files": leaks.read_folder(ray_cluster.scratch[0]),
+        "the storage": leaks.read_objects(f"s3://{bucket}"),
+        "MLflow": leaks.read_folder(request.getfixturevalue("_mlflow_service").log.parent),
+    }
+    secrets = {"the key of S3": os.environ["AWS_SECRET_ACCESS_KEY"], "the cluster's token": token}
+    assert leaks.find_secrets(places, secrets, named=bucket) == []
 
 
 def test_a_local_run_needs_neither_cluster_nor_mlflow_server(
