@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray.dashboard.modules.metrics.dashboards as ray_dashboards
@@ -132,9 +133,10 @@ def _ours(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
 
     def make(*endings: str) -> Any:
-        def metric(name: str, text: str, *rest: Any) -> None:
+        def metric(name: str, text: str, *rest: Any) -> Mock:
             for ending in endings:
                 found[f"ray_{name}{ending}"] = set(rest[-1]) | ({"le"} if ending == "_bucket" else set())
+            return Mock()
 
         return metric
 
@@ -144,6 +146,7 @@ def _ours(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
             monkeypatch.setattr(module, kind, make(*endings), raising=False)
     RayRecorder()
     gauges.RunGauges("task", "run")
+    gauges.count_end("task", "complete")
     return found
 
 
