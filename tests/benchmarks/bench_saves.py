@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--recipe", default="unet_brats")
     parser.add_argument("--steps", type=int, default=300, help="of each run")
     parser.add_argument("--every", type=float, default=60, help="seconds from save to save")
     parser.add_argument("--rounds", type=int, default=3)
@@ -100,7 +101,7 @@ def read_manifest() -> Manifest:
 def plan_run(
     scratch: Path, manifest: Manifest, name: str, args: argparse.Namespace, save_minutes: float
 ) -> RunPlan:
-    """One epoch of a U-Net, of which each step takes two slices."""
+    """One epoch of a recipe, of which each step takes two slices."""
     settings = {
         "train.max_epochs": 1,
         "train.num_validations": 1,
@@ -108,7 +109,7 @@ def plan_run(
         "train.precision": "fp32",
         "sample.steps_per_epoch": args.steps,
     }
-    config = with_settings(build_recipe("unet_brats"), settings)
+    config = with_settings(build_recipe(args.recipe), settings)
     return RunPlan(
         task=load_task(config.task),
         config=config,
