@@ -141,9 +141,6 @@ def collapse_report(
     return CollapseReport(score, reason, components, values, is_finite)
 
 
-_VERDICTS = {False: "healthy", True: "collapsed"}
-
-
 class CollapseWatch:
     """Decides whether a run has collapsed or died, from its evaluations in order.
 
@@ -222,7 +219,10 @@ class CollapseWatch:
         self._recent = [float(score) for score in state["recent"]]
         # Older checkpoints know no dead runs.
         self._dead = [float(score) for score in state.get("dead", [0.0] * len(self._recent))]
-        self.verdict = str(state["verdict"] if "verdict" in state else _VERDICTS[state["is_collapsed"]])
+        if "verdict" in state:
+            self.verdict = str(state["verdict"])
+        else:
+            self.verdict = "collapsed" if state["is_collapsed"] else "healthy"
 
 
 def _upsample(images: Tensor, size: tuple[int, int]) -> Tensor:
