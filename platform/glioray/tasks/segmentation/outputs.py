@@ -140,8 +140,16 @@ class Outputs:
         assert self.uncertainty is not None
         maps = {f"probability_{region}": values for region, values in self.probs.items()}
         maps["uncertainty"] = self.uncertainty
-        # Of 256 values a file has a tenth of the size.
         return {
-            f"{name}.nii.gz": encode_map(np.rint(255 * values) / 255, like=self.case.reference)
+            f"{name}.nii.gz": encode_map(round_map(values), like=self.case.reference)
             for name, values in maps.items()
         }
+
+
+def round_map(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities in steps of 1/255, which a file holds in a tenth of the size.
+
+    Halves go down, so that the same voxels are above .5 as before.
+    """
+    rounded: NDArray[np.float32] = np.ceil(255 * values - np.float32(0.5)) / np.float32(255)
+    return rounded
