@@ -172,11 +172,16 @@ def start_ray_worker(
 
 
 def start_s3(
-    folder: Path, buckets: Sequence[str], access_key: str | None = None, secret_key: str | None = None
+    folder: Path,
+    buckets: Sequence[str],
+    access_key: str | None = None,
+    secret_key: str | None = None,
+    *,
+    port: int | None = None,
 ) -> Service:
     """Start an S3 server (SeaweedFS) that keeps its objects in `folder`, with `buckets` in it.
 
-    Keys that are not given are made up; nobody gets in without them.
+    Keys that are not given are made up; nobody gets in without them. Without `port`, a free one is taken.
     """
     folder = make_folder(folder)
     access_key, secret_key = access_key or secrets.token_hex(10), secret_key or secrets.token_hex(20)
@@ -191,6 +196,7 @@ def start_s3(
     keys = "".join(f'[{section}]\nkey = "{secrets.token_hex(32)}"\n' for section in sections)
     write_secret(folder / "security.toml", keys)
     s3, master, volume, filer, admin = free_ports(5)
+    s3 = port or s3
     sockets = make_private_folder()
     # fmt: off
     command = [

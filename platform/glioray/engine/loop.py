@@ -28,9 +28,14 @@ CLOCKS = ("minutes", "slices_per_s", "step_s", "wait_s", "validation_s")
 """Metrics of a validation that depend on the machine; all others of a run that is repeated are equal."""
 _NUM_SHOWN = 4
 """Metrics of a validation that its line names, its first ones; the log has all."""
+# Clouds give half a minute to two minutes' notice.
+_LOOK_S, _LEAVING_EVERY_S = 5.0, 10.0
 
 Report = Callable[[dict[str, float]], None]
 """Called by every rank, equally often: after each epoch that was validated and saved."""
+
+IsLeaving = Callable[[], bool]
+"""Whether a node of the run is about to be taken away; called by every rank, equally often, and equal on all."""
 
 
 class Learner(Protocol):
@@ -99,6 +104,7 @@ def fit(
     *,
     save_every_s: float = 300.0,
     report_saved: bool = True,
+    is_leaving: IsLeaving = lambda: False,
 ) -> dict[str, float]:
     """Train until the epochs or the minutes are over, resuming from the newest state in the storage.
 
@@ -116,6 +122,7 @@ def fit(
         save_every_s: seconds between two saves of the training state, so that a run that dies loses no more.
         report_saved: whether a validation's checkpoint is in the storage before it is reported; else training goes on
             while it is written.
+        is_leaving: asked every few seconds; where it says so, the state is saved every ten seconds from then on.
 
     Returns: the metrics of the last epoch.
 
@@ -124,7 +131,8 @@ def fit(
         StorageError: a checkpoint cannot be written.
     """
     with closing(Saver(storage)) as saver:
-        return _fit(learner, feed, config, saver, ranks, report, save_every_s, report_saved)
+        timer = _SaveTimer(save_every_s, is_leaving)
+        return _fit(learner, feed, config, saver, ranks, report, timer, report_saved)
 
 
 def _fit(
@@ -134,7 +142,7 @@ def _fit(
     saver: Saver,
     ranks: Ranks,
     report: Report,
-    save_every_s: float,
+    timer: _SaveTimer,
     report_saved: bool,
 ) -> dict[str, float]:
     num_steps = config.max_epochs * feed.num_steps
@@ -193,7 +201,7 @@ def _fit(
     validated = done = progress()
     if saved is not None and "rows" in saved:
         validated = metrics.get("progress", 0.0)
-    timer = _SaveTimer(save_every_s, step)
+    timer.restart(step)
     # At least one step, however short the time, so that there is a model. A run whose time was cut below what it has
     # already used takes one more, so that it is finished.
     while not learner.stopped and (done < 1 or metrics.get("progress", 0.0) < 1):
@@ -258,12 +266,13 @@ class _SaveTimer:
     """Decides, alike on all ranks, at which steps a run saves its state between checkpoints.
 
     The first rank's clock counts. The ranks agree on the step at which they next look at it, halfway to where the next
-    save is expected, so that at most steps they ask nobody.
+    save is expected or some seconds ahead, so that at most steps they ask nobody.
     """
 
-    def __init__(self, every_s: float, step: int) -> None:
-        self.every_s = every_s
-        self.restart(step)
+    def __init__(self, every_s: float, is_leaving: IsLeaving) -> None:
+        self.every_s, self.is_leaving = every_s, is_leaving
+        self.leaves, self.next_ask = False, 0
+        self.restart(0)
 
     def restart(self, step: int) -> None:
         """A save has begun after this step."""
@@ -273,11 +282,26 @@ class _SaveTimer:
         """Whether to save after this step; not while the last save is still being written."""
         if step < self.next_look:
             return False
-        passed_s = max(time.monotonic() - self.began, 1e-9)
-        steps_left = (self.every_s - passed_s) * (step - self.began_step) / passed_s
-        ahead = from_first(max(math.ceil(steps_left / 2), 1 if saver.is_busy else 0))
-        self.next_look = step + int(ahead)
-        return ahead <= 0
+        # Negative while the first rank still writes.
+        passed_s = from_first(max(time.monotonic() - self.began, 1e-9) * (-1 if saver.is_busy else 1))
+        is_busy, passed_s = passed_s < 0, abs(passed_s)
+        steps_per_s = (step - self.began_step) / passed_s
+        num_ahead = math.ceil(_LOOK_S * steps_per_s)
+        if not self.leaves and step >= self.next_ask:
+            self.next_ask = step + num_ahead
+            self._ask()
+        every_s = min(self.every_s, _LEAVING_EVERY_S) if self.leaves else self.every_s
+        steps_left = (every_s - passed_s) * steps_per_s
+        self.next_look = step + max(1, min(math.ceil(steps_left / 2), num_ahead))
+        return steps_left <= 0 and not is_busy
+
+    def _ask(self) -> None:
+        self.leaves = self.is_leaving()
+        if self.leaves:
+            _log.warning(
+                "a node of this run is about to be taken away: its state is saved every %g s",
+                _LEAVING_EVERY_S,
+            )
 
 
 def check_finite(name: str, value: float) -> float:

@@ -22,7 +22,7 @@ from glioray.cases.manifest import CaseEntry, Manifest
 from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import fetch_model, kept_folders, latest_folder
 from glioray.engine.collectives import Ranks, barrier
-from glioray.engine.loop import Report, fit
+from glioray.engine.loop import IsLeaving, Report, fit
 from glioray.engine.package import SPEC_FILE
 from glioray.engine.task import Prepared, Task
 from glioray.engine.workers import Workers
@@ -87,7 +87,13 @@ class RunPlan:
     workers: Workers = field(default_factory=Workers)
 
 
-def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = None) -> dict[str, object]:
+def train_run(
+    plan: RunPlan,
+    ranks: Ranks,
+    fill: Fill,
+    report: Report | None = None,
+    is_leaving: IsLeaving = lambda: False,
+) -> dict[str, object]:
     """Train, or resume, a run on this rank; the first rank tracks it in MLflow.
 
     Args:
@@ -95,6 +101,7 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
         ranks: all ranks of the run, and which one this is.
         fill: brings cases into this node's slice cache.
         report: called with the metrics of each validation, on every rank.
+        is_leaving: whether a node of the run is about to be taken away, as `engine.loop.fit` asks.
 
     Returns: on every rank `metrics` (of the last validation, `slices_per_s`, ...), where the run ended early `stopped`
     (why), and where it went without cases `left_out` (case id -> why it could not be decoded); on the first one also `run_id`, `run_url` (None where no server shows it) and `model`, the
@@ -134,6 +141,7 @@ def train_run(plan: RunPlan, ranks: Ranks, fill: Fill, report: Report | None = N
                 save_every_s=60 * plan.save_minutes,
                 # A trial may be stopped, or another continue from its checkpoint, as soon as it has reported.
                 report_saved=plan.kind == "trial",
+                is_leaving=is_leaving,
             )
             barrier()
             result: dict[str, object] = {"metrics": metrics}

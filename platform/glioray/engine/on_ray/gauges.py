@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ray.util.metrics import Counter, Gauge
 
 from glioray.engine.collectives import Ranks
-from glioray.engine.loop import Report
+from glioray.engine.loop import IsLeaving, Report
 from glioray.engine.on_ray.placement import fill_cache
 from glioray.engine.run import RunPlan, train_run
 
@@ -51,10 +51,12 @@ class RunGauges:
                 gauge.set(metrics[key], self.tags)
 
 
-def train_measured(plan: RunPlan, ranks: Ranks, report: Report | None = None) -> dict[str, object]:
+def train_measured(
+    plan: RunPlan, ranks: Ranks, report: Report | None = None, is_leaving: IsLeaving = lambda: False
+) -> dict[str, object]:
     """Train a run as `train_run` does, with cases brought by Ray; its first rank also sets the gauges."""
     if not ranks.is_first:
-        return train_run(plan, ranks, fill_cache, report)
+        return train_run(plan, ranks, fill_cache, report, is_leaving)
     gauges = RunGauges(plan.task.name, plan.run_name)
 
     def both(metrics: dict[str, float]) -> None:
@@ -63,7 +65,7 @@ def train_measured(plan: RunPlan, ranks: Ranks, report: Report | None = None) ->
             report(metrics)
 
     try:
-        result = train_run(plan, ranks, fill_cache, both)
+        result = train_run(plan, ranks, fill_cache, both, is_leaving)
     except Exception as error:
         count_end(plan.task.name, "failed", type(error).__name__)
         raise

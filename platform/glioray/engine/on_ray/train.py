@@ -114,6 +114,12 @@ def _train_worker(settings: dict[str, Any]) -> None:
     )
     plan: RunPlan = dataclasses.replace(settings["plan"], num_threads=settings["num_threads"])
     to_report = settings["to_report"]
-    result = train_measured(plan, ranks, lambda metrics: ray.train.report(to_report(metrics)))
+    result = train_measured(
+        plan,
+        ranks,
+        lambda metrics: ray.train.report(to_report(metrics)),
+        # Where Ray is told that a node will be taken away, as clouds do with spot instances.
+        is_leaving=lambda: ray.train.get_preemption_info() is not None,
+    )
     if ranks.is_first:
         open_storage(plan.storage).write(RESULT_FILE, json.dumps(result).encode())

@@ -1,0 +1,488 @@
+#!/usr/bin/env python3
+"""Chaos: jobs on a cluster of several nodes, of which nodes, processes and servers are killed at random moments.
+
+    GLIORAY_REAL_DATA=DIR python tests/benchmarks/chaos.py --kinds ddp sweep gan --rounds 9
+    GLIORAY_REAL_DATA=DIR python tests/benchmarks/chaos.py --kinds ddp --rounds 0 --kills 20
+
+Data, runs and MLflow's artifacts lie on an S3 server; the head takes no work. Each kind of job first runs once in peace. In
+a round it runs again while faults come at random moments: a node is killed (and another one, with an empty disk, joins
+seconds later), or taken away with notice, a trial's or rank's process is killed, S3 or MLflow is killed and started again. With `--kills` it is the
+job's driver that is killed, so many times in all, and the same command is submitted again each time.
+
+A round passes when the job succeeds, every result equals that of the run in peace, MLflow has one run of each name and
+none that still runs, every pointer on the storage names whole objects, and no node read a case's file twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import brats_folder, refuse
+from serving import ROOT, running, services
+
+from glioray.cases.nifti import encode_volume, read_volume
+from glioray.engine.checkpoint import LATEST, PROGRESS, fetch_model, kept_folders, load_state
+from glioray.storage import open_storage
+
+JOB_S = 1500
+NOTICE_S = 20
+_SETTINGS = "train.precision=fp32", "train.num_validations=4"
+KINDS = {
+    "ddp": [
+        "train_unet.py", "--recipe", "unet_tiny", "--workers", "2", "--max-epochs", "8",
+        "--set", "sample.steps_per_epoch=40",
+    ],
+    "sweep": [
+        "tune_unet.py", "--recipe", "unet_tiny", "--trials", "3", "--concurrent", "2", "--max-epochs", "6",
+        "--set", "sample.steps_per_epoch=40", "--search", "none", "--search", "optim.lr=0.001,0.005,0.02",
+        "--point", "optim.lr=0.005", "--point", "optim.lr=0.001", "--point", "optim.lr=0.02", "--name", "segmenter",
+    ],
+    "gan": [
+        "tune_gan.py", "--recipe", "mri_tiny", "--trials", "3", "--concurrent", "2", "--max-epochs", "6",
+        "--set", "sample.steps_per_epoch=20", "--search", "none",
+        "--search", "optim_g.lr=0.0002,0.0005,0.1", "--point", "optim_g.lr=0.0002",
+        "--point", "optim_g.lr=0.0005", "--point", "optim_g.lr=0.1", "--name", "resolver",
+    ],
+}  # fmt: skip
+# In every Python of a job: notes each T1 that is fetched, in a file on the node's own disk.
+_NOTE_READS = """
+import os, sys
+
+def note(event, args):
+    if event == "http.client.send" and args[1].startswith(b"GET ") and b"_t1.nii.gz" in args[1].split(b"?")[0]:
+        reads = os.open(os.path.join(os.environ["NODE_DISK"], "reads"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(reads, args[1].split()[1].split(b"?")[0].rsplit(b"/", 1)[1] + b"\\n")
+        os.close(reads)
+
+if "NODE_DISK" in os.environ:
+    sys.addaudithook(note)
+"""
+
+
+class Parts:
+    """A cluster with its servers, each of which can be killed and started again."""
+
+    def __init__(self, folder: Path, num_nodes: int) -> None:
+        self.folder, self._num_started = folder, 0
+        self.s3 = services.start_s3(folder / "s3", ["data", "runs", "mlflow"])
+        os.environ |= self.s3.env
+        self.mlflow = services.start_mlflow(folder / "mlflow", artifacts="s3://mlflow/artifacts")
+        os.environ |= self.mlflow.env
+        self.head = services.start_ray_head(
+            folder / "head",
+            0,
+            env=disk_of(folder / "head"),
+            object_store_bytes=200 << 20,
+            several_nodes=True,
+        )
+        os.environ |= {name: value for name, value in self.head.env.items() if name != "RAY_ADDRESS"}
+        self.nodes = [self.start_node() for _ in range(num_nodes)]
+
+    def start_node(self) -> services.Service:
+        """A node with one CPU and a disk of its own."""
+        self._num_started += 1
+        disk = self.folder / f"node-{self._num_started}"
+        disk.mkdir()
+        return services.start_ray_worker(
+            disk, self.head, 1, env=disk_of(disk), object_store_bytes=200 << 20
+        )
+
+    def stop(self) -> None:
+        for service in (*self.nodes, self.head, self.mlflow, self.s3):
+            service.stop()
+
+    def kill_node(self, pause_s: float, place: int | None = None) -> str:
+        """Kill a node, and start another after a pause."""
+        place = random.randrange(len(self.nodes)) if place is None else place
+        kill_family(self.nodes[place])
+        self.nodes[place].stop()
+        time.sleep(pause_s)
+        self.nodes[place] = self.start_node()
+        return f"a node was killed; another one joined after {pause_s:.0f} s"
+
+    def take_node(self, pause_s: float) -> str:
+        """Announce to Ray that a node will be taken away, as clouds do with spot instances, and do so."""
+        place = random.randrange(len(self.nodes))
+        raylet = next(
+            word.partition("=")[2]
+            for process in family(self.nodes[place])
+            for word in process.cmdline()
+            if word.startswith("--node_id=")
+        )
+        # fmt: off
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.head.env["RAY_ADDRESS"],
+            "--node-id", raylet, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away",
+            "--deadline-remaining-seconds", str(NOTICE_S),
+        ]
+        # fmt: on
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(NOTICE_S)
+        return f"with {NOTICE_S} s notice, {self.kill_node(pause_s, place)}"
+
+    def kill_worker(self, pause_s: float) -> str:
+        """Kill a process that trains."""
+        found = [
+            process
+            for node in self.nodes
+            for process in family(node)
+            if is_training(process)
+        ]  # fmt: skip
+        if not found:
+            return "no process trained that could be killed"
+        random.choice(found).kill()
+        return "a process that trains was killed"
+
+    def restart_s3(self, pause_s: float) -> str:
+        kill_family(self.s3)
+        self.s3.stop()
+        time.sleep(pause_s)
+        port = int(self.s3.address.rpartition(":")[2])
+        keys = self.s3.env["AWS_ACCESS_KEY_ID"], self.s3.env["AWS_SECRET_ACCESS_KEY"]
+        self.s3 = services.start_s3(self.folder / "s3", ["data", "runs", "mlflow"], *keys, port=port)
+        return f"S3 was killed and started again after {pause_s:.0f} s"
+
+    def restart_mlflow(self, pause_s: float) -> str:
+        kill_family(self.mlflow)
+        self.mlflow.stop()
+        time.sleep(pause_s)
+        port = int(self.mlflow.address.rpartition(":")[2])
+        self.mlflow = services.start_mlflow(self.folder / "mlflow", port, artifacts="s3://mlflow/artifacts")
+        return f"MLflow was killed and started again after {pause_s:.0f} s"
+
+
+def disk_of(folder: Path) -> dict[str, str]:
+    """Variables of a node; in a job's environment, Ray would put the head's folder in the place of `$NODE_DISK`."""
+    return {"NODE_DISK": str(folder), "GLIORAY_CACHE": "$NODE_DISK/slices"}
+
+
+def family(service: services.Service) -> list[psutil.Process]:
+    """The processes of a service."""
+    try:
+        leader = psutil.Process(service.pid)
+        return [leader, *leader.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_family(service: services.Service) -> None:
+    """Kill a service's processes, with no time for a last word."""
+    for process in family(service):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def is_training(process: psutil.Process) -> bool:
+    """Whether a process is a rank or a trial that works."""
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return title.startswith("ray::") and ("RayTrainWorker" in title or ".train" in title)
+
+
+def find_driver(run_name: str) -> psutil.Process | None:
+    """The process of a job's own script."""
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if len(command) > 1 and command[1].startswith("jobs/") and run_name in command:
+            return process
+    return None
+
+
+class Jobs:
+    """Submits jobs and reads what they answer."""
+
+    def __init__(self, parts: Parts, hook: Path) -> None:
+        # Imported here: it reads the token's variables.
+        from ray.job_submission import JobSubmissionClient
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+
+        self.client = JobSubmissionClient(parts.head.address)
+        self.variables = {
+            "PYTHONPATH": str(hook),
+            "MLFLOW_TRACKING_URI": parts.mlflow.address,
+            "HOME": str(parts.folder),
+        }
+        self.folder = parts.folder
+
+    def submit(self, *command: str) -> str:
+        return str(
+            self.client.submit_job(
+                entrypoint="python jobs/" + " ".join(command),
+                runtime_env={"working_dir": str(ROOT), "env_vars": self.variables},
+            )
+        )
+
+    def state(self, job: str) -> str:
+        return str(self.client.get_job_status(job).value)
+
+    def wait(self, job: str, deadline_s: float = JOB_S) -> str:
+        end = time.monotonic() + deadline_s
+        while self.state(job) in ("PENDING", "RUNNING"):
+            if time.monotonic() > end:
+                self.client.stop_job(job)
+                return f"STILL RUNNING AFTER {deadline_s:.0f} s"
+            time.sleep(0.5)
+        return self.state(job)
+
+    def answer(self, job: str) -> dict[str, Any]:
+        log = self.log(job)
+        line = next((line for line in reversed(log.splitlines()) if line.startswith("{")), "{}")
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    def log(self, job: str) -> str:
+        log = self.client.get_job_logs(job)
+        (self.folder / f"{job}.log").write_text(log)
+        return str(log)
+
+
+def command_of(kind: str, manifest: str, run_name: str) -> list[str]:
+    """A job's script and flags."""
+    sets = [flag for setting in _SETTINGS for flag in ("--set", setting)]
+    place = ["--data", manifest, "--storage", "s3://runs", "--experiment", "chaos", "--run-name", run_name]
+    return [*KINDS[kind], *place, *sets, "--worker-cpus", "1", "--save-minutes", "0.05"]
+
+
+def results_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on faults: the metrics of a run, or of a search's trials what ended each and its objective."""
+    if "trials" in answer:
+        return {
+            json.dumps(row["settings"], sort_keys=True): (row["percent"], row["objective"])
+            for row in answer["trials"]
+        }
+    untimed = ("minutes", "_s", "per_s", "slices")
+    return {
+        name: value for name, value in answer["metrics"].items() if not any(part in name for part in untimed)
+    }
+
+
+def compare(quiet: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """How results differ."""
+    problems = [f"{name} is in one of the two alone" for name in quiet.keys() ^ found.keys()]
+    for name in quiet.keys() & found.keys():
+        if quiet[name] != found[name]:
+            problems.append(f"{name}: {found[name]} where {quiet[name]} was found in peace")
+    return problems
+
+
+def check_mlflow(run_name: str) -> list[str]:
+    """What is wrong with a job's runs in MLflow."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("chaos")
+    if experiment is None:
+        return ["MLflow has no experiment"]
+    found = [
+        run
+        for run in client.search_runs([experiment.experiment_id], max_results=1000)
+        if str(run.info.run_name).startswith(run_name)
+    ]
+    counts = Counter(run.info.run_name for run in found)
+    problems = [f"{count} runs are named {name}" for name, count in counts.items() if count > 1]
+    problems += [
+        f"{run.info.run_name} is {run.info.status}" for run in found if run.info.status != "FINISHED"
+    ]
+    return problems if found else ["MLflow has no run"]
+
+
+def check_storage(run_name: str, scratch: Path) -> list[str]:
+    """Which pointers of a job name something that is not whole."""
+    keys = [item.key for item in open_storage("s3://runs").list(f"{run_name}/")]
+    problems = []
+    folders = {key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] in (LATEST, PROGRESS)}
+    for folder in sorted(folders):
+        storage = open_storage(f"s3://runs/{folder}")
+        try:
+            load_state(storage)
+            for kept in kept_folders(storage):
+                fetch_model(storage, Path(tempfile.mkdtemp(dir=scratch)), kept)
+        except Exception as error:
+            problems.append(f"{folder}: {error}")
+    return problems if folders else ["nothing was saved"]
+
+
+def check_reads(parts: Parts, had_s3_restart: bool) -> list[str]:
+    """Which nodes read a file twice since the last check; a read that S3's end broke off may be repeated."""
+    problems = []
+    for file in parts.folder.glob("*/reads"):
+        counts = Counter(file.read_text().split())
+        file.unlink()
+        if not had_s3_restart:
+            problems += [
+                f"{file.parent.name} read {name} {count} times" for name, count in counts.items() if count > 1
+            ]
+    return problems
+
+
+def empty_caches(parts: Parts) -> None:
+    """Make each round decode anew."""
+    for folder in parts.folder.glob("*/slices"):
+        folder.rename(folder.with_name(f"old-{time.monotonic_ns()}"))
+
+
+def copy_cases(number: int, stride: int) -> None:
+    """Put real cases, of which every so many voxels are kept, into the bucket."""
+    storage = open_storage("s3://data/brats")
+    for case in sorted(brats_folder().iterdir())[:number]:
+        for file in sorted(case.glob("*.nii.gz")):
+            volume = read_volume(file.read_bytes(), name=file.name)
+            array = volume.array[::stride, ::stride, ::stride]
+            affine = volume.affine.copy()
+            affine[:3, :3] *= stride
+            storage.write(f"{case.name}/{file.name}", encode_volume(array, affine))
+
+
+def run_with_faults(
+    parts: Parts, jobs: Jobs, command: Sequence[str], duration_s: float, num_faults: int
+) -> tuple[str, list[str]]:
+    """Run a job while faults come; returns its last state's job and what happened."""
+    faults: list[Callable[[float], str]] = [
+        parts.kill_node, parts.take_node, parts.kill_worker, parts.restart_s3, parts.restart_mlflow,
+    ]  # fmt: skip
+    moments = sorted(random.uniform(10, duration_s) for _ in range(num_faults))
+    chosen = random.sample(faults, num_faults)
+    began, told = time.monotonic(), list[str]()
+    job = jobs.submit(*command)
+    for moment, fault in zip(moments, chosen, strict=True):
+        while time.monotonic() < began + moment and jobs.state(job) in ("PENDING", "RUNNING"):
+            time.sleep(0.2)
+        at = time.monotonic() - began
+        if jobs.state(job) not in ("PENDING", "RUNNING"):
+            break
+        told.append(f"{at:.0f} s: {fault(random.uniform(3, 15))}")
+    jobs.wait(job)
+    return job, told
+
+
+def run_with_kills(
+    jobs: Jobs, command: Sequence[str], run_name: str, num_kills: int
+) -> tuple[str, list[str]]:
+    """Run a job whose driver is killed, and submit it again each time, until it ends by itself."""
+    told = list[str]()
+    while True:
+        job, began = jobs.submit(*command), time.monotonic()
+        # A driver before its first save has nothing to lose: half of the moments are counted from the first step.
+        moment = random.uniform(12, 40)
+        while jobs.state(job) in ("PENDING", "RUNNING") and time.monotonic() < began + moment:
+            time.sleep(0.2)
+        driver = find_driver(run_name) if len(told) < num_kills else None
+        if driver is None:
+            jobs.wait(job)
+            return job, told
+        driver.kill()
+        state = jobs.wait(job, 120)
+        step = saved_step(run_name)
+        told.append(
+            f"{moment:.1f} s after it was submitted the driver was killed: {state}, step {step} saved"
+        )
+
+
+def saved_step(run_name: str) -> int:
+    """The newest step that a run has saved."""
+    storage = open_storage(f"s3://runs/{run_name}")
+    found = [json.loads(storage.read(name))["step"] for name in (LATEST, PROGRESS) if storage.exists(name)]
+    return max(map(int, found), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--rounds", type=int, default=9, help="with faults, of all kinds together")
+    parser.add_argument("--faults", type=int, default=2, help="of a round, each of another kind; at most 5")
+    parser.add_argument("--kills", type=int, default=0, help="of a driver, of the first kind")
+    parser.add_argument("--nodes", type=int, default=3, help="that take work, of one CPU each")
+    parser.add_argument("--cases", type=int, default=5)
+    parser.add_argument("--stride", type=int, default=3, help="of the voxels that are kept, along each axis")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for logs and data, in place of a temporary one")
+    args = parser.parse_args()
+    if not 1 <= args.faults <= 5 or min(args.nodes, args.cases, args.stride) < 1:
+        refuse("--faults is 1 to 5, and other numbers are at least 1")
+    random.seed(args.seed)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        folder = args.keep or Path(scratch)
+        (folder / "hook").mkdir(parents=True)
+        (folder / "hook" / "sitecustomize.py").write_text(_NOTE_READS)
+        parts = Parts(folder, args.nodes)
+        with running(parts):
+            passed = run_rounds(parts, Jobs(parts, folder / "hook"), args, Path(scratch))
+    raise SystemExit(0 if passed else 1)
+
+
+def run_rounds(parts: Parts, jobs: Jobs, args: argparse.Namespace, scratch: Path) -> bool:
+    """All that was asked for; returns whether everything passed."""
+    copy_cases(args.cases, args.stride)
+    prepared = jobs.submit("prepare.py", "--data", "s3://data/brats", "--out", "s3://data/manifest")
+    if jobs.wait(prepared) != "SUCCEEDED":
+        refuse(f"the manifest could not be made: {jobs.log(prepared)[-2000:]}")
+    manifest = jobs.answer(prepared)["manifest"]
+    check_reads(parts, had_s3_restart=True)
+    quiet, durations, outcomes = {}, {}, list[bool]()
+
+    def check(kind: str, run_name: str, job: str, told: Sequence[str], seconds: float) -> None:
+        state, answer = jobs.state(job), jobs.answer(job)
+        for line in told:
+            print(f"  {line}")
+        problems = [] if state == "SUCCEEDED" else [f"the job {job} is {state}"]
+        if not problems:
+            problems += compare(quiet[kind], results_of(answer))
+        problems += check_mlflow(run_name) + check_storage(run_name, scratch)
+        problems += check_reads(parts, had_s3_restart=any("S3" in line for line in told))
+        for problem in problems:
+            print(f"  WRONG: {problem}")
+        print(f"{run_name}: {'FAILED' if problems else 'passed'} in {seconds:.0f} s", flush=True)
+        outcomes.append(not problems)
+        empty_caches(parts)
+
+    for kind in args.kinds:
+        began, run_name = time.monotonic(), f"{kind}-quiet"
+        job = jobs.submit(*command_of(kind, manifest, run_name))
+        if jobs.wait(job) != "SUCCEEDED":
+            refuse(f"the run in peace failed: {jobs.log(job)[-3000:]}")
+        durations[kind] = time.monotonic() - began
+        quiet[kind] = results_of(jobs.answer(job))
+        check(kind, run_name, job, [f"in peace: {quiet[kind]}"], durations[kind])
+    for number in range(args.rounds):
+        kind = args.kinds[number % len(args.kinds)]
+        began, run_name = time.monotonic(), f"{kind}-round{number}"
+        job, told = run_with_faults(
+            parts, jobs, command_of(kind, manifest, run_name), durations[kind], args.faults
+        )
+        check(kind, run_name, job, told, time.monotonic() - began)
+    left, number = args.kills, 0
+    while left > 0:
+        kind, run_name, began = args.kinds[0], f"{args.kinds[0]}-kills{number}", time.monotonic()
+        job, told = run_with_kills(jobs, command_of(kind, manifest, run_name), run_name, left)
+        check(kind, run_name, job, told, time.monotonic() - began)
+        left, number = left - len(told), number + 1
+    line = {"rounds": len(outcomes), "passed": sum(outcomes), "seed": args.seed}
+    print(json.dumps(line))
+    return all(outcomes)
+
+
+if __name__ == "__main__":
+    main()
