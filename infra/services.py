@@ -159,7 +159,14 @@ def start_ray_worker(
     address = client_env.pop("RAY_ADDRESS")
     return _start_ray(
         "the Ray worker node",
-        ["--address", address, *_node_flags(agent, grpc, num_cpus, object_store_bytes)],
+        # A folder of its own: nodes that share the head's also share what jobs have uploaded, and one that ends removes it.
+        [
+            "--address",
+            address,
+            "--temp-dir",
+            str(temp),
+            *_node_flags(agent, grpc, num_cpus, object_store_bytes),
+        ],
         python=plain_python(temp),
         env={**(env or {}), **client_env},
         log=folder / f"ray-worker-{agent}.log",

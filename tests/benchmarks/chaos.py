@@ -10,7 +10,8 @@ seconds later), or taken away with notice, a trial's or rank's process is killed
 job's driver that is killed, so many times in all, and the same command is submitted again each time.
 
 A round passes when the job succeeds, every result equals that of the run in peace, MLflow has one run of each name and
-none that still runs, every pointer on the storage names whole objects, and no node read a case's file twice.
+none that still runs, every pointer on the storage names whole objects, and no node read a case's file twice. Ray Train
+tells nodes apart by their addresses, which are one here: the ranks of a run share a cache, which reads each file once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from typing import Any
 
 import psutil
 from measure import brats_folder, refuse
+from mlflow.tracking import MlflowClient
 from serving import ROOT, running, services
 
 from glioray.cases.nifti import encode_volume, read_volume
 from glioray.engine.checkpoint import LATEST, PROGRESS, fetch_model, kept_folders, load_state
+from glioray.engine.loop import CLOCKS
 from glioray.storage import open_storage
+
+# Of a run, or of each trial of a search: metric or epoch -> value.
+Results = dict[str, dict[Any, float]]
 
 JOB_S = 1500
 NOTICE_S = 20
@@ -48,13 +54,12 @@ KINDS = {
     "sweep": [
         "tune_unet.py", "--recipe", "unet_tiny", "--trials", "3", "--concurrent", "2", "--max-epochs", "6",
         "--set", "sample.steps_per_epoch=40", "--search", "none", "--search", "optim.lr=0.001,0.005,0.02",
-        "--point", "optim.lr=0.005", "--point", "optim.lr=0.001", "--point", "optim.lr=0.02", "--name", "segmenter",
+        "--point", "optim.lr=0.001", "--point", "optim.lr=0.02", "--name", "segmenter",
     ],
     "gan": [
         "tune_gan.py", "--recipe", "mri_tiny", "--trials", "3", "--concurrent", "2", "--max-epochs", "6",
         "--set", "sample.steps_per_epoch=20", "--search", "none",
-        "--search", "optim_g.lr=0.0002,0.0005,0.1", "--point", "optim_g.lr=0.0002",
-        "--point", "optim_g.lr=0.0005", "--point", "optim_g.lr=0.1", "--name", "resolver",
+        "--search", "optim_g.lr=0.0002,0.0005,0.1", "--point", "optim_g.lr=0.0005", "--point", "optim_g.lr=0.1", "--name", "resolver",
     ],
 }  # fmt: skip
 # In every Python of a job: notes each T1 that is fetched, in a file on the node's own disk.
@@ -75,8 +80,16 @@ if "NODE_DISK" in os.environ:
 class Parts:
     """A cluster with its servers, each of which can be killed and started again."""
 
-    def __init__(self, folder: Path, num_nodes: int) -> None:
-        self.folder, self._num_started = folder, 0
+    s3: services.Service
+    mlflow: services.Service
+    head: services.Service
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._num_started, self.nodes = folder, 0, list[services.Service]()
+
+    def start(self, num_nodes: int) -> None:
+        """Start the servers, a head without CPUs and the nodes."""
+        folder = self.folder
         self.s3 = services.start_s3(folder / "s3", ["data", "runs", "mlflow"])
         os.environ |= self.s3.env
         self.mlflow = services.start_mlflow(folder / "mlflow", artifacts="s3://mlflow/artifacts")
@@ -89,19 +102,19 @@ class Parts:
             several_nodes=True,
         )
         os.environ |= {name: value for name, value in self.head.env.items() if name != "RAY_ADDRESS"}
-        self.nodes = [self.start_node() for _ in range(num_nodes)]
+        for _ in range(num_nodes):
+            self.nodes.append(self.start_node())
 
     def start_node(self) -> services.Service:
         """A node with one CPU and a disk of its own."""
         self._num_started += 1
         disk = self.folder / f"node-{self._num_started}"
         disk.mkdir()
-        return services.start_ray_worker(
-            disk, self.head, 1, env=disk_of(disk), object_store_bytes=200 << 20
-        )
+        return services.start_ray_worker(disk, self.head, 1, env=disk_of(disk), object_store_bytes=200 << 20)
 
     def stop(self) -> None:
-        for service in (*self.nodes, self.head, self.mlflow, self.s3):
+        servers = [vars(self).get(name) for name in ("head", "mlflow", "s3")]
+        for service in filter(None, (*self.nodes, *servers)):
             service.stop()
 
     def kill_node(self, pause_s: float, place: int | None = None) -> str:
@@ -226,10 +239,11 @@ class Jobs:
         self.folder = parts.folder
 
     def submit(self, *command: str) -> str:
+        shared = {"GLIORAY_CACHE": str(self.folder / "shared" / "slices")} if "--workers" in command else {}
         return str(
             self.client.submit_job(
                 entrypoint="python jobs/" + " ".join(command),
-                runtime_env={"working_dir": str(ROOT), "env_vars": self.variables},
+                runtime_env={"working_dir": str(ROOT), "env_vars": self.variables | shared},
             )
         )
 
@@ -264,46 +278,50 @@ def command_of(kind: str, manifest: str, run_name: str) -> list[str]:
     return [*KINDS[kind], *place, *sets, "--worker-cpus", "1", "--save-minutes", "0.05"]
 
 
-def results_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on faults: the metrics of a run, or of a search's trials what ended each and its objective."""
-    if "trials" in answer:
-        return {
-            json.dumps(row["settings"], sort_keys=True): (row["percent"], row["objective"])
-            for row in answer["trials"]
-        }
-    untimed = ("minutes", "_s", "per_s", "slices")
-    return {
-        name: value for name, value in answer["metrics"].items() if not any(part in name for part in untimed)
-    }
+def results_of(answer: dict[str, Any], run_name: str) -> Results:
+    """What must not depend on faults: the metrics of a run, or of a search's trials each epoch's objective."""
+    if "trials" not in answer:
+        return {"run": {name: value for name, value in answer["metrics"].items() if name not in CLOCKS}}
+    client, found, results = MlflowClient(), find_runs(run_name), dict[str, dict[Any, float]]()
+    for row in answer["trials"]:
+        (run,) = [run for run in found if run.info.run_name.endswith(row["trial"])]
+        history = client.get_metric_history(run.info.run_id, "objective")
+        results[json.dumps(row["settings"])] = {metric.step: metric.value for metric in history}
+    return results
 
 
-def compare(quiet: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """How results differ."""
+def compare(quiet: Results, found: Results) -> list[str]:
+    """How results differ; how far a trial gets before ASHA stops it depends on which others were there before."""
     problems = [f"{name} is in one of the two alone" for name in quiet.keys() ^ found.keys()]
     for name in quiet.keys() & found.keys():
-        if quiet[name] != found[name]:
-            problems.append(f"{name}: {found[name]} where {quiet[name]} was found in peace")
+        shared = quiet[name].keys() & found[name].keys()
+        problems += [
+            f"{name}, {key}: {found[name][key]} where {quiet[name][key]} was found in peace"
+            for key in shared
+            if quiet[name][key] != found[name][key]
+        ]
+        if not shared:
+            problems.append(f"{name} has nothing to compare")
     return problems
+
+
+def find_runs(run_name: str) -> list[Any]:
+    """A job's runs in MLflow."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("chaos")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    return [run for run in runs if str(run.info.run_name).startswith(run_name)]
 
 
 def check_mlflow(run_name: str) -> list[str]:
     """What is wrong with a job's runs in MLflow."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name("chaos")
-    if experiment is None:
-        return ["MLflow has no experiment"]
-    found = [
-        run
-        for run in client.search_runs([experiment.experiment_id], max_results=1000)
-        if str(run.info.run_name).startswith(run_name)
-    ]
+    found = find_runs(run_name)
     counts = Counter(run.info.run_name for run in found)
     problems = [f"{count} runs are named {name}" for name, count in counts.items() if count > 1]
-    problems += [
-        f"{run.info.run_name} is {run.info.status}" for run in found if run.info.status != "FINISHED"
-    ]
+    # Trials that ASHA or their collapse score stops are "KILLED".
+    ended = {"FINISHED", "KILLED"}
+    problems += [f"{run.info.run_name} is {run.info.status}" for run in found if run.info.status not in ended]
     return problems if found else ["MLflow has no run"]
 
 
@@ -323,17 +341,22 @@ def check_storage(run_name: str, scratch: Path) -> list[str]:
     return problems if folders else ["nothing was saved"]
 
 
-def check_reads(parts: Parts, had_s3_restart: bool) -> list[str]:
-    """Which nodes read a file twice since the last check; a read that S3's end broke off may be repeated."""
-    problems = []
+def check_reads(parts: Parts, *, is_shared: bool, had_s3_restart: bool) -> list[str]:
+    """Which files a node, or with a shared cache any, read twice since the last check.
+
+    A read that S3's end broke off may be repeated.
+    """
+    counts: dict[str, Counter[str]] = {}
     for file in parts.folder.glob("*/reads"):
-        counts = Counter(file.read_text().split())
+        node = "all nodes" if is_shared else file.parent.name
+        counts.setdefault(node, Counter()).update(file.read_text().split())
         file.unlink()
-        if not had_s3_restart:
-            problems += [
-                f"{file.parent.name} read {name} {count} times" for name, count in counts.items() if count > 1
-            ]
-    return problems
+    return [
+        f"{node} read {name} {count} times"
+        for node, names in counts.items()
+        for name, count in names.items()
+        if count > 1 and not had_s3_restart
+    ]
 
 
 def empty_caches(parts: Parts) -> None:
@@ -426,9 +449,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         folder = args.keep or Path(scratch)
         (folder / "hook").mkdir(parents=True)
+        (folder / "shared").mkdir()
         (folder / "hook" / "sitecustomize.py").write_text(_NOTE_READS)
-        parts = Parts(folder, args.nodes)
+        parts = Parts(folder)
         with running(parts):
+            parts.start(args.nodes)
             passed = run_rounds(parts, Jobs(parts, folder / "hook"), args, Path(scratch))
     raise SystemExit(0 if passed else 1)
 
@@ -440,7 +465,7 @@ def run_rounds(parts: Parts, jobs: Jobs, args: argparse.Namespace, scratch: Path
     if jobs.wait(prepared) != "SUCCEEDED":
         refuse(f"the manifest could not be made: {jobs.log(prepared)[-2000:]}")
     manifest = jobs.answer(prepared)["manifest"]
-    check_reads(parts, had_s3_restart=True)
+    check_reads(parts, is_shared=True, had_s3_restart=True)
     quiet, durations, outcomes = {}, {}, list[bool]()
 
     def check(kind: str, run_name: str, job: str, told: Sequence[str], seconds: float) -> None:
@@ -449,9 +474,11 @@ def run_rounds(parts: Parts, jobs: Jobs, args: argparse.Namespace, scratch: Path
             print(f"  {line}")
         problems = [] if state == "SUCCEEDED" else [f"the job {job} is {state}"]
         if not problems:
-            problems += compare(quiet[kind], results_of(answer))
+            problems += compare(quiet[kind], results_of(answer, run_name))
         problems += check_mlflow(run_name) + check_storage(run_name, scratch)
-        problems += check_reads(parts, had_s3_restart=any("S3" in line for line in told))
+        problems += check_reads(
+            parts, is_shared=kind == "ddp", had_s3_restart=any("S3" in line for line in told)
+        )
         for problem in problems:
             print(f"  WRONG: {problem}")
         print(f"{run_name}: {'FAILED' if problems else 'passed'} in {seconds:.0f} s", flush=True)
@@ -464,7 +491,7 @@ def run_rounds(parts: Parts, jobs: Jobs, args: argparse.Namespace, scratch: Path
         if jobs.wait(job) != "SUCCEEDED":
             refuse(f"the run in peace failed: {jobs.log(job)[-3000:]}")
         durations[kind] = time.monotonic() - began
-        quiet[kind] = results_of(jobs.answer(job))
+        quiet[kind] = results_of(jobs.answer(job), run_name)
         check(kind, run_name, job, [f"in peace: {quiet[kind]}"], durations[kind])
     for number in range(args.rounds):
         kind = args.kinds[number % len(args.kinds)]

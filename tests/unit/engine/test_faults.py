@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import pytest
 import ray.exceptions as ray_errors
 import torch
@@ -27,7 +28,7 @@ from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import Checkpoint, load_state, save_checkpoint
 from glioray.engine.on_mlflow.client import connect
 from glioray.engine.on_ray import compare, faults, search
-from glioray.engine.on_ray.faults import MAX_RESTARTS, PAUSES_S, Decision, describe, judge, persist
+from glioray.engine.on_ray.faults import MAX_RESTARTS, PAUSES_S, Decision, describe, judge, outlast, persist
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.errors import (
     CaseError,
@@ -157,6 +158,28 @@ def test_work_that_advances_is_restarted_as_often_as_it_needs():
 
     with pytest.raises(TrainingError):
         persist(work, progress=away, sleep=lambda s: None)
+
+
+def test_a_driver_outlasts_what_is_away_and_repeats_nothing_else():
+    pauses: list[float] = []
+    kinds = iter([AWAY, as_train_raises(LOST, AWAY)])
+
+    def work() -> str:
+        if error := next(kinds, None):
+            raise error
+        return "done"
+
+    assert outlast(work, sleep=pauses.append) == "done"
+    assert pauses == [*PAUSES_S[:2]]
+    for error in (*DETERMINISTIC, *PASSING):
+        kinds = iter([error])
+        with pytest.raises(type(error)) as caught:
+            outlast(work, sleep=pauses.append)
+        assert caught.value is error
+    kinds, pauses[:] = iter([AWAY] * 100), []
+    with pytest.raises(StorageError):
+        outlast(work, sleep=pauses.append)
+    assert pauses == [*PAUSES_S]
 
 
 def test_a_sentence_says_what_to_do():
@@ -384,6 +407,27 @@ def test_servers_that_are_not_there_are_waited_for(
     with pytest.raises(StorageError) as wrong:
         open_storage("s3://bucket").read("a")
     assert judge(wrong.value).decision is Decision.STOP
+
+
+def test_what_ray_keeps_in_a_bucket_that_is_away_is_waited_for(free_port: int, bucket: Server):
+    gone = f"http://127.0.0.1:{free_port}"
+    for endpoint, answer, decision in (
+        (gone, ERROR, Decision.RETRY),
+        (os.environ["AWS_ENDPOINT_URL"], (500, "InternalError"), Decision.RETRY),
+        (os.environ["AWS_ENDPOINT_URL"], (503, "SlowDown"), Decision.RETRY),
+        (os.environ["AWS_ENDPOINT_URL"], (502, "x"), Decision.RETRY),
+        (os.environ["AWS_ENDPOINT_URL"], (403, "AccessDenied"), Decision.STOP),
+        (os.environ["AWS_ENDPOINT_URL"], (404, "NoSuchBucket"), Decision.STOP),
+    ):
+        bucket(answer)
+        s3 = pyarrow.fs.S3FileSystem(
+            access_key="a", secret_key="b", endpoint_override=endpoint, region="us-east-1"
+        )
+        with pytest.raises(OSError, match="AWS Error") as caught:
+            s3.get_file_info(pyarrow.fs.FileSelector("bucket/runs"))
+        verdict = judge(caught.value)
+        assert verdict.decision is decision, str(caught.value)
+        assert str(verdict.error).startswith("Ray cannot ")
 
 
 # Searches and comparisons.

@@ -27,7 +27,7 @@ from glioray.engine.comparison import (
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.agreement import agree_on_precision
 from glioray.engine.on_ray.connect import keep_credentials
-from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, persist
+from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, outlast, persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import fill_cache, place_data
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources
@@ -51,6 +51,10 @@ def run_comparison(plan: ComparisonPlan) -> dict[str, Any]:
     comparison = plan.base.task.comparison
     for config in plan.entrants.values():
         comparison.check(config)
+    return outlast(lambda: _run_comparison(plan))
+
+
+def _run_comparison(plan: ComparisonPlan) -> dict[str, Any]:
     with parent_run(plan.base, "comparison", **plan_facts(plan)) as logger:
         agree = agree_on_precision(plan.base.storage, plan.entrants.values())
         plan = dataclasses.replace(plan, base=dataclasses.replace(plan.base, agree=agree))

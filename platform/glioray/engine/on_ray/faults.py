@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Rule:
         fault: what has happened, for users.
         errors: the classes by which it shows.
         decision: what follows.
+        words: how the sentence begins, of an error that has none of its own.
         advice: what the sentence says beside the error.
         when: what else must hold of the error.
         by_settings: whether settings can bring it about, so that a trial with them has lost.
@@ -57,6 +59,7 @@ class Rule:
     fault: str
     errors: tuple[type[BaseException], ...]
     decision: Decision
+    words: str = "training failed on a worker"
     advice: str = ""
     when: Callable[[Any], bool] = lambda error: True
     by_settings: bool = False
@@ -65,6 +68,13 @@ class Rule:
         """Return whether the error is one of this row."""
         return isinstance(error, self.errors) and self.when(error)
 
+
+# Of pyarrow, by which Ray reads and writes a bucket.
+_AWS_ERROR = re.compile(r"AWS Error [A-Z_]+")
+_AWS_AWAY = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|"
+    r"UNKNOWN \(HTTP status (5\d\d|429)\))"
+)
 
 # The first row that fits an error holds.
 RULES = (
@@ -154,6 +164,21 @@ RULES = (
         when=lambda error: error.errno in (errno.ENOSPC, errno.EDQUOT),
     ),
     Rule(
+        fault="a bucket does not answer where Ray keeps its own files of a run or search",
+        errors=(OSError,),
+        decision=Decision.RETRY,
+        words="Ray cannot reach its files in the bucket",
+        when=lambda error: bool(_AWS_AWAY.search(str(error))),
+    ),
+    Rule(
+        fault="a bucket refuses Ray its own files of a run or search",
+        errors=(OSError,),
+        decision=Decision.STOP,
+        words="Ray cannot use its files in the bucket",
+        advice="check the rights of the AWS credentials, list, write and delete among them",
+        when=lambda error: bool(_AWS_ERROR.search(str(error))),
+    ),
+    Rule(
         fault="the code has a fault",
         errors=(
             ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
@@ -172,6 +197,8 @@ RULES = (
 
 # What is dealt with where it happens, before it is an error of a whole run.
 ELSEWHERE = {
+    "a node is about to be taken away, and Ray knows it": "its run is saved within seconds and every ten seconds until "
+    "then, and restarted elsewhere; this counts as no failure",
     "the job's own process (the driver) dies": "the same command resumes, from the newest saved states",
     "an answer of the bucket is 5xx, or late": f"asked again, {REQUEST_ATTEMPTS} times in all; it may take "
     f"{CONNECT_TIMEOUT_S:g} s to connect and {READ_TIMEOUT_S:g} s between two packets",
@@ -225,9 +252,7 @@ def _in_words(cause: BaseException, rule: Rule) -> GliorayError:
         return cause
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
     advice = f"{rule.advice}; " if rule.advice else ""
-    words = TrainingError(
-        f"training failed on a worker ({type(cause).__name__}: {reason}); {advice}its log is above"
-    )
+    words = TrainingError(f"{rule.words} ({type(cause).__name__}: {reason}); {advice}its log is above")
     words.may_pass = rule.decision is not Decision.STOP
     return words
 
@@ -288,6 +313,27 @@ def persist(
             # Its traceback would keep the model of this try beside the next one's.
             del verdict
         sleep(pause_s)
+
+
+def outlast(work: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Do a driver's own work, and do it again after a pause while a bucket or a server is away.
+
+    Any other error is raised at once, as it is: what workers do is repeated where they do it.
+
+    Args:
+        work: goes on where it was when it is done again.
+        sleep: waits for seconds.
+    """
+    for pause_s in PAUSES_S:
+        try:
+            return work()
+        except Exception as error:
+            verdict = judge(error)
+            if verdict.decision is not Decision.RETRY:
+                raise
+            _log.warning("%s; the next try is in %g s", verdict.error, pause_s)
+        sleep(pause_s)
+    return work()
 
 
 def _reached(progress: Callable[[], Any]) -> Any:

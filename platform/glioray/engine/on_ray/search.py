@@ -22,7 +22,7 @@ from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
 from glioray.engine.on_ray.agreement import agree_on_precision
-from glioray.engine.on_ray.faults import judge
+from glioray.engine.on_ray.faults import judge, outlast
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources
@@ -30,7 +30,7 @@ from glioray.engine.on_ray.train import RESULT_FILE, run_training
 from glioray.engine.on_ray.trials import PercentASHA, reports, run_trials, train_trial
 from glioray.engine.run import CONFIG_FILE, LEFT_OUT_TAG
 from glioray.engine.search import Row, Search, SweepPlan, check_sweep
-from glioray.engine.space import format_space, freeze_value
+from glioray.engine.space import Space, format_space, freeze_value
 from glioray.engine.trials import (
     build_row,
     choose_setting,
@@ -77,7 +77,11 @@ def run_sweep(plan: SweepPlan) -> dict[str, Any]:
         points=plan.points,
         custom=plan.custom,
     )
-    plan = _resume(plan)
+    return outlast(lambda: _run_sweep(_resume(plan), space))
+
+
+def _run_sweep(plan: SweepPlan, space: Space) -> dict[str, Any]:
+    base, search = plan.base, plan.search
     facts = {"num_trials": plan.num_trials, "mode": plan.mode, "space": json.dumps(format_space(space))}
     with parent_run(base, "sweep", **facts) as logger:
         _keep_facts(plan)

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from glioray.engine.checkpoint import LATEST, PROGRESS
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.faults import persist
+from glioray.engine.on_ray.faults import outlast, persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
@@ -59,7 +59,6 @@ def run_training(
     num_workers, asked = plan.config.train.num_workers, plan.workers
     resources = resources or worker_resources(num_workers, asked)
     fewest = num_workers if asked.fewest is None else asked.fewest
-    place_data([plan], everywhere=False)
     # In dicts because mypy sees the signatures of older configs.
     quiet: dict[str, Any] = {"logging_config": ray.train.LoggingConfig(log_level="WARNING")}
     scaling: dict[str, Any] = {
@@ -67,7 +66,12 @@ def run_training(
         "label_selector": resources.labels or None,
     }
     storage = open_storage(plan.storage)
-    storage.delete(RESULT_FILE)
+
+    def prepare() -> None:
+        place_data([plan], everywhere=False)
+        storage.delete(RESULT_FILE)
+
+    outlast(prepare)
     # By default a report waits for ever. Ray hands it on to the workers.
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
 
@@ -93,7 +97,7 @@ def run_training(
         ).fit()
 
     persist(fit, progress=lambda: _saved(storage))
-    result: dict[str, Any] = json.loads(storage.read(RESULT_FILE))
+    result: dict[str, Any] = json.loads(outlast(lambda: storage.read(RESULT_FILE)))
     return result
 
 
