@@ -28,7 +28,8 @@ from glioray.config import PreprocessConfig
 from glioray.engine.checkpoint import Checkpoint, load_state, save_checkpoint
 from glioray.engine.on_mlflow.client import connect
 from glioray.engine.on_ray import compare, faults, search
-from glioray.engine.on_ray.faults import MAX_RESTARTS, PAUSES_S, Decision, describe, judge, outlast, persist
+from glioray.engine.on_ray.away import PAUSES_S, outlast
+from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, describe, judge, persist
 from glioray.engine.on_ray.resources import WorkerResources
 from glioray.errors import (
     CaseError,

@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray.data
 import torch
 
 from glioray.cases.casefiles import CaseFiles
+from glioray.engine.on_ray.away import outlast
 from glioray.engine.on_ray.data import quiet_data
 from glioray.engine.on_ray.resources import worker_resources
 from glioray.engine.package import SPEC_FILE, WEIGHTS_FILE
@@ -41,8 +43,8 @@ def map_cases(
 ) -> list[dict[str, Any]]:
     """Run `work` on every case, all over the cluster; returns its answers with "case_id", sorted by it.
 
-    A case that fails with a `GliorayError` gives {"case_id", "error"}, and the others go on. What an answer has as
-    "notes" is logged.
+    A case that fails with a `GliorayError` gives {"case_id", "error"}, and the others go on; while a bucket is away, it is
+    waited for. What an answer has as "notes" is logged.
 
     Args:
         packages: the models' folders, by the names that `load` looks them up by.
@@ -83,7 +85,7 @@ def map_cases(
         log_progress(_log, stage, number / len(cases), began, answer["case_id"])
         answers.append(answer)
         if on_case is not None:
-            on_case(answer)
+            outlast(partial(on_case, answer))
     return sorted(answers, key=lambda answer: str(answer["case_id"]))
 
 
@@ -110,7 +112,7 @@ class _CaseWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         files = from_dict(CaseFiles, json.loads(row["item"]))
         try:
-            answer = self.work(self.models, files)
+            answer = outlast(lambda: self.work(self.models, files))
         except GliorayError as error:
             answer = {"error": str(error)}
         return {"answer": json.dumps({"case_id": files.case_id, **answer})}

@@ -26,8 +26,9 @@ from glioray.engine.comparison import (
 )
 from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_ray.agreement import agree_on_precision
+from glioray.engine.on_ray.away import outlast
 from glioray.engine.on_ray.connect import keep_credentials
-from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, outlast, persist
+from glioray.engine.on_ray.faults import MAX_RESTARTS, Decision, judge, persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import fill_cache, place_data
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources

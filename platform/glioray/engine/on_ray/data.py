@@ -15,6 +15,7 @@ import ray.data
 from glioray.cases.layouts import RECOGNISED, CaseFiles, Problem, discover_cases
 from glioray.cases.manifest import CaseEntry, Manifest, build_manifest, examine_case, load_manifest
 from glioray.cases.statistics import CaseStatistics, describe_case
+from glioray.engine.on_ray.away import outlast
 from glioray.engine.on_ray.resources import TASK_CPUS
 from glioray.errors import DataError
 from glioray.progress import with_progress
@@ -54,7 +55,8 @@ def describe_cases(
 
     def examine(row: dict[str, Any]) -> dict[str, Any]:
         files = from_dict(CaseFiles, json.loads(row["item"]))
-        entry, problems, case = examine_case(open_storage(data), files, is_stated=is_stated)
+        storage = open_storage(data)
+        entry, problems, case = outlast(lambda: examine_case(storage, files, is_stated=is_stated))
         found = [to_dict(problem) for problem in problems]
         statistics = None
         if case is not None and pictured is not None:

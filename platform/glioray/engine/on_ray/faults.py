@@ -20,6 +20,7 @@ import ray.exceptions as ray_errors
 import torch
 import torch.distributed as dist
 
+from glioray.engine.on_ray.away import PAUSES_S, find_causes, is_ray_s_bucket_away
 from glioray.errors import DivergenceError, GliorayError, RoomError, StorageError, TrainingError
 from glioray.storage import CONNECT_TIMEOUT_S, DOWNLOAD_ATTEMPTS, READ_TIMEOUT_S, REQUEST_ATTEMPTS
 
@@ -29,9 +30,6 @@ T = TypeVar("T")
 
 MAX_RESTARTS = 2
 """Failures of one piece of work before it ends, since it last made progress."""
-
-PAUSES_S = (10.0, 30.0, 60.0, 120.0, 240.0)
-"""Between tries while a store or a server is away: eight minutes, beside the tries themselves."""
 
 
 class Decision(Enum):
@@ -69,12 +67,7 @@ class Rule:
         return isinstance(error, self.errors) and self.when(error)
 
 
-# Of pyarrow, by which Ray reads and writes a bucket.
-_AWS_ERROR = re.compile(r"AWS Error [A-Z_]+")
-_AWS_AWAY = re.compile(
-    r"AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|"
-    r"UNKNOWN \(HTTP status (5\d\d|429)\))"
-)
+_AWS_ERROR = re.compile(r"AWS Error [A-Z_]+")  # pyarrow's
 
 # The first row that fits an error holds.
 RULES = (
@@ -168,7 +161,7 @@ RULES = (
         errors=(OSError,),
         decision=Decision.RETRY,
         words="Ray cannot reach its files in the bucket",
-        when=lambda error: bool(_AWS_AWAY.search(str(error))),
+        when=is_ray_s_bucket_away,
     ),
     Rule(
         fault="a bucket refuses Ray its own files of a run or search",
@@ -237,7 +230,7 @@ def judge(error: BaseException) -> Verdict:
     Of several, as when the other ranks fail because one did, our own one counts, or else the one that has most to say:
     one that stops the work, then one that asks for a pause.
     """
-    causes = _causes(error)
+    causes = find_causes(error)
     own = [cause for cause in causes if isinstance(cause, GliorayError)]
     rules = [(cause, next(rule for rule in RULES if rule.fits(cause))) for cause in own or causes]
     for decision in (Decision.STOP, Decision.RETRY, Decision.RESTART):
@@ -255,19 +248,6 @@ def _in_words(cause: BaseException, rule: Rule) -> GliorayError:
     words = TrainingError(f"{rule.words} ({type(cause).__name__}: {reason}); {advice}its log is above")
     words.may_pass = rule.decision is not Decision.STOP
     return words
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all that it was raised from, outermost first; of our own ones no further."""
-    seen: list[BaseException] = [error]
-    for item in seen:
-        if isinstance(item, GliorayError):
-            continue
-        failures = getattr(item, "worker_failures", None) or {}
-        names = ("cause", "_base_exc", "health_check_failure", "controller_failure")
-        linked = (item.__cause__, *(getattr(item, name, None) for name in names), *failures.values())
-        seen += [e for e in linked if isinstance(e, BaseException) and not any(e is one for one in seen)]
-    return seen
 
 
 def persist(
@@ -313,27 +293,6 @@ def persist(
             # Its traceback would keep the model of this try beside the next one's.
             del verdict
         sleep(pause_s)
-
-
-def outlast(work: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Do a driver's own work, and do it again after a pause while a bucket or a server is away.
-
-    Any other error is raised at once, as it is: what workers do is repeated where they do it.
-
-    Args:
-        work: goes on where it was when it is done again.
-        sleep: waits for seconds.
-    """
-    for pause_s in PAUSES_S:
-        try:
-            return work()
-        except Exception as error:
-            verdict = judge(error)
-            if verdict.decision is not Decision.RETRY:
-                raise
-            _log.warning("%s; the next try is in %g s", verdict.error, pause_s)
-        sleep(pause_s)
-    return work()
 
 
 def _reached(progress: Callable[[], Any]) -> Any:

@@ -22,7 +22,8 @@ from glioray.engine.on_mlflow.parent import parent_run
 from glioray.engine.on_mlflow.runs import RunLogger
 from glioray.engine.on_mlflow.trials import end_stopped, register_winner
 from glioray.engine.on_ray.agreement import agree_on_precision
-from glioray.engine.on_ray.faults import judge, outlast
+from glioray.engine.on_ray.away import outlast
+from glioray.engine.on_ray.faults import judge
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.population import last_storage, member_domains, num_kept, population, train_member
 from glioray.engine.on_ray.resources import WorkerResources, worker_resources

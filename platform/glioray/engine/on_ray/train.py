@@ -16,7 +16,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from glioray.engine.checkpoint import LATEST, PROGRESS
 from glioray.engine.collectives import Ranks
-from glioray.engine.on_ray.faults import outlast, persist
+from glioray.engine.on_ray.away import outlast
+from glioray.engine.on_ray.faults import persist
 from glioray.engine.on_ray.gauges import train_measured
 from glioray.engine.on_ray.placement import place_data
 from glioray.engine.on_ray.resources import WorkerResources, wait_for_room, worker_resources
