@@ -13,10 +13,12 @@ from typing import Any
 import mlflow.environment_variables
 import pytest
 import yaml
+from ray.scripts.scripts import drain_node
 from ray.serve.schema import ServeDeploySchema
 from serve.app import build_app
 from serve.schemas import Settings
 
+from glioray.engine.loop import _LEAVING_EVERY_S
 from pins import PINS, mlflow_server_flags
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,6 +73,23 @@ def test_the_kinds_are_there() -> None:
     kinds = {document["kind"] for _, document in DOCUMENTS}
     assert {"RayCluster", "RayJob", "RayService", "Deployment", "Service", "NetworkPolicy"} <= kinds
     assert all({"apiVersion", "kind", "metadata", "spec"} <= document.keys() for _, document in DOCUMENTS)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_a_worker_s_pod_tells_ray_before_it_goes(kind: str) -> None:
+    options = {flag for option in drain_node.params for flag in option.opts}
+    for group in _clusters()[kind]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        _, _, script = container["lifecycle"]["preStop"]["exec"]["command"]
+        drain, pause = script.split("; ")
+        words = shlex.split(drain)
+        assert words[:2] == ["ray", "drain-node"]
+        assert options >= {word for word in words if word.startswith("--")}
+        notice_s = int(words[words.index("--deadline-remaining-seconds") + 1])
+        assert pause == f"sleep {notice_s}"
+        # Enough for the notice to arrive, and for saves every ten seconds.
+        assert 3 * _LEAVING_EVERY_S <= notice_s < pod["terminationGracePeriodSeconds"]
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
