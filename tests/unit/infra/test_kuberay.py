@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import runpy
 import shlex
@@ -28,6 +29,9 @@ DOCUMENTS = [
     for path in sorted(FOLDER.rglob("*.yaml"))
     for document in yaml.safe_load_all(path.read_text())
 ]
+# Fields of KubeRay's kinds: a type, the values of an enumeration, or the level that a field's own value has.
+KUBERAY = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text())
+_TYPES: dict[str, type] = {"bool": bool, "string": str, "int32": int}
 JOBS = {name: document for name, document in DOCUMENTS if document["kind"] == "RayJob"}
 SHARED = {name: document for name, document in JOBS.items() if name.startswith("jobs/")}
 # Jobs whose --dry-run needs neither data nor a model.
@@ -73,6 +77,60 @@ def test_the_kinds_are_there() -> None:
     kinds = {document["kind"] for _, document in DOCUMENTS}
     assert {"RayCluster", "RayJob", "RayService", "Deployment", "Service", "NetworkPolicy"} <= kinds
     assert all({"apiVersion", "kind", "metadata", "spec"} <= document.keys() for _, document in DOCUMENTS)
+
+
+def _faults(level: str, value: Any, path: str) -> Iterator[str]:
+    """What in a value KubeRay would not take, by the fields of its API; what it leaves to Kubernetes is not looked at."""
+    if not isinstance(value, dict):
+        yield f"{path} is no object"
+        return
+    fields = KUBERAY["levels"][level]
+    yield from (f"{path} lacks {name}" for name in set(KUBERAY["required"].get(level, ())) - value.keys())
+    for name, item in value.items():
+        place, kind = f"{path}.{name}", fields.get(name, "")
+        element = kind.removeprefix("[]")
+        if not kind:
+            yield f"{place} does not exist"
+        elif kind.startswith("enum:"):
+            if item not in kind.removeprefix("enum:").split("|"):
+                yield f"{place} is {item!r}; KubeRay takes {kind}"
+        elif element in KUBERAY["levels"]:
+            for number, one in enumerate(item if kind != element else [item]):
+                yield from _faults(element, one, f"{place}[{number}]" if kind != element else place)
+        elif kind in _TYPES and (not isinstance(item, _TYPES[kind]) or (kind != "bool" and item is True)):
+            yield f"{place} is {item!r}; KubeRay takes {kind}"
+        elif kind == "map[string]string" and not all(isinstance(one, str) for one in item.values()):
+            yield f"{place} has values that are not strings"
+
+
+def test_fields_of_kuberay_s_kinds_are_those_of_its_api() -> None:
+    found = [
+        fault
+        for name, document in DOCUMENTS
+        if document["apiVersion"].startswith("ray.io/")
+        for fault in _faults(document["kind"], document, name)
+    ]
+    assert found == []
+    # And that the check sees faults.
+    (cluster,) = (document for _, document in DOCUMENTS if document["kind"] == "RayCluster")
+    for path, value in (
+        ("enableInTreeAutoscaler", True),
+        ("rayVersion", 2.6),
+        ("autoscalerOptions", {"version": "v3"}),
+        ("workerGroupSpecs", [{"groupName": "gpu"}]),
+        ("headGroupSpec", {"template": {}, "rayStartParams": {"num-cpus": 0}}),
+    ):
+        spoilt = {**cluster, "spec": {**cluster["spec"], path: value}}
+        assert list(_faults("RayCluster", spoilt, "it")), path
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
+def test_a_head_that_names_ports_names_those_that_kuberay_asks(kind: str) -> None:
+    """Of a head without any, KubeRay adds them; it waits for ever for the port of a dashboard that is not named."""
+    (container,) = _clusters()[kind]["headGroupSpec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports.items() >= {"gcs-server": 6379, "dashboard": 8265}.items()
+    assert kind != "RayService" or ports["serve"] == 8000
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
