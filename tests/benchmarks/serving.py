@@ -28,6 +28,8 @@ def running(service: services.Service) -> Iterator[services.Service]:
     try:
         yield service
     finally:
+        # A time limit's TERM reaches this process twice where its whole group gets it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         service.stop()
 
 
