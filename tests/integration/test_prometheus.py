@@ -67,7 +67,7 @@ def test_what_a_training_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     plan: Any = SimpleNamespace(task=SimpleNamespace(name="painting"), run_name="first")
     reports: list[dict[str, float]] = []
 
-    def train(plan: Any, ranks: Ranks, fill: Any, report: Any) -> dict[str, object]:
+    def train(plan: Any, ranks: Ranks, fill: Any, report: Any, is_leaving: Any) -> dict[str, object]:
         report(
             {
                 "progress": 0.5,
