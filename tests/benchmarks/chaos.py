@@ -232,7 +232,7 @@ def copy_cases(number: int, stride: int) -> None:
 def run_with_faults(
     parts: Parts, jobs: Jobs, command: Sequence[str], duration_s: float, num_faults: int
 ) -> tuple[str, list[str]]:
-    """Run a job while faults come; returns its last state's job and what happened."""
+    """Run a job while faults come; returns the job and what happened."""
     faults: list[Callable[[float], str]] = [
         parts.kill_node, parts.take_node, parts.kill_worker, parts.restart_s3, parts.restart_mlflow,
     ]  # fmt: skip
@@ -258,7 +258,6 @@ def run_with_kills(
     told = list[str]()
     while True:
         job, began = jobs.submit(*command), time.monotonic()
-        # A driver before its first save has nothing to lose: half of the moments are counted from the first step.
         moment = random.uniform(12, 40)
         while jobs.state(job) in ("PENDING", "RUNNING") and time.monotonic() < began + moment:
             time.sleep(0.2)
